@@ -1,0 +1,205 @@
+//! One event as it travels: the envelope and its PUB frame.
+
+use std::fmt;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+
+use crate::topic::Topic;
+
+/// A point in time in UTC, written as RFC 3339 with `T`, `Z` and nanoseconds whose trailing zeros are trimmed.
+///
+/// Peers of the documented format drop a space separator or a number silently, so there is one way to write it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(DateTime<Utc>);
+
+impl Timestamp {
+    /// Returns the wall clock's time.
+    pub fn now() -> Self {
+        Self(Utc::now())
+    }
+
+    /// Returns the time as seconds since the Unix epoch.
+    pub fn unix_seconds(&self) -> i64 {
+        self.0.timestamp()
+    }
+
+    /// Returns the time as chrono knows it.
+    pub fn as_datetime(&self) -> DateTime<Utc> {
+        self.0
+    }
+}
+
+impl From<DateTime<Utc>> for Timestamp {
+    fn from(time: DateTime<Utc>) -> Self {
+        Self(time)
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let full = self.0.to_rfc3339_opts(SecondsFormat::Nanos, true);
+        let digits = full.trim_end_matches('Z').trim_end_matches('0').trim_end_matches('.');
+        write!(f, "{digits}Z")
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        DateTime::parse_from_rfc3339(&text).map(|time| Self(time.with_timezone(&Utc))).map_err(serde::de::Error::custom)
+    }
+}
+
+/// One event, with the keys and their order of the documented format (`docs/wire.md`).
+///
+/// Unknown keys are ignored when it is read. Durable events have `epoch`, `seq` and `prev`; ephemeral ones have `n`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Envelope {
+    /// The instance that the event comes from.
+    pub instance_id: String,
+    /// The project it belongs to; always present, may be empty.
+    #[serde(default)]
+    pub project_id: String,
+    /// The session it belongs to; left out when empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub session_id: String,
+    /// What kind of event it is.
+    pub topic: Topic,
+    /// When it was published.
+    pub timestamp: Timestamp,
+    /// What happened; its shape depends on the topic.
+    #[serde(default)]
+    pub payload: Value,
+    /// Term of the primary that numbered a durable event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+    /// Place of a durable event in the journal: dense, from 1, in commit order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seq: Option<u64>,
+    /// `seq` of the previous durable event on the same topic (0: there was none), so that a plain subscriber sees a gap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prev: Option<u64>,
+    /// Counter of an ephemeral event, per publisher, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n: Option<u64>,
+}
+
+/// Why bytes are not a PUB frame.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// No NUL ends the topic.
+    #[error("frame has no NUL after its topic")]
+    NoTopic,
+    /// What follows the NUL is not an envelope.
+    #[error("frame of topic {topic:?} holds no envelope: {source}")]
+    Envelope {
+        /// The bytes before the NUL, as text.
+        topic: String,
+        /// What the JSON reader said.
+        source: serde_json::Error,
+    },
+    /// The frame's topic and the envelope's differ.
+    #[error("frame is addressed to topic {frame:?} but its envelope says {envelope:?}")]
+    TopicsDiffer {
+        /// The bytes before the NUL, as text.
+        frame: String,
+        /// The envelope's own topic.
+        envelope: String,
+    },
+}
+
+impl Envelope {
+    /// Returns an unnumbered event of now.
+    pub fn new(instance_id: impl Into<String>, topic: Topic, payload: Value) -> Self {
+        Self {
+            instance_id: instance_id.into(),
+            project_id: String::new(),
+            session_id: String::new(),
+            topic,
+            timestamp: Timestamp::now(),
+            payload,
+            epoch: None,
+            seq: None,
+            prev: None,
+            n: None,
+        }
+    }
+
+    /// Returns the one PUB frame: topic, NUL, envelope as JSON.
+    pub fn to_frame(&self) -> Bytes {
+        let mut frame = BytesMut::with_capacity(256).writer();
+        let topic = self.topic.as_str();
+        frame.get_mut().put_slice(topic.as_bytes());
+        frame.get_mut().put_u8(0);
+        #[expect(clippy::expect_used, reason = "strings, numbers and a Value always serialise into memory")]
+        serde_json::to_writer(&mut frame, self).expect("an envelope serialises");
+        frame.into_inner().freeze()
+    }
+
+    /// Reads a PUB frame.
+    pub fn from_frame(frame: &[u8]) -> Result<Self, FrameError> {
+        let end = frame.iter().position(|byte| *byte == 0).ok_or(FrameError::NoTopic)?;
+        let topic = String::from_utf8_lossy(&frame[..end]);
+        let envelope: Self = serde_json::from_slice(&frame[end + 1..])
+            .map_err(|source| FrameError::Envelope { topic: topic.clone().into_owned(), source })?;
+        if envelope.topic.as_str() != topic {
+            return Err(FrameError::TopicsDiffer {
+                frame: topic.into_owned(),
+                envelope: envelope.topic.as_str().to_owned(),
+            });
+        }
+        Ok(envelope)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_documented_frame_reads_and_writes_back_the_same() {
+        let golden = include_bytes!("../../tests/golden/heartbeat.frame");
+        let golden = golden.strip_suffix(b"\n").unwrap_or(golden);
+        let envelope = Envelope::from_frame(golden).unwrap();
+        assert_eq!(envelope.instance_id, "inst-A");
+        assert_eq!(envelope.to_frame(), golden);
+    }
+
+    #[test]
+    fn keys_keep_their_order_and_empty_session_is_left_out() {
+        let mut event = Envelope::new("i", Topic::known("a.b"), json!({"z": 1, "a": 2}));
+        event.timestamp = serde_json::from_str("\"2026-11-21T02:53:37.120000000Z\"").unwrap();
+        let plain = r#"a.b/{"instanceId":"i","projectId":"","topic":"a.b","timestamp":"2026-11-21T02:53:37.12Z","payload":{"z":1,"a":2}}"#;
+        assert_eq!(event.to_frame(), plain.replacen('/', "\0", 1).as_bytes());
+        event.session_id = "s".into();
+        (event.epoch, event.seq, event.prev) = (Some(3), Some(9), Some(7));
+        let numbered = r#"a.b/{"instanceId":"i","projectId":"","sessionId":"s","topic":"a.b","timestamp":"2026-11-21T02:53:37.12Z","payload":{"z":1,"a":2},"epoch":3,"seq":9,"prev":7}"#;
+        assert_eq!(event.to_frame(), numbered.replacen('/', "\0", 1).as_bytes());
+    }
+
+    #[test]
+    fn a_whole_second_has_no_fraction() {
+        let time: Timestamp = serde_json::from_str("\"2026-11-21T04:00:00.000000000+01:00\"").unwrap();
+        assert_eq!(time.to_string(), "2026-11-21T03:00:00Z");
+    }
+
+    #[test]
+    fn a_bad_frame_is_an_error() {
+        assert!(matches!(Envelope::from_frame(b"no nul"), Err(FrameError::NoTopic)));
+        assert!(matches!(Envelope::from_frame(b"a\0{"), Err(FrameError::Envelope { .. })));
+        let other = Envelope::new("i", Topic::known("b"), Value::Null).to_frame();
+        let stolen = [b"a", &other[1..]].concat();
+        assert!(matches!(Envelope::from_frame(&stolen), Err(FrameError::TopicsDiffer { .. })));
+    }
+}

@@ -1,0 +1,76 @@
+//! The handshake: before this answer, nobody is trusted and no write is sent.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Version of the wire that this build speaks.
+pub const PROTOCOL: u32 = 1;
+/// Method of the handshake.
+pub const HELLO: &str = "instance.hello";
+/// Method that asks whether the primary is alive; also the handshake of servers that know no [`HELLO`].
+pub const PING: &str = "instance.ping";
+/// Method that publishes an event; a client proves its subscriptions by it.
+pub const PUBLISH: &str = "events.publish";
+/// Method that reads the journal.
+pub const SINCE: &str = "events.since";
+
+/// What a peer is to the primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// An instance: a candidate for the primary's role.
+    Instance,
+    /// A client that calls and follows.
+    Client,
+    /// A client that only follows.
+    Observer,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Instance => "instance",
+            Self::Client => "client",
+            Self::Observer => "observer",
+        })
+    }
+}
+
+/// Params of [`HELLO`]: who calls.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The caller's own id.
+    pub instance_id: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Its process.
+    pub pid: u32,
+    /// Its release, such as `0.1.0`.
+    pub version: String,
+    /// Its wire version, see [`PROTOCOL`].
+    pub protocol: u32,
+}
+
+/// Result of [`HELLO`]: who answers, and for what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The primary's instance id; it must be the one in the lock file.
+    pub instance_id: String,
+    /// The primary's term; it must be the one in the lock file.
+    pub epoch: u64,
+    /// The primary's release.
+    #[serde(default)]
+    pub version: String,
+    /// The primary's wire version.
+    #[serde(default)]
+    pub protocol: u32,
+    /// The directory it coordinates.
+    #[serde(default)]
+    pub workdir: PathBuf,
+    /// The database's own id; a write names it, so that it cannot land elsewhere.
+    #[serde(default)]
+    pub database: Uuid,
+}

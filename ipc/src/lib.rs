@@ -1,0 +1,27 @@
+//! Pando's vocabulary and wire.
+//!
+//! ```text
+//!  who leads?   workdir ─► lock (flock, LockInfo) ─► ports
+//!  what is said? topic ─► envelope (PUB frame)      rpc (JSON-RPC) ─► fault
+//!  who speaks?  client ── zeromq SUB + DEALER ──►  bus ── zmtp (our binder) ── doors
+//! ```
+//!
+//! The crate knows no SQL and, but for the handshake in [`hello`], no method names. A program that only
+//! calls and follows needs nothing else of Pando.
+
+pub mod envelope;
+pub mod fault;
+pub mod hello;
+pub mod lock;
+pub mod ports;
+pub mod rpc;
+pub mod topic;
+pub mod workdir;
+
+pub use envelope::{Envelope, FrameError, Timestamp};
+pub use fault::{Code, Fault};
+pub use hello::{Hello, Kind, PROTOCOL, Welcome};
+pub use lock::{Claim, Endpoints, Lease, LockError, LockInfo, acquire_lock, read_lock_for_path};
+pub use ports::{Ports, ports_for_path};
+pub use topic::{Pattern, Topic, TopicError};
+pub use workdir::{Workdir, WorkdirError};

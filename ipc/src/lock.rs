@@ -1,0 +1,278 @@
+//! The election: one flock, and the note that its holder leaves in the file.
+
+mod candidate;
+mod info;
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::OFlags;
+use tokio::time::Instant;
+
+use crate::workdir::{Workdir, WorkdirError};
+
+pub use candidate::Candidate;
+pub use info::{Endpoints, InfoError, LockInfo, read_lock_for_path};
+
+/// Pause between two reads of a lock file that its holder has not written yet.
+const REREAD_PAUSE: Duration = Duration::from_millis(5);
+/// How often a lock that was won on a removed file is tried again on the new one.
+const MAX_REOPENS: usize = 100;
+
+/// Why the lock could be neither won nor lost. An error never makes a primary.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// The workdir cannot be used.
+    #[error(transparent)]
+    Workdir(#[from] WorkdirError),
+    /// The lock file cannot be opened or locked.
+    #[error("cannot lock {path}: {source}")]
+    Io {
+        /// The lock file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Something else stands where the lock belongs.
+    #[error("{path} is not a regular file; move it away, Pando makes its own")]
+    Foreign {
+        /// What stands there.
+        path: PathBuf,
+    },
+    /// The lock file keeps being removed and made anew.
+    #[error("{path} keeps changing under us; is something removing .pando?")]
+    Unstable {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// Someone holds the lock but has not said who before the deadline.
+    #[error("{path} is held, but its holder has not advertised itself: {source}")]
+    Silent {
+        /// The lock file.
+        path: PathBuf,
+        /// What the file held at the end.
+        source: InfoError,
+    },
+}
+
+/// The outcome of a race for the lock.
+#[derive(Debug)]
+pub enum Claim {
+    /// We hold the lock, until the lease is dropped or this process ends.
+    Won(Lease),
+    /// Someone else holds it; this is what the holder says of itself. Believe it after hello only.
+    Lost(LockInfo),
+}
+
+/// The held lock. Dropping it releases the lock; the file stays, for it is never unlinked.
+#[derive(Debug)]
+pub struct Lease {
+    file: File,
+    path: PathBuf,
+}
+
+impl Lease {
+    /// Tells whether the path still leads to the file that we hold. If not, someone removed `.pando`: step down.
+    pub fn is_current(&self) -> bool {
+        same_file(&self.file, &self.path)
+    }
+
+    /// Writes who we are into the lock file: one write, then cut to length, so that a reader meets at worst a torn text.
+    pub fn advertise(&self, info: &LockInfo) -> Result<(), LockError> {
+        let text = info.to_text();
+        self.file
+            .write_all_at(text.as_bytes(), 0)
+            .and_then(|()| self.file.set_len(text.len() as u64))
+            .map_err(|source| LockError::Io { path: self.path.clone(), source })
+    }
+}
+
+/// Races once for the lock, without waiting; `None` when someone else holds it.
+pub fn try_lock(workdir: &Workdir) -> Result<Option<Lease>, LockError> {
+    lock_with(workdir, |file| match fs2::FileExt::try_lock_exclusive(file) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == fs2::lock_contended_error().kind() => Ok(false),
+        Err(error) => Err(error),
+    })
+}
+
+/// Races once for the lock; when it is lost, reads who holds it.
+///
+/// A holder writes its [`LockInfo`] some milliseconds after it won, so an empty or torn file is read again until
+/// `patience` is over ([`LockError::Silent`]). A holder that dies meanwhile is raced for again.
+pub async fn acquire_lock(workdir: &Workdir, patience: Duration) -> Result<Claim, LockError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(lease) = try_lock(workdir)? {
+            return Ok(Claim::Won(lease));
+        }
+        match read_lock_for_path(workdir) {
+            Ok(info) => return Ok(Claim::Lost(info)),
+            Err(source) if Instant::now() >= deadline => {
+                return Err(LockError::Silent { path: workdir.lock_path(), source });
+            }
+            Err(_) => tokio::time::sleep(REREAD_PAUSE).await,
+        }
+    }
+}
+
+/// Tells whether someone holds the lock now. Takes a shared lock for an instant and never makes the file.
+pub fn is_held(workdir: &Workdir) -> Result<bool, LockError> {
+    let path = workdir.lock_path();
+    let file = match open_options().read(true).open(&path) {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(false);
+        }
+        Err(source) => return Err(LockError::Io { path, source }),
+    };
+    match fs2::FileExt::try_lock_shared(&file) {
+        Ok(()) => Ok(false),
+        Err(error) if error.kind() == fs2::lock_contended_error().kind() => Ok(true),
+        Err(source) => Err(LockError::Io { path, source }),
+    }
+}
+
+/// Opens the lock file and locks it by `lock`, again while the path leads to another file than the one locked.
+fn lock_with(workdir: &Workdir, lock: impl Fn(&File) -> io::Result<bool>) -> Result<Option<Lease>, LockError> {
+    let path = workdir.lock_path();
+    for _ in 0..MAX_REOPENS {
+        workdir.prepare()?;
+        let file = match open_options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path) {
+            Ok(file) => file,
+            // Somebody removed the directory that we have just made.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                let foreign = fs::symlink_metadata(&path).is_ok_and(|meta| !meta.is_file());
+                return Err(if foreign { LockError::Foreign { path } } else { LockError::Io { path, source: error } });
+            }
+        };
+        if !file.metadata().is_ok_and(|meta| meta.is_file()) {
+            return Err(LockError::Foreign { path });
+        }
+        match lock(&file) {
+            Ok(true) if same_file(&file, &path) => return Ok(Some(Lease { file, path })),
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(source) => return Err(LockError::Io { path, source }),
+        }
+    }
+    Err(LockError::Unstable { path })
+}
+
+/// Options that follow no symlink, never block on a FIFO and close on exec, so that no child keeps the lock.
+fn open_options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    #[expect(clippy::cast_possible_wrap, reason = "flag bits are passed through as they are")]
+    options.custom_flags(flags.bits() as i32);
+    options
+}
+
+fn same_file(file: &File, path: &Path) -> bool {
+    let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    match (file.metadata(), fs::symlink_metadata(path)) {
+        (Ok(open), Ok(named)) => identity(open) == identity(named),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::Timestamp;
+
+    fn workdir() -> (tempfile::TempDir, Workdir) {
+        let dir = tempfile::tempdir().unwrap();
+        let workdir = Workdir::open(dir.path()).unwrap();
+        (dir, workdir)
+    }
+
+    fn info(epoch: u64) -> LockInfo {
+        LockInfo {
+            instance_id: "inst-A".into(),
+            pid: 24145,
+            pub_port: 58825,
+            rpc_port: 58826,
+            started_at: serde_json::from_str::<Timestamp>("\"2026-11-21T02:52:48.134097579Z\"").unwrap(),
+            epoch: Some(epoch),
+            workdir: Some("/w".into()),
+            protocol: Some(1),
+            version: Some("0.1.0".into()),
+            endpoints: Some(Endpoints { publish: vec!["ipc:///w/.pando/run/1.pub".into()], rpc: vec![] }),
+        }
+    }
+
+    #[tokio::test]
+    async fn one_wins_and_the_loser_reads_who() {
+        let (_dir, workdir) = workdir();
+        let Claim::Won(lease) = acquire_lock(&workdir, Duration::ZERO).await.unwrap() else { panic!("lost") };
+        assert!(is_held(&workdir).unwrap());
+        let silent = acquire_lock(&workdir, Duration::from_millis(20)).await;
+        assert!(matches!(silent, Err(LockError::Silent { source: InfoError::Empty { .. }, .. })), "{silent:?}");
+        lease.advertise(&info(1)).unwrap();
+        let Claim::Lost(seen) = acquire_lock(&workdir, Duration::ZERO).await.unwrap() else { panic!("won twice") };
+        assert_eq!(seen, info(1));
+        drop(lease);
+        assert!(!is_held(&workdir).unwrap());
+        assert!(workdir.lock_path().exists(), "the lock is never unlinked");
+        assert!(matches!(acquire_lock(&workdir, Duration::ZERO).await.unwrap(), Claim::Won(_)));
+    }
+
+    #[test]
+    fn a_shorter_note_leaves_nothing_of_a_longer_one() {
+        let (_dir, workdir) = workdir();
+        let lease = try_lock(&workdir).unwrap().unwrap();
+        let mut long = info(7);
+        long.instance_id = "x".repeat(500);
+        lease.advertise(&long).unwrap();
+        lease.advertise(&info(8)).unwrap();
+        assert_eq!(fs::read_to_string(workdir.lock_path()).unwrap(), info(8).to_text());
+        assert_eq!(fs::metadata(workdir.lock_path()).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_lease_knows_that_its_file_is_gone() {
+        let (_dir, workdir) = workdir();
+        let lease = try_lock(&workdir).unwrap().unwrap();
+        assert!(lease.is_current());
+        fs::remove_dir_all(workdir.pando_dir()).unwrap();
+        assert!(!lease.is_current());
+        let second = try_lock(&workdir).unwrap().unwrap();
+        assert!(second.is_current() && !lease.is_current());
+    }
+
+    #[test]
+    fn something_else_in_place_of_the_lock_is_an_error() {
+        let (_dir, workdir) = workdir();
+        workdir.prepare().unwrap();
+        fs::create_dir(workdir.lock_path()).unwrap();
+        assert!(matches!(try_lock(&workdir), Err(LockError::Foreign { .. })));
+        fs::remove_dir(workdir.lock_path()).unwrap();
+        std::os::unix::fs::symlink("/dev/null", workdir.lock_path()).unwrap();
+        assert!(matches!(try_lock(&workdir), Err(LockError::Foreign { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_candidate_wins_when_the_holder_goes() {
+        let (_dir, workdir) = workdir();
+        let lease = try_lock(&workdir).unwrap().unwrap();
+        let mut candidate = Candidate::wait(workdir.clone()).unwrap();
+        drop(lease);
+        let lease = candidate.won().await.unwrap();
+        assert!(lease.is_current());
+    }
+
+    #[tokio::test]
+    async fn a_candidate_that_left_lets_go() {
+        let (_dir, workdir) = workdir();
+        let lease = try_lock(&workdir).unwrap().unwrap();
+        drop(Candidate::wait(workdir.clone()).unwrap());
+        drop(lease);
+        let mut next = Candidate::wait(workdir.clone()).unwrap();
+        assert!(next.won().await.is_ok());
+    }
+}

@@ -1,0 +1,48 @@
+//! A place in the queue for the lock: a thread that the kernel wakes when the holder goes.
+
+use std::io;
+use std::thread;
+
+use fs2::FileExt;
+use tokio::sync::oneshot;
+
+use super::{Lease, LockError, lock_with};
+use crate::workdir::Workdir;
+
+/// A thread blocked in flock(2). The kernel wakes it within a millisecond of the holder's death, and then it *is* the next primary.
+///
+/// The thread owns nothing but the open file. When the candidate was dropped meanwhile, the thread lets go at once and ends.
+#[derive(Debug)]
+pub struct Candidate(oneshot::Receiver<Result<Lease, LockError>>);
+
+impl Candidate {
+    /// Starts to wait for the lock.
+    pub fn wait(workdir: Workdir) -> Result<Self, LockError> {
+        let (sender, receiver) = oneshot::channel();
+        let path = workdir.lock_path();
+        let body = move || {
+            let won = lock_with(&workdir, |file| FileExt::lock_exclusive(file).map(|()| true));
+            let outcome = won.and_then(|lease| {
+                lease.ok_or_else(|| LockError::Io {
+                    path: workdir.lock_path(),
+                    source: io::ErrorKind::WouldBlock.into(),
+                })
+            });
+            // Nobody waits any more: the lease is dropped here, and with it the lock.
+            drop(sender.send(outcome));
+        };
+        thread::Builder::new()
+            .name("pando-candidate".into())
+            .spawn(body)
+            .map_err(|source| LockError::Io { path, source })?;
+        Ok(Self(receiver))
+    }
+
+    /// Waits until the lock is ours. Safe to drop and call again; call it no more once it has answered.
+    pub async fn won(&mut self) -> Result<Lease, LockError> {
+        match (&mut self.0).await {
+            Ok(outcome) => outcome,
+            Err(_gone) => std::future::pending().await,
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! JSON-RPC 2.0 as it stands in one message body: requests, batches, notifications and answers.
+
+use std::fmt;
+
+use serde::de::IgnoredAny;
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::fault::Fault;
+
+/// Most requests in one batch. A larger batch is refused as a whole with -32600.
+pub const MAX_BATCH: usize = 1_000;
+
+/// A request's id: a string, a number or null, kept as the bytes that came, so that it goes back unchanged.
+#[derive(Debug, Clone)]
+pub struct Id(Box<RawValue>);
+
+impl Id {
+    /// Returns the null id, which answers what could not be read.
+    pub fn null() -> Self {
+        Self(RawValue::NULL.to_owned())
+    }
+
+    /// Returns a number as id.
+    pub fn number(id: u64) -> Self {
+        #[expect(clippy::expect_used, reason = "digits are JSON")]
+        Self(RawValue::from_string(id.to_string()).expect("digits are JSON"))
+    }
+
+    /// Returns the id as JSON text.
+    pub fn as_json(&self) -> &str {
+        self.0.get()
+    }
+
+    /// Returns the id when it is a number, or text that holds one (older servers quote what they got).
+    pub fn as_number(&self) -> Option<u64> {
+        self.0.get().trim_matches('"').parse().ok()
+    }
+
+    fn checked(raw: Box<RawValue>) -> Result<Self, Fault> {
+        match raw.get().as_bytes().first() {
+            Some(b'"' | b'-' | b'0'..=b'9' | b'n') => Ok(Self(raw)),
+            _ => Err(Fault::invalid_request("id must be a string, a number or null")),
+        }
+    }
+}
+
+impl PartialEq for Id {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_json() == other.as_json()
+    }
+}
+
+/// A call, or a notification when it has no id.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// What the answer carries back; `None` asks for no answer, not even an error.
+    pub id: Option<Id>,
+    /// Name of the method.
+    pub method: String,
+    /// Its parameters; `Null` when there were none.
+    pub params: Value,
+}
+
+impl Serialize for Request {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("jsonrpc", "2.0")?;
+        if let Some(id) = &self.id {
+            map.serialize_entry("id", &id.0)?;
+        }
+        map.serialize_entry("method", &self.method)?;
+        map.serialize_entry("params", &self.params)?;
+        map.end()
+    }
+}
+
+/// The answer to one call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Response {
+    /// The call's id.
+    pub id: Id,
+    /// What came of it; a void success is `Ok(Null)`.
+    pub outcome: Result<Value, Fault>,
+}
+
+impl Response {
+    /// Returns the answer to something whose id could not be read.
+    pub fn refusal(fault: Fault) -> Self {
+        Self { id: Id::null(), outcome: Err(fault) }
+    }
+}
+
+impl Serialize for Response {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(3))?;
+        map.serialize_entry("jsonrpc", "2.0")?;
+        map.serialize_entry("id", &self.id.0)?;
+        match &self.outcome {
+            Ok(result) => map.serialize_entry("result", result)?,
+            Err(fault) => map.serialize_entry("error", fault)?,
+        }
+        map.end()
+    }
+}
+
+/// One message body, read. A part that is no valid request comes as the response that refuses it.
+#[derive(Debug)]
+pub enum Incoming {
+    /// One request.
+    Single(Result<Request, Response>),
+    /// A batch, in order; never empty.
+    Batch(Vec<Result<Request, Response>>),
+}
+
+/// Reads a request body. The error is the one response to a body that cannot be read at all.
+pub fn parse_request(body: &[u8]) -> Result<Incoming, Response> {
+    let raw: &RawValue = serde_json::from_slice(body).map_err(|error| Response::refusal(Fault::parse_error(error)))?;
+    if !raw.get().starts_with('[') {
+        return Ok(Incoming::Single(read_one(raw)));
+    }
+    let parts: Vec<&RawValue> =
+        serde_json::from_str(raw.get()).map_err(|error| Response::refusal(Fault::parse_error(error)))?;
+    match parts.len() {
+        0 => Err(Response::refusal(Fault::invalid_request("the batch is empty"))),
+        len if len > MAX_BATCH => Err(Response::refusal(Fault::invalid_request(format_args!(
+            "the batch has {len} requests; the limit is {MAX_BATCH}"
+        )))),
+        _ => Ok(Incoming::Batch(parts.into_iter().map(read_one).collect())),
+    }
+}
+
+fn read_one(raw: &RawValue) -> Result<Request, Response> {
+    #[derive(Deserialize)]
+    struct Parts {
+        #[serde(default, deserialize_with = "present")]
+        id: Option<Box<RawValue>>,
+        jsonrpc: Option<Value>,
+        method: Option<Value>,
+        #[serde(default)]
+        params: Value,
+    }
+    fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+        Box::deserialize(deserializer).map(Some)
+    }
+    if !raw.get().starts_with('{') {
+        return Err(Response::refusal(Fault::invalid_request("a request is an object")));
+    }
+    let parts: Parts =
+        serde_json::from_str(raw.get()).map_err(|error| Response::refusal(Fault::invalid_request(error)))?;
+    let id = parts.id.map(Id::checked).transpose().map_err(Response::refusal)?;
+    let refuse =
+        |why: &str| Response { id: id.clone().unwrap_or_else(Id::null), outcome: Err(Fault::invalid_request(why)) };
+    if parts.jsonrpc.as_ref().and_then(Value::as_str) != Some("2.0") {
+        return Err(refuse("jsonrpc must be \"2.0\""));
+    }
+    let Some(Value::String(method)) = parts.method else {
+        return Err(refuse("method must be a string"));
+    };
+    match parts.params {
+        // The documented deletes take a bare string as params, beyond JSON-RPC's objects and arrays.
+        params @ (Value::Null | Value::Object(_) | Value::Array(_) | Value::String(_)) => {
+            Ok(Request { id, method, params })
+        }
+        _ => Err(refuse("params must be an object or an array")),
+    }
+}
+
+/// Why bytes are not an answer.
+#[derive(Debug)]
+pub struct BadResponse(String);
+
+impl fmt::Display for BadResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "answer is no JSON-RPC response: {}", self.0)
+    }
+}
+
+impl std::error::Error for BadResponse {}
+
+/// Reads an answer. Accepts what older servers send: no `result` for a void success, and id "" for a parse error.
+pub fn parse_response(body: &[u8]) -> Result<Response, BadResponse> {
+    #[derive(Deserialize)]
+    struct Parts {
+        #[serde(default)]
+        id: Option<Box<RawValue>>,
+        #[serde(default)]
+        result: Value,
+        #[serde(default)]
+        error: Option<Fault>,
+        #[serde(default, rename = "jsonrpc")]
+        _jsonrpc: Option<IgnoredAny>,
+    }
+    let parts: Parts = serde_json::from_slice(body).map_err(|error| BadResponse(error.to_string()))?;
+    let id = match parts.id {
+        Some(raw) => Id::checked(raw).map_err(|fault| BadResponse(fault.message))?,
+        None => Id::null(),
+    };
+    Ok(Response { id, outcome: parts.error.map_or(Ok(parts.result), Err) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn single(body: &str) -> Result<Request, Response> {
+        match parse_request(body.as_bytes()).unwrap() {
+            Incoming::Single(one) => one,
+            Incoming::Batch(_) => panic!("a batch"),
+        }
+    }
+
+    #[track_caller]
+    fn check_refused(body: &str, code: i64, id: &str) {
+        let refusal = match parse_request(body.as_bytes()) {
+            Err(refusal) | Ok(Incoming::Single(Err(refusal))) => refusal,
+            Ok(read) => panic!("{body} was read as {read:?}"),
+        };
+        assert_eq!((refusal.outcome.unwrap_err().code, refusal.id.as_json()), (code, id), "{body}");
+    }
+
+    #[test]
+    fn ids_come_back_byte_for_byte() {
+        for id in ["\"req-1\"", "7", "1.0", "-0", "1e2", "null", "\"\\u00e9\"", "18446744073709551616"] {
+            let request = single(&format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"m"}}"#)).unwrap();
+            let answer = Response { id: request.id.unwrap(), outcome: Ok(Value::Null) };
+            assert_eq!(
+                serde_json::to_string(&answer).unwrap(),
+                format!(r#"{{"jsonrpc":"2.0","id":{id},"result":null}}"#)
+            );
+        }
+    }
+
+    #[test]
+    fn no_id_is_a_notification_and_null_is_an_id() {
+        assert!(single(r#"{"jsonrpc":"2.0","method":"m"}"#).unwrap().id.is_none());
+        assert!(single(r#"{"jsonrpc":"2.0","id":null,"method":"m","params":null}"#).unwrap().id.is_some());
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused_with_the_standard_code() {
+        check_refused("{", -32700, "null");
+        check_refused("", -32700, "null");
+        check_refused("[]", -32600, "null");
+        check_refused("1", -32600, "null");
+        check_refused(r#"{"id":1,"method":"m"}"#, -32600, "1");
+        check_refused(r#"{"jsonrpc":"2.0","id":"a"}"#, -32600, "\"a\"");
+        check_refused(r#"{"jsonrpc":"2.0","id":{},"method":"m"}"#, -32600, "null");
+        check_refused(r#"{"jsonrpc":"2.0","id":1,"method":"m","params":5}"#, -32600, "1");
+    }
+
+    #[test]
+    fn a_batch_keeps_good_and_bad_parts_in_order() {
+        let body = br#"[{"jsonrpc":"2.0","id":1,"method":"m"}, 5, {"jsonrpc":"2.0","method":"n"}]"#;
+        let Ok(Incoming::Batch(parts)) = parse_request(body) else { panic!("no batch") };
+        assert_eq!(parts.len(), 3);
+        assert!(parts[0].is_ok() && parts[1].is_err() && parts[2].as_ref().unwrap().id.is_none());
+    }
+
+    #[test]
+    fn older_answers_are_understood() {
+        let void = parse_response(br#"{"jsonrpc":"2.0","id":"3"}"#).unwrap();
+        assert_eq!((void.id.as_number(), void.outcome), (Some(3), Ok(Value::Null)));
+        let broken = parse_response(br#"{"jsonrpc":"2.0","id":"","error":{"code":-32700,"message":"x"}}"#).unwrap();
+        assert_eq!(broken.outcome.unwrap_err().code, -32700);
+        assert!(parse_response(b"nonsense").is_err());
+    }
+
+    #[test]
+    fn a_request_has_the_documented_bytes() {
+        let request = Request { id: Some(Id::number(1)), method: "echo".into(), params: json!({"a": 1}) };
+        assert_eq!(
+            serde_json::to_string(&request).unwrap(),
+            r#"{"jsonrpc":"2.0","id":1,"method":"echo","params":{"a":1}}"#
+        );
+    }
+}

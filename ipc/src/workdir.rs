@@ -1,0 +1,212 @@
+//! The directory that several processes share, and the files Pando keeps in it.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Longest path of a Unix socket, in bytes, without the NUL (`sun_path` has 108).
+pub const MAX_SOCKET_PATH_BYTES: usize = 107;
+/// Room that a socket's file name needs behind its directory.
+const SOCKET_NAME_BYTES: usize = 32;
+
+/// Why a directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkdirError {
+    /// The path does not lead to a directory.
+    #[error("no workdir at {path}: {source}")]
+    Missing {
+        /// The path as given.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The path leads to something else than a directory.
+    #[error("workdir {path} is not a directory")]
+    NotADirectory {
+        /// The canonical path.
+        path: PathBuf,
+    },
+    /// A directory of ours cannot be made or opened.
+    #[error("cannot use {path}: {source}")]
+    Unusable {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A directory of ours belongs to someone else.
+    #[error("{path} belongs to uid {owner}, not to us (uid {own})")]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Our effective uid.
+        own: u32,
+    },
+}
+
+/// A directory that several processes share: the address of its primary.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Workdir(PathBuf);
+
+impl Workdir {
+    /// Opens the directory at `path`: canonical, so that aliases meet. Creates nothing.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, WorkdirError> {
+        let given = path.as_ref();
+        let path =
+            fs::canonicalize(given).map_err(|source| WorkdirError::Missing { path: given.to_owned(), source })?;
+        if path.is_dir() { Ok(Self(path)) } else { Err(WorkdirError::NotADirectory { path }) }
+    }
+
+    /// Finds the workdir for someone in `from`: the nearest directory upwards that holds a `.pando`, else `from` itself.
+    ///
+    /// The search ends at `home` and at the file system's border; `home` itself is no candidate unless `from` is it.
+    pub fn discover(from: &Path, home: Option<&Path>) -> Result<Self, WorkdirError> {
+        let start = Self::open(from)?;
+        let home = home.and_then(|home| fs::canonicalize(home).ok());
+        let device = fs::metadata(start.path()).map(|meta| meta.dev()).ok();
+        for dir in start.path().ancestors() {
+            let beyond = home.as_deref() == Some(dir) || fs::metadata(dir).map(|meta| meta.dev()).ok() != device;
+            if beyond && dir != start.path() {
+                break;
+            }
+            if dir.join(".pando").is_dir() {
+                return Ok(Self(dir.to_owned()));
+            }
+            if beyond {
+                break;
+            }
+        }
+        Ok(start)
+    }
+
+    /// Returns the canonical path of the directory.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Returns where Pando keeps its files: `.pando`.
+    pub fn pando_dir(&self) -> PathBuf {
+        self.0.join(".pando")
+    }
+
+    /// Returns the path of the lock: `.pando/ipc.lock`.
+    pub fn lock_path(&self) -> PathBuf {
+        self.pando_dir().join("ipc.lock")
+    }
+
+    /// Returns the path of the database: `.pando/pando.db`.
+    pub fn database_path(&self) -> PathBuf {
+        self.pando_dir().join("pando.db")
+    }
+
+    /// Makes `.pando` (0700) when it is missing; a mode that is too open is repaired when the directory is ours.
+    pub fn prepare(&self) -> Result<(), WorkdirError> {
+        private_dir(&self.pando_dir())
+    }
+
+    /// Returns the directory for Unix sockets, made when missing (0700).
+    ///
+    /// It is `.pando/run`, or where that path is too long for a socket `<run>/pando/<hash>` with `<run>` the user's
+    /// `/run/user/<uid>`, else `/tmp/pando-<uid>`. Clients need not know the rule: the lock file names the sockets.
+    pub fn socket_dir(&self) -> Result<PathBuf, WorkdirError> {
+        let own = self.pando_dir().join("run");
+        if own.as_os_str().len() + SOCKET_NAME_BYTES <= MAX_SOCKET_PATH_BYTES {
+            private_dir(&own)?;
+            return Ok(own);
+        }
+        let uid = rustix::process::geteuid().as_raw();
+        let runtime = PathBuf::from(format!("/run/user/{uid}"));
+        let base = if runtime.is_dir() { runtime.join("pando") } else { PathBuf::from(format!("/tmp/pando-{uid}")) };
+        private_dir(&base)?;
+        let hash = {
+            use std::hash::Hasher;
+            let mut hasher = fnv::FnvHasher::default();
+            hasher.write(self.0.as_os_str().as_bytes());
+            hasher.finish()
+        };
+        let dir = base.join(format!("{hash:016x}"));
+        private_dir(&dir)?;
+        Ok(dir)
+    }
+}
+
+/// Makes a directory that only we may enter, or checks that it is one.
+fn private_dir(path: &Path) -> Result<(), WorkdirError> {
+    let unusable = |source| WorkdirError::Unusable { path: path.to_owned(), source };
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(unusable(error)),
+    }
+    let meta = fs::symlink_metadata(path).map_err(unusable)?;
+    if !meta.is_dir() {
+        return Err(unusable(io::Error::from(io::ErrorKind::NotADirectory)));
+    }
+    let own = rustix::process::geteuid().as_raw();
+    if meta.uid() != own {
+        return Err(WorkdirError::Foreign { path: path.to_owned(), owner: meta.uid(), own });
+    }
+    if meta.mode() & 0o077 != 0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(unusable)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_pando_upwards_is_found_but_not_beyond_home() {
+        let root = tempfile::tempdir().unwrap();
+        let deep = root.path().join("home/project/src/deep");
+        fs::create_dir_all(&deep).unwrap();
+        let find = |home: &str| {
+            Workdir::discover(&deep, Some(&root.path().join(home)))
+                .unwrap()
+                .0
+                .strip_prefix(fs::canonicalize(root.path()).unwrap())
+                .unwrap()
+                .to_owned()
+        };
+        assert_eq!(find("home"), Path::new("home/project/src/deep"));
+        fs::create_dir(root.path().join("home/project/.pando")).unwrap();
+        assert_eq!(find("home"), Path::new("home/project"));
+        fs::rename(root.path().join("home/project/.pando"), root.path().join("home/.pando")).unwrap();
+        assert_eq!(find("home"), Path::new("home/project/src/deep"));
+        assert_eq!(find("elsewhere"), Path::new("home"));
+    }
+
+    #[test]
+    fn a_mode_that_is_too_open_is_repaired() {
+        let root = tempfile::tempdir().unwrap();
+        let workdir = Workdir::open(root.path()).unwrap();
+        fs::create_dir(workdir.pando_dir()).unwrap();
+        fs::set_permissions(workdir.pando_dir(), fs::Permissions::from_mode(0o755)).unwrap();
+        workdir.prepare().unwrap();
+        assert_eq!(fs::metadata(workdir.pando_dir()).unwrap().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_deep_workdir_keeps_its_sockets_elsewhere() {
+        let root = tempfile::tempdir().unwrap();
+        let deep = root.path().join("d".repeat(100));
+        fs::create_dir(&deep).unwrap();
+        let workdir = Workdir::open(&deep).unwrap();
+        workdir.prepare().unwrap();
+        let dir = workdir.socket_dir().unwrap();
+        assert!(dir.as_os_str().len() + SOCKET_NAME_BYTES <= MAX_SOCKET_PATH_BYTES, "{dir:?}");
+        fs::remove_dir(&dir).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_directory_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(matches!(Workdir::open(file.path()), Err(WorkdirError::NotADirectory { .. })));
+        assert!(matches!(Workdir::open("/nowhere/at/all"), Err(WorkdirError::Missing { .. })));
+    }
+}
