@@ -10,6 +10,7 @@
 //! calls and follows needs nothing else of Pando.
 
 pub mod bus;
+pub mod client;
 pub mod envelope;
 pub mod fault;
 pub mod hello;
@@ -22,6 +23,7 @@ pub mod workdir;
 pub mod zmtp;
 
 pub use bus::{Bus, BusError, BusOptions, BusStats, Limits};
+pub use client::{CallError, Cause, Client};
 pub use envelope::{Envelope, FrameError, Timestamp};
 pub use fault::{Code, Fault};
 pub use hello::{Hello, Kind, PROTOCOL, Welcome};
