@@ -4,6 +4,7 @@ mod cli;
 mod instance;
 mod process;
 mod python;
+mod raw;
 mod sandbox;
 mod wait;
 
@@ -11,6 +12,7 @@ pub(crate) use cli::{Outcome, pando, tail};
 pub(crate) use instance::{PandoProcess, RoleLine};
 pub(crate) use process::Process;
 pub(crate) use python::python;
+pub(crate) use raw::{RawPeer, bytes_of};
 pub(crate) use sandbox::Sandbox;
 pub(crate) use wait::{eventually, heavy};
 
