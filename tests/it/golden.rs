@@ -118,7 +118,8 @@ fn a_documented_write_gives_the_documented_answer_and_event() {
     // The subscription is live when a probe comes back.
     events.subscribe("db.session.created\0");
     events.subscribe("probe.golden\0");
-    let probe = r#"{"jsonrpc":"2.0","id":1,"method":"events.publish","params":{"topic":"probe.golden","durable":false}}"#;
+    let probe =
+        r#"{"jsonrpc":"2.0","id":1,"method":"events.publish","params":{"topic":"probe.golden","durable":false}}"#;
     loop {
         calls.request(probe.as_bytes());
         assert_eq!(calls.message()[1], br#"{"jsonrpc":"2.0","id":1,"result":{}}"#);
@@ -142,7 +143,8 @@ fn a_documented_write_gives_the_documented_answer_and_event() {
             break frame;
         }
     };
-    let ((topic, came), (golden_topic, golden)) = (frame.split_once('\0').unwrap(), CHANGE_EVENT.split_once('\0').unwrap());
+    let ((topic, came), (golden_topic, golden)) =
+        (frame.split_once('\0').unwrap(), CHANGE_EVENT.split_once('\0').unwrap());
     assert_eq!(topic, golden_topic);
     check_same_but(came, golden, &["/timestamp", "/payload/timestamp", "/payload/path", "/seq"]);
 }
@@ -154,8 +156,18 @@ fn the_wire_document_shows_the_pinned_bytes() {
     let heartbeat = include_str!("../golden/heartbeat.frame").replace('\0', "\\0");
     let lock = include_str!("../golden/ipc.lock");
     for golden in [
-        REQUEST, NOTIFICATION, REPLY, VOID, PARSE_ERROR, METHOD_NOT_FOUND, FENCED, DB_WRITE_REQUEST, DB_WRITE_REPLY,
-        frame.trim_end(), heartbeat.trim_end(), lock,
+        REQUEST,
+        NOTIFICATION,
+        REPLY,
+        VOID,
+        PARSE_ERROR,
+        METHOD_NOT_FOUND,
+        FENCED,
+        DB_WRITE_REQUEST,
+        DB_WRITE_REPLY,
+        frame.trim_end(),
+        heartbeat.trim_end(),
+        lock,
     ] {
         assert!(document.contains(golden), "docs/wire.md does not show {golden}");
     }

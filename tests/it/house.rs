@@ -14,8 +14,7 @@ const LAYERS: [(&str, &str, &[&str]); 4] = [
     (".", "pando", &["pando-ipc", "pando-bridge", "pando-dbproxy"]),
 ];
 /// Crates that only one member may use, tests aside.
-const SOLE_USERS: [(&str, &str); 3] =
-    [("zeromq", "ipc"), ("fs2", "ipc"), ("rusqlite", "dbproxy")];
+const SOLE_USERS: [(&str, &str); 3] = [("zeromq", "ipc"), ("fs2", "ipc"), ("rusqlite", "dbproxy")];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -104,7 +103,17 @@ fn delicate_crates_have_one_user_each() {
 
 #[test]
 fn only_the_command_line_prints_and_reads_the_environment() {
-    let forbidden = ["println!", "eprintln!", "print!(", "eprint!(", "dbg!", "env::var", "env::args", "env::home_dir", "current_dir("];
+    let forbidden = [
+        "println!",
+        "eprintln!",
+        "print!(",
+        "eprint!(",
+        "dbg!",
+        "env::var",
+        "env::args",
+        "env::home_dir",
+        "current_dir(",
+    ];
     for (path, text) in sources() {
         if path.starts_with(root().join("src/cli")) || path.ends_with("src/cli.rs") {
             continue;

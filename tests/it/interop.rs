@@ -22,7 +22,8 @@ struct Frame {
 }
 
 fn write(sandbox: &Sandbox, request_id: &str, method: &str, params: &Value) -> Value {
-    let meta = json!({"source_instance_id": "inst-peer", "request_id": request_id, "timestamp": "2026-11-21T03:04:15Z"});
+    let meta =
+        json!({"source_instance_id": "inst-peer", "request_id": request_id, "timestamp": "2026-11-21T03:04:15Z"});
     let params = json!({"meta": meta, "method": method, "params": params});
     pando(sandbox, &["ipc", "call", "db.write", &params.to_string()]).json()
 }
@@ -34,17 +35,22 @@ fn a_pyzmq_subscriber_gets_single_frames_of_the_documented_form() {
     let mut sub = python(&sandbox, "sub.py", &["db.session.", "3"]);
     sub.wait_for("the live subscription", PEER, |line| line.text.contains("live").then_some(()));
 
-    let null = json!({"String": "", "Valid": false});
+    let absent = json!({"String": "", "Valid": false});
     let session = json!({
-        "id": "s-1", "parent_session_id": null, "title": "Plan", "message_count": 0,
+        "id": "s-1", "parent_session_id": absent, "title": "Plan", "message_count": 0,
         "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0,
     });
     let changed = json!({
-        "title": "Plan B", "prompt_tokens": 1, "completion_tokens": 2, "summary_message_id": null, "cost": 0.5, "id": "s-1",
+        "title": "Plan B", "prompt_tokens": 1, "completion_tokens": 2, "summary_message_id": absent, "cost": 0.5, "id": "s-1",
     });
     write(&sandbox, "req-1", "CreateSession", &session);
     // Another topic, which the prefix does not select.
-    write(&sandbox, "req-2", "CreateFile", &json!({"id": "f-1", "session_id": "s-1", "path": "a", "content": "", "version": "1"}));
+    write(
+        &sandbox,
+        "req-2",
+        "CreateFile",
+        &json!({"id": "f-1", "session_id": "s-1", "path": "a", "content": "", "version": "1"}),
+    );
     write(&sandbox, "req-3", "UpdateSession", &changed);
     write(&sandbox, "req-4", "DeleteSession", &json!("s-1"));
 
@@ -96,10 +102,10 @@ async fn check_usable(client: &Client) {
     let pong = client.call("instance.ping", json!({})).await.unwrap();
     assert_eq!(pong["instance_id"], "inst-python");
     let numbers = 0..100;
-    let echoes = numbers.clone().map(|number| client.call("echo", json!({"number": number})));
-    let echoed = futures::future::join_all(echoes).await;
-    for (number, echo) in numbers.zip(echoed) {
-        assert_eq!(echo.unwrap(), json!({"number": number}), "answers find their calls");
+    let calls = numbers.clone().map(|number| client.call("echo", json!({"number": number})));
+    let answers = futures::future::join_all(calls).await;
+    for (number, answer) in numbers.zip(answers) {
+        assert_eq!(answer.unwrap(), json!({"number": number}), "answers find their calls");
     }
     assert_eq!(client.call("void", Value::Null).await.unwrap(), Value::Null, "no result is a void success");
     let unknown = client.call("no.such.method", json!({})).await;

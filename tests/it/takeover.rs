@@ -182,13 +182,18 @@ fn a_killed_primary_takes_no_acknowledged_write_along_and_is_replaced_within_a_s
         }
         dead.push(killed);
     }
-    writers.iter_mut().for_each(|writer| writer.process.say("stop"));
+    for writer in &mut writers {
+        writer.process.say("stop");
+    }
     wait_for("every write to end", DONE_WITHIN, &mut writers, |writer| writer.is_done);
     check_rows(&sandbox, &writers, &dead);
     check_events(&sandbox, &mut observer);
     let slowest = takeovers.iter().max().unwrap();
     let acked: usize = writers.iter().chain(&dead).map(Writer::acked).sum();
-    eprintln!("{ROUNDS} takeovers, slowest {slowest:?}; {acked} acknowledged rows, all there");
+    #[expect(clippy::print_stderr, reason = "shown with --nocapture: how close to the promise it was")]
+    {
+        eprintln!("{ROUNDS} takeovers, slowest {slowest:?}; {acked} acknowledged rows, all there");
+    }
 }
 
 /// Every acknowledged row is there; no increment was lost, and none of a survivor was applied twice.

@@ -65,7 +65,8 @@ impl PandoProcess {
     /// Waits until it has this role.
     #[track_caller]
     pub(crate) fn becomes(&mut self, role: &str) -> RoleLine {
-        self.0.wait_for(&format!("role {role}"), FIRST_ROLE, |line| RoleLine::read(line).filter(|line| line.role == role))
+        self.0
+            .wait_for(&format!("role {role}"), FIRST_ROLE, |line| RoleLine::read(line).filter(|line| line.role == role))
     }
 }
 

@@ -15,7 +15,10 @@ pub(crate) fn eventually<T>(what: &str, within: Duration, mut look: impl FnMut()
             return seen;
         }
         assert!(Instant::now() < deadline, "not within {within:?}: {what}");
-        #[expect(clippy::disallowed_methods, reason = "a look at another process every few milliseconds, under a deadline")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a look at another process every few milliseconds, under a deadline"
+        )]
         std::thread::sleep(PAUSE);
     }
 }
