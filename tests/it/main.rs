@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails, and says where")]
 
 mod demo;
+mod documents;
 mod election;
 mod errors;
 mod golden;
@@ -11,3 +12,4 @@ mod interop;
 mod ports;
 mod support;
 mod takeover;
+mod writes;

@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::support::{PandoProcess, Process, RoleLine, Sandbox, eventually, heavy, tail};
+use crate::support::{PandoProcess, Process, RoleLine, Sandbox, eventually, heavy, pando, tail};
 
 /// Primaries that are killed.
 const ROUNDS: usize = 30;
@@ -240,9 +241,48 @@ fn a_primary_that_leaves_in_good_order_hands_over_at_once() {
     let mut second = PandoProcess::start(&sandbox, &[]);
     second.becomes("secondary");
     let asked_at = Instant::now();
-    first.signal(rustix::process::Signal::TERM);
+    first.signal(Signal::TERM);
     let role = second.becomes("primary");
     assert_eq!(role.epoch, Some(2));
     assert!(role.read_at - asked_at < TAKEOVER_WITHIN, "{:?}", role.read_at - asked_at);
     assert_eq!(first.end(SETTLED_WITHIN).code(), Some(0));
+}
+
+#[test]
+fn a_stopped_primary_is_named_but_not_replaced() {
+    let sandbox = Sandbox::new();
+    let (first, role) = PandoProcess::primary(&sandbox);
+    let mut second = PandoProcess::start(&sandbox, &[]);
+    second.becomes("secondary");
+    first.signal(Signal::STOP);
+    let silent = pando(&sandbox, &["--timeout", "3s", "ipc", "call", "instance.info"]);
+    assert_eq!(silent.code, Some(5), "{silent}");
+    assert!(silent.stderr.contains(&first.pid().to_string()), "the holder is named: {silent}");
+    first.signal(Signal::CONT);
+    let info: Value = pando(&sandbox, &["ipc", "call", "instance.info"]).json();
+    assert_eq!((&info["instance_id"], info["epoch"].as_u64()), (&Value::from(role.instance_id), role.epoch));
+    let roles: Vec<_> = second.unread().filter_map(|line| RoleLine::read(&line)).collect();
+    assert!(roles.iter().all(|line| line.role != "primary"), "it holds the lock, so nobody else leads: {roles:?}");
+}
+
+#[test]
+fn a_primary_whose_lock_file_was_removed_steps_down() {
+    let sandbox = Sandbox::new();
+    let (mut first, _) = PandoProcess::primary(&sandbox);
+    let mut second = PandoProcess::start(&sandbox, &[]);
+    second.becomes("secondary");
+    std::fs::remove_file(sandbox.workdir().lock_path()).unwrap();
+    let next = eventually("a primary on the new lock file", SETTLED_WITHIN, || {
+        let said = first.unread().chain(second.unread()).collect::<Vec<_>>();
+        said.iter().filter_map(RoleLine::read).find(|line| line.role == "primary")
+    });
+    assert_eq!(next.epoch, Some(2));
+    assert_eq!(sandbox.lock_info().instance_id, next.instance_id);
+    let list: Value = eventually("both to be there", SETTLED_WITHIN, || {
+        let list: Value = serde_json::from_str(&pando(&sandbox, &["--json", "ipc", "instances"]).stdout).ok()?;
+        let instances = list["instances"].as_array()?.iter().filter(|instance| instance["kind"] == "instance").count();
+        (instances == 2).then_some(list)
+    });
+    let leaders = list["instances"].as_array().unwrap().iter().filter(|instance| instance["role"] == "primary").count();
+    assert_eq!(leaders, 1, "{list:#}");
 }
