@@ -40,7 +40,7 @@ pub(crate) fn run() -> ExitCode {
     let environment = Environment::read();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&error, environment.wants_json),
     };
     let as_json = cli.globals.json;
     let context = Context::new(cli.globals, environment);
@@ -48,7 +48,8 @@ pub(crate) fn run() -> ExitCode {
     match block_on(cli.command, &context) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            if failure.kind != Kind::ReaderGone {
+            // Ctrl-C and a closed pipe are what the reader did: nobody needs telling.
+            if !matches!(failure.kind, Kind::ReaderGone | Kind::Interrupted) {
                 report(&failure.render(context.stderr_palette(), as_json));
             }
             failure.exit_code()
@@ -89,13 +90,18 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
 }
 
 /// Prints what clap says: help and version to stdout as success, all else to stderr as a usage error.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(error: &clap::Error, as_json: bool) -> ExitCode {
     // Nobody is left to tell when stdout or stderr is closed.
     drop(error.print());
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
-        _ => Kind::Usage.code().into(),
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return ExitCode::SUCCESS;
     }
+    if as_json {
+        let text = error.to_string();
+        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        report(&format!("{}\n", Failure::new(Kind::Usage, message).to_json()));
+    }
+    Kind::Usage.code().into()
 }
 
 fn report(text: &str) {

@@ -25,8 +25,9 @@ Examples:
   pando db query 'SELECT * FROM sessions'
 
 Exit codes:
-  0 ok   1 failed   2 usage   3 no primary or unreachable   4 not authorised   5 timeout
-  6 conflict or fenced   7 version mismatch   75 lost the election (--require-primary)   130 interrupted";
+  0 ok   1 failed   2 usage   3 no primary or unreachable   4 not authorised
+  5 timeout   6 conflict or fenced   7 version mismatch
+  75 lost the election (--require-primary)   130 interrupted";
 
 /// The whole command line.
 #[derive(Debug, Parser)]

@@ -85,7 +85,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
                 Kind::Timeout,
                 format!("asked to stop, but still here after {:?}: {}", context.timeout(), names.join(", ")),
             )
-            .hint("see what they do: 'pando status'"));
+            .hint("an instance inside another program stays until that program ends; see 'pando ipc instances'"));
         }
         tokio::time::sleep(LOOK_AGAIN).await;
         if let Some(present) = present(&client, &workdir).await? {

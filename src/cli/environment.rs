@@ -22,6 +22,8 @@ pub(crate) struct Environment {
     pub(crate) no_color: bool,
     /// What to log.
     pub(crate) log: Option<String>,
+    /// Whether the command line asks for JSON, known even when the rest of it is wrong.
+    pub(crate) wants_json: bool,
 }
 
 impl Environment {
@@ -36,6 +38,7 @@ impl Environment {
             temp_dir: env::temp_dir(),
             no_color: is_set(NO_COLOR),
             log: env::var(LOG).ok().filter(|filter| !filter.is_empty()),
+            wants_json: env::args_os().any(|arg| arg == "--json"),
         }
     }
 }

@@ -144,11 +144,11 @@ impl Failure {
     pub(crate) fn no_primary(workdir: &Workdir) -> Self {
         let path = workdir.path().display();
         match Standing::of(workdir) {
-            Ok(Standing::Held(Some(holder))) => {
-                Self::new(Kind::Unreachable, format!("no primary answers in {path} (lock is held by {holder})"))
-                    .hint("see what it does: 'pando status'")
-                    .hint(format!("if it is stuck, end it and another instance takes over: 'kill {}'", holder.info.pid))
-            }
+            Ok(Standing::Held(Some(holder))) => Self::new(
+                Kind::Unreachable,
+                format!("no primary answers in {path} (lock is held by {holder})"),
+            )
+            .hint(format!("if it stays silent, end it and another instance takes over: 'kill -9 {}'", holder.info.pid)),
             Ok(Standing::Held(None)) => Self::new(
                 Kind::Unreachable,
                 format!("no primary answers in {path} (its lock is held, by whom is not said)"),
@@ -259,7 +259,8 @@ impl Failure {
         text
     }
 
-    fn to_json(&self) -> Value {
+    /// Returns the object that `--json` adds to stderr.
+    pub(crate) fn to_json(&self) -> Value {
         let mut object = json!(self);
         object["exit"] = self.kind.code().into();
         json!({ "error": object })

@@ -46,6 +46,10 @@ pub(crate) enum Standing {
 impl Standing {
     /// Looks at the lock once, without taking part in the race.
     pub(crate) fn of(workdir: &Workdir) -> Result<Self, LockError> {
+        let path = workdir.lock_path();
+        if fs::symlink_metadata(&path).is_ok_and(|meta| !meta.is_file()) {
+            return Err(LockError::Foreign { path });
+        }
         let held = is_held(workdir)?;
         let info = read_lock_for_path(workdir).ok();
         Ok(if held { Self::Held(info.map(Holder::new)) } else { Self::Free(info) })

@@ -136,17 +136,14 @@ fn human(report: &Report, palette: Palette) -> String {
         }
         State::Led => led(report, &mut facts),
     }
+    // What is wrong goes to stderr as the command's failure; without one the next step belongs here.
+    if report.problem.is_none() {
+        facts.extend(report.hints.iter().map(|hint| ("next", hint.clone())));
+    }
     let mut text = output::facts(&facts, palette);
     if !report.instances.is_empty() {
         text.push_str("\n\n");
         text.push_str(&ipc::instances::table(&report.instances, Timestamp::now()).render(palette));
-    }
-    // What is wrong goes to stderr as the command's failure; without one the next step belongs here.
-    if report.problem.is_none() {
-        for hint in &report.hints {
-            text.push('\n');
-            text.push_str(&output::facts(&[("next", hint.clone())], palette));
-        }
     }
     text
 }
@@ -205,7 +202,7 @@ mod tests {
         insta::assert_snapshot!(human(&report, Palette::plain()), @r"
         workdir  /w
         state    no primary, the lock is free
-        next  start a primary with 'pando up'
+        next     start a primary with 'pando up'
         ");
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pando_dbproxy::Readers;
-use pando_ipc::client::{Followed, Resync, Since};
+use pando_ipc::client::{Followed, History, RemoteHistory, Resync, Since};
 use pando_ipc::{Envelope, Kind as PeerKind, Pattern};
 use serde_json::json;
 
@@ -39,7 +39,7 @@ pub(crate) struct Args {
 fn parse_since(text: &str) -> Result<Since, String> {
     match text {
         "now" => Ok(Since::Now),
-        "all" => Ok(Since::Seq(0)),
+        "all" => Ok(Since::All),
         number => number.parse().map(Since::Seq).map_err(|_| "write 'now', 'all' or the number of an event".to_owned()),
     }
 }
@@ -48,7 +48,13 @@ fn parse_since(text: &str) -> Result<Since, String> {
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let workdir = context.workdir()?;
     let client = context.client(&workdir, PeerKind::Observer).await?;
-    let history = Arc::new(Readers::open(&workdir.database_path(), 1));
+    let database = workdir.database_path();
+    // Our own journal is read from the file, also while nobody leads. A primary of another make keeps it elsewhere, or keeps none.
+    let history: Arc<dyn History> = if database.exists() {
+        Arc::new(Readers::open(&database, 1))
+    } else {
+        Arc::new(RemoteHistory(client.clone()))
+    };
     let mut events = client.follow(args.topics, args.since, history);
     let mut left = args.limit.unwrap_or(u64::MAX);
     while left > 0 {
@@ -126,7 +132,7 @@ mod tests {
     #[test]
     fn a_beginning_is_now_all_or_a_number() {
         assert!(matches!(parse_since("now"), Ok(Since::Now)));
-        assert!(matches!(parse_since("all"), Ok(Since::Seq(0))));
+        assert!(matches!(parse_since("all"), Ok(Since::All)));
         assert!(matches!(parse_since("41"), Ok(Since::Seq(41))));
         assert!(parse_since("yesterday").is_err());
     }
