@@ -98,8 +98,9 @@ fn usage(error: &clap::Error, as_json: bool) -> ExitCode {
     }
     if as_json {
         let text = error.to_string();
-        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-        report(&format!("{}\n", Failure::new(Kind::Usage, message).to_json()));
+        let said: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+        let message = said.join(" ");
+        report(&format!("{}\n", Failure::new(Kind::Usage, message.trim_start_matches("error: ")).to_json()));
     }
     Kind::Usage.code().into()
 }

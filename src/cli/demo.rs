@@ -183,7 +183,8 @@ async fn find(workdir: &Workdir) -> Result<Found, Failure> {
         messages: ids(workdir, "messages").await?,
         miscounted: number(
             workdir,
-            "SELECT count(*) FROM sessions AS s WHERE message_count <> (SELECT count(*) FROM messages WHERE session_id = s.id)",
+            "SELECT count(*) FROM sessions AS s LEFT JOIN (SELECT session_id, count(*) AS n FROM messages GROUP BY session_id) AS m \
+             ON m.session_id = s.id WHERE s.message_count <> coalesce(m.n, 0)",
         )
         .await?,
         head: number(workdir, "SELECT coalesce(max(seq), 0) FROM _pando_event").await?,

@@ -8,6 +8,9 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let number: f64 = number.parse().map_err(|_| "write a number and a unit, such as 500ms, 5s or 1m".to_owned())?;
+    if unit.is_empty() {
+        return Err(format!("the unit is missing; write {number}s for seconds or {number}ms for milliseconds"));
+    }
     let (_, seconds) = UNITS
         .iter()
         .find(|(name, _)| *name == unit)
@@ -49,7 +52,7 @@ mod tests {
             .map(|text| parse(text).unwrap_err())
             .collect();
         insta::assert_snapshot!(why.join("\n"), @r#"
-        "" is no unit of time; write 500ms, 5s, 1m or 1h
+        the unit is missing; write 5s for seconds or 5ms for milliseconds
         write a number and a unit, such as 500ms, 5s or 1m
         write a number and a unit, such as 500ms, 5s or 1m
         " s" is no unit of time; write 500ms, 5s, 1m or 1h

@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 use std::io;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use pando_ipc::client::{CallError, Cause};
-use pando_ipc::{Code, Fault, LockError, Workdir, WorkdirError};
+use pando_ipc::{Code, Fault, LockError, Workdir, WorkdirError, fault};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -119,7 +120,8 @@ impl Failure {
             Cause::NoPrimary { .. } => Self::no_primary(workdir),
             Cause::ConnectionFailed { .. } | Cause::Closed => {
                 let mut failure = Self::new(Kind::Unreachable, format!("cannot reach the primary of {path}: {cause}"));
-                failure.name_holder(workdir);
+                let silent = failure.name_holder(workdir).map(end_it);
+                failure.hints.extend(silent);
                 failure.hint("see who holds the workdir: 'pando status'")
             }
             Cause::Busy { waiting } => {
@@ -127,8 +129,10 @@ impl Failure {
                     .hint("try again in a moment")
             }
             Cause::Timeout { after } => {
-                let mut failure =
-                    Self::new(Kind::Timeout, format!("the primary of {path} gave no answer within {after:.1?}"));
+                let mut failure = Self::new(
+                    Kind::Timeout,
+                    format!("the primary of {path} gave no answer within {:?}", rounded(*after)),
+                );
                 failure.name_holder(workdir);
                 failure.hint("give it longer with '--timeout 30s', or see what it does: 'pando status'")
             }
@@ -144,11 +148,10 @@ impl Failure {
     pub(crate) fn no_primary(workdir: &Workdir) -> Self {
         let path = workdir.path().display();
         match Standing::of(workdir) {
-            Ok(Standing::Held(Some(holder))) => Self::new(
-                Kind::Unreachable,
-                format!("no primary answers in {path} (lock is held by {holder})"),
-            )
-            .hint(format!("if it stays silent, end it and another instance takes over: 'kill -9 {}'", holder.info.pid)),
+            Ok(Standing::Held(Some(holder))) => {
+                Self::new(Kind::Unreachable, format!("no primary answers in {path} (lock is held by {holder})"))
+                    .hint(end_it(holder.info.pid))
+            }
             Ok(Standing::Held(None)) => Self::new(
                 Kind::Unreachable,
                 format!("no primary answers in {path} (its lock is held, by whom is not said)"),
@@ -160,17 +163,17 @@ impl Failure {
         }
     }
 
-    /// Adds who holds the lock, so that the reader knows whom to look at.
-    fn name_holder(&mut self, workdir: &Workdir) {
-        if let Ok(Standing::Held(Some(holder))) = Standing::of(workdir) {
-            // Writing into a String cannot fail.
-            let _written = write!(self.message, " (the lock is held by {holder})");
-        }
+    /// Adds who holds the lock, so that the reader knows whom to look at; returns its pid.
+    fn name_holder(&mut self, workdir: &Workdir) -> Option<u32> {
+        let Ok(Standing::Held(Some(holder))) = Standing::of(workdir) else { return None };
+        // Writing into a String cannot fail.
+        let _written = write!(self.message, " (the lock is held by {holder})");
+        Some(holder.info.pid)
     }
 
     /// Returns the failure for a refusal: our own codes have exit codes of their own.
     pub(crate) fn refused(fault: Fault) -> Self {
-        const KINDS: [(Code, Kind, &str); 14] = [
+        const KINDS: [(Code, Kind, &str); 15] = [
             (Code::NotPrimary, Kind::Unreachable, "try again: the primary is changing"),
             (Code::Fenced, Kind::Conflict, "try again: a newer primary has taken over"),
             (Code::Busy, Kind::Failed, "try again in a moment: the primary is busy"),
@@ -188,11 +191,15 @@ impl Failure {
             (Code::TooLarge, Kind::Failed, "send it in smaller parts"),
             (Code::PeerUnauthorized, Kind::NotAuthorised, "run as the user who owns the workdir"),
             (Code::Version, Kind::Version, "bring both sides to the same release"),
+            (Code::Sql, Kind::Failed, "see the tables: pando db query 'SELECT name, sql FROM sqlite_schema'"),
             (Code::Storage, Kind::Failed, "check the disk of the workdir: 'df -h'"),
         ];
         let known = KINDS.iter().find(|(code, ..)| fault.is(*code));
         let failure = match known {
             Some((_, kind, hint)) => Self::new(*kind, fault.message).hint(*hint),
+            None if fault.code == fault::INVALID_PARAMS => {
+                Self::new(Kind::Failed, fault.message).hint("see what each method takes: 'pando ipc methods'")
+            }
             None => Self::new(Kind::Failed, fault.message),
         };
         let data = fault.data.unwrap_or(Value::Null);
@@ -274,6 +281,18 @@ impl Failure {
         }
         text.lines().rev().find_map(|line| serde_json::from_str::<Line>(line).ok()).map(|line| line.error)
     }
+}
+
+/// Returns what to do with a holder that stays silent. It may be stopped or deadlocked, so a milder signal need not reach it.
+fn end_it(pid: u32) -> String {
+    format!("if it stays silent, end it and another instance takes over: 'kill -9 {pid}'")
+}
+
+/// Returns what the user waited, as the user said it: the start of the command takes some milliseconds of it.
+fn rounded(waited: Duration) -> Duration {
+    const STEP_MS: u64 = 100;
+    let millis = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+    if millis < STEP_MS { waited } else { Duration::from_millis(millis.div_ceil(STEP_MS).saturating_mul(STEP_MS)) }
 }
 
 #[cfg(test)]

@@ -21,8 +21,18 @@ use super::{duration, ipc};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   pando status
+  pando status --watch
   pando status --json | jq -r .state     led, free or silent")]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Look again every second until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Pause between two looks of `--watch`.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Moves the cursor home and clears what is below.
+const CLEAR_SCREEN: &[u8] = b"\x1b[H\x1b[J";
 
 /// How the workdir stands.
 #[derive(Debug, Serialize)]
@@ -54,9 +64,34 @@ struct Report {
     hints: Vec<String>,
 }
 
-/// Looks, asks and prints. A primary that does not answer is printed and is a failure.
-pub(crate) async fn run(_args: Args, context: &Context) -> Result<(), Failure> {
+/// Prints how the workdir stands, once or every second. A primary that does not answer is printed and is a failure.
+pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let workdir = context.workdir()?;
+    if !args.watch {
+        let (report, failure) = look(&workdir, context).await?;
+        print(&report, context)?;
+        return failure.map_or(Ok(()), Err);
+    }
+    loop {
+        let (report, _) = look(&workdir, context).await?;
+        if output::is_terminal() && !context.json() {
+            output::raw(CLEAR_SCREEN)?;
+        }
+        if context.json() {
+            output::json(&report)?;
+        } else {
+            print(&report, context)?;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+fn print(report: &Report, context: &Context) -> Result<(), Failure> {
+    if context.json() { output::json_for_reader(report) } else { output::line(&human(report, context.palette())) }
+}
+
+/// Looks at the lock and asks the primary.
+async fn look(workdir: &Workdir, context: &Context) -> Result<(Report, Option<Failure>), Failure> {
     let mut report = Report {
         workdir: workdir.path().to_owned(),
         state: State::Free,
@@ -69,7 +104,7 @@ pub(crate) async fn run(_args: Args, context: &Context) -> Result<(), Failure> {
         hints: vec![],
     };
     let mut failure = None;
-    match Standing::of(&workdir).map_err(|error| Failure::lock(&error))? {
+    match Standing::of(workdir).map_err(|error| Failure::lock(&error))? {
         Standing::Free(last) => {
             report.last_holder = last;
             report.hints.push("start a primary with 'pando up'".to_owned());
@@ -78,26 +113,24 @@ pub(crate) async fn run(_args: Args, context: &Context) -> Result<(), Failure> {
             if let Some(Holder { info, executable }) = holder {
                 (report.holder, report.executable) = (Some(info), executable);
             }
-            match ask(context, &workdir).await {
+            match ask(context, workdir).await {
                 Ok((info, instances)) => {
                     report.state = State::Led;
                     (report.primary, report.instances) = (Some(info), instances);
                 }
-                Err(error) => {
+                Err(mut error) => {
                     report.state = State::Silent;
                     report.problem = Some(error.message.clone());
                     report.hints.clone_from(&error.hints);
+                    // This is that status.
+                    report.hints.retain(|hint| !hint.contains("'pando status'"));
+                    error.hints.clone_from(&report.hints);
                     failure = Some(error);
                 }
             }
         }
     }
-    if context.json() {
-        output::json_for_reader(&report)?;
-    } else {
-        output::line(&human(&report, context.palette()))?;
-    }
-    failure.map_or(Ok(()), Err)
+    Ok((report, failure))
 }
 
 async fn ask(context: &Context, workdir: &Workdir) -> Result<(Value, Vec<Value>), Failure> {
