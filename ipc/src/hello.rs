@@ -16,6 +16,8 @@ pub const PING: &str = "instance.ping";
 pub const PUBLISH: &str = "events.publish";
 /// Method that reads the journal.
 pub const SINCE: &str = "events.since";
+/// Method that tells where the journal ends.
+pub const HEAD: &str = "events.head";
 
 /// What a peer is to the primary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

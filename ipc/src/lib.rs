@@ -9,6 +9,7 @@
 //! The crate knows no SQL and, but for the handshake in [`hello`], no method names. A program that only
 //! calls and follows needs nothing else of Pando.
 
+pub mod client;
 pub mod envelope;
 pub mod fault;
 pub mod hello;
@@ -18,6 +19,7 @@ pub mod rpc;
 pub mod topic;
 pub mod workdir;
 
+pub use client::{CallError, Cause, Client};
 pub use envelope::{Envelope, FrameError, Timestamp};
 pub use fault::{Code, Fault};
 pub use hello::{Hello, Kind, PROTOCOL, Welcome};

@@ -1,0 +1,298 @@
+//! The client: calls, notifications and events over one link to whoever is the primary.
+//!
+//! ```text
+//!  Client ──call──► Calls ──► link worker ── DEALER ──► ROUTER
+//!         ◄─answer─ (by number)    │ Link (watch): which primary, believed after hello
+//!  Subscription ◄── Inbox ◄── feed worker ── SUB ◄───── PUB
+//!  Follower = Subscription + History: gap-free
+//! ```
+//!
+//! Two workers per client own one socket each; a socket lives for one connection. On any error, loss or change of the
+//! primary both are dropped and made anew, and what was sent but not answered ends as [`CallError::Unknown`] at once.
+
+mod calls;
+mod dial;
+mod error;
+mod feed;
+mod follow;
+mod history;
+mod inbox;
+mod link;
+mod options;
+mod position;
+mod socket;
+mod subscription;
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use crate::hello::{PING, Welcome};
+use crate::lock::LockInfo;
+use crate::topic::Pattern;
+use crate::workdir::Workdir;
+
+use calls::{Calls, Outcome, Waiting, Withdrawn};
+use feed::Feeds;
+
+pub use calls::{MAX_UNREAD, MAX_WAITING};
+pub use error::{CallError, Cause};
+pub use follow::{Followed, Follower, Since};
+pub use history::{History, HistoryError, Page, RemoteHistory, Resync};
+pub use inbox::{Delivery, INBOX_CAPACITY};
+pub use options::Options;
+pub use subscription::Subscription;
+
+/// How long [`Client::close`] waits for the proof that its last notifications were read.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The primary that calls go to now: it holds the lock, and it answered hello as the one that the lock file names.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// What the lock file says of it.
+    pub info: LockInfo,
+    /// What it said of itself. An older server knows no hello: then this is taken from the lock file, and `database` is nil.
+    pub welcome: Welcome,
+    /// It holds the lock, but has not said anything for 2 s, pings included: it hangs, or is stopped. Given up after 6 s.
+    pub unresponsive: bool,
+    /// Counts the links of this client.
+    number: u64,
+}
+
+/// A cheap handle to one link; clones share it. See the [module](self) for the whole.
+///
+/// The client ends with [`Client::close`], or when its last handle, [`Subscription`] and [`Follower`] is dropped.
+#[derive(Debug, Clone)]
+pub struct Client {
+    core: Arc<Core>,
+    tasks: TaskTracker,
+    _last: Arc<DropGuard>,
+}
+
+/// What handles and workers share.
+#[derive(Debug)]
+struct Core {
+    workdir: Workdir,
+    options: Options,
+    calls: Mutex<Calls>,
+    feeds: Mutex<Feeds>,
+    /// Tells the link worker that a call waits, or that somebody wants a link.
+    work: Notify,
+    /// Tells the feed worker that a subscriber came or went.
+    wishes: Notify,
+    link: watch::Sender<Option<Link>>,
+    /// Why there is no link.
+    trouble: Mutex<Option<Cause>>,
+    last_number: AtomicU64,
+    /// Frames that were no events.
+    skipped: AtomicU64,
+    stop: CancellationToken,
+}
+
+impl Client {
+    /// Starts a client: it dials in the background, for ever, until it is closed. Calls may be made at once.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn open(workdir: Workdir, options: Options) -> Self {
+        let stop = CancellationToken::new();
+        let core = Arc::new(Core {
+            workdir,
+            options,
+            calls: Mutex::default(),
+            feeds: Mutex::default(),
+            work: Notify::new(),
+            wishes: Notify::new(),
+            link: watch::Sender::new(None),
+            trouble: Mutex::default(),
+            last_number: AtomicU64::new(0),
+            skipped: AtomicU64::new(0),
+            stop: stop.clone(),
+        });
+        let tasks = TaskTracker::new();
+        let (linking, feeding) = (core.clone(), core.clone());
+        tasks.spawn(async move { link::keep(&linking).await });
+        tasks.spawn(async move { feed::listen(&feeding).await });
+        tasks.close();
+        Self { core, tasks, _last: Arc::new(stop.drop_guard()) }
+    }
+
+    /// Starts a client and waits until it has a link, at most `dial_timeout`.
+    pub async fn connect(workdir: Workdir, options: Options) -> Result<Self, CallError> {
+        let client = Self::open(workdir, options);
+        let deadline = Instant::now() + client.core.options.dial_timeout;
+        match client.call_by(PING, json!({}), deadline).await {
+            // Whatever it answers, there is a link.
+            Ok(_) | Err(CallError::Refused(_)) => Ok(client),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Calls a method and waits for its result, at most `call_timeout`.
+    ///
+    /// The error says what is known: see [`CallError`]. Dropping the future forgets the call; if it was sent, it may still be applied.
+    pub async fn call(&self, method: &str, params: Value) -> Result<Value, CallError> {
+        self.call_by(method, params, Instant::now() + self.core.options.call_timeout).await
+    }
+
+    /// Calls a method and waits for its result until `deadline`, which covers dial, queueing and answer.
+    pub async fn call_by(&self, method: &str, params: Value, deadline: Instant) -> Result<Value, CallError> {
+        self.core.submit(method, params, true, deadline).await
+    }
+
+    /// Calls a method without wanting an answer; returns once it was handed to the socket of a link.
+    ///
+    /// It is lost when the link breaks just then. [`Client::close`] waits until it was read.
+    pub async fn notify(&self, method: &str, params: Value) -> Result<(), CallError> {
+        let deadline = Instant::now() + self.core.options.call_timeout;
+        self.core.submit(method, params, false, deadline).await.map(drop)
+    }
+
+    /// Subscribes to the events of a pattern; returns once the subscription is proven live: what is published from
+    /// here on is received. (A server that publishes no probes is taken at its word.)
+    pub async fn subscribe(&self, pattern: Pattern) -> Result<Subscription, CallError> {
+        let deadline = Instant::now() + self.core.options.call_timeout;
+        let mut subscription = Subscription::new(self.clone(), vec![pattern]);
+        match self.core.within(deadline, subscription.live()).await {
+            Ok(true) => Ok(subscription),
+            Ok(false) => Err(CallError::NotSent(Cause::Closed)),
+            Err(cause) => Err(CallError::NotSent(cause)),
+        }
+    }
+
+    /// Follows the events of some patterns, gap-free: what the stream lost is read from `history`.
+    ///
+    /// It waits for a primary as long as it takes. See [`Follower`] for what is guaranteed.
+    pub fn follow(&self, patterns: Vec<Pattern>, since: Since, history: Arc<dyn History>) -> Follower {
+        Follower::new(self.clone(), patterns, since, history)
+    }
+
+    /// Returns the link, to look at or to watch: `None` while there is none.
+    pub fn link(&self) -> watch::Receiver<Option<Link>> {
+        self.core.work.notify_one();
+        self.core.link.subscribe()
+    }
+
+    /// Returns why there is no link, as far as it is known.
+    pub fn trouble(&self) -> Option<Cause> {
+        if self.core.link.borrow().is_some() { None } else { self.core.trouble().clone() }
+    }
+
+    /// Returns how many frames were skipped because they were no events.
+    pub fn skipped_frames(&self) -> u64 {
+        self.core.skipped.load(Ordering::Relaxed)
+    }
+
+    /// Ends the client for all its handles, and waits for its end.
+    ///
+    /// Notifications that were sent are waited for until the primary has read them, at most 1 s. Calls under way end as
+    /// [`CallError::Unknown`], subscriptions with `None` behind what they hold.
+    pub async fn close(&self) {
+        let stop = self.core.stop.clone().drop_guard();
+        if self.core.calls().has_unread() {
+            // The sockets do not flush when they close, and are read in order: an answer to this shows the rest was read.
+            let flushed = self.call_by(PING, json!({}), Instant::now() + CLOSE_TIMEOUT).await;
+            if let Err(error) = flushed {
+                tracing::debug!(%error, "closed without knowing whether the last notifications were read");
+            }
+        }
+        drop(stop);
+        self.tasks.wait().await;
+    }
+}
+
+impl Core {
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn feeds(&self) -> MutexGuard<'_, Feeds> {
+        self.feeds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn trouble(&self) -> MutexGuard<'_, Option<Cause>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_trouble(&self, cause: Cause) {
+        *self.trouble() = Some(cause);
+    }
+
+    fn next_number(&self) -> u64 {
+        self.last_number.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Tells whether somebody waits for a link.
+    fn is_wanted(&self) -> bool {
+        self.calls().is_wanted() || !self.feeds().is_empty()
+    }
+
+    /// Marks the link's primary as unresponsive, or as well again.
+    fn report(&self, unresponsive: bool) {
+        self.link.send_if_modified(|link| match link {
+            Some(link) if link.unresponsive != unresponsive => {
+                link.unresponsive = unresponsive;
+                true
+            }
+            _ => false,
+        });
+    }
+
+    /// Queues a request and waits for what becomes of it.
+    async fn submit(&self, method: &str, params: Value, answered: bool, deadline: Instant) -> Outcome {
+        let number = self.next_number();
+        let body = dial::encode(answered.then_some(number), method, params);
+        let (reply, outcome) = oneshot::channel();
+        self.calls().enter(number, Waiting { body, answered, reply }).map_err(CallError::NotSent)?;
+        self.work.notify_one();
+        let mut ticket = Ticket { core: self, number, outcome };
+        let given_up = match self.within(deadline, &mut ticket.outcome).await {
+            Ok(outcome) => return outcome.unwrap_or(Err(CallError::Unknown(Cause::Closed))),
+            Err(cause) => cause,
+        };
+        match self.calls().withdraw(number) {
+            Withdrawn::Unsent => Err(CallError::NotSent(given_up)),
+            Withdrawn::Sent => Err(CallError::Unknown(given_up)),
+            Withdrawn::Settled => ticket.outcome.try_recv().unwrap_or(Err(CallError::Unknown(given_up))),
+        }
+    }
+
+    /// Waits for something that needs a link: until `deadline`, but without a link no longer than `dial_timeout`.
+    async fn within<T>(&self, deadline: Instant, wanted: impl Future<Output = T>) -> Result<T, Cause> {
+        let started = Instant::now();
+        let dialled = deadline.min(started + self.options.dial_timeout);
+        tokio::pin!(wanted);
+        for until in [dialled, deadline] {
+            if let Ok(output) = timeout_at(until, &mut wanted).await {
+                return Ok(output);
+            }
+            if self.link.borrow().is_none()
+                && let Some(cause) = self.trouble().clone()
+            {
+                return Err(cause);
+            }
+        }
+        Err(Cause::Timeout { after: started.elapsed() })
+    }
+}
+
+/// A caller's place among the calls. Dropping it, because the caller does, gives the place up.
+struct Ticket<'a> {
+    core: &'a Core,
+    number: u64,
+    outcome: oneshot::Receiver<Outcome>,
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.core.calls().withdraw(self.number);
+    }
+}

@@ -1,0 +1,263 @@
+//! Keeps the link: finds the primary, sends what waits, hands out the answers, notices the loss, and again.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::json;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::calls::Outgoing;
+use super::error::{CallError, Cause};
+use super::socket::{Dealer, failed};
+use super::{Core, Link, dial};
+use crate::hello::PING;
+use crate::rpc::parse_response;
+
+/// Pauses between attempts, while somebody waits for the link; the last one repeats.
+const PAUSES_MS: [u64; 7] = [1, 2, 5, 10, 20, 50, 100];
+/// Pause between attempts when nobody waits; it ends when somebody does.
+const IDLE_PAUSE: Duration = Duration::from_millis(500);
+/// A link that lasted so long was a good one: the next attempt follows at once.
+const SETTLED: Duration = Duration::from_millis(100);
+/// How often the link is looked at.
+const TICK: Duration = Duration::from_millis(500);
+/// After so many silent ticks the primary is asked for a sign of life: 1 s.
+const PING_AFTER_TICKS: u32 = 2;
+/// After so many it is reported as unresponsive: 2 s.
+const UNRESPONSIVE_AFTER_TICKS: u32 = 4;
+/// After so many the link is given up: 6 s.
+const LOST_AFTER_TICKS: u32 = 12;
+
+/// The growing pauses between attempts.
+#[derive(Debug, Default)]
+pub(super) struct Backoff(usize);
+
+impl Backoff {
+    pub(super) fn next(&mut self) -> Duration {
+        let pause = PAUSES_MS[self.0];
+        self.0 = (self.0 + 1).min(PAUSES_MS.len() - 1);
+        Duration::from_millis(pause)
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.0 = 0;
+    }
+
+    /// Starts over when what ended now had lasted.
+    pub(super) fn ended(&mut self, since: Instant) {
+        if since.elapsed() >= SETTLED {
+            self.reset();
+        }
+    }
+
+    fn is_spent(&self) -> bool {
+        self.0 + 1 == PAUSES_MS.len()
+    }
+}
+
+/// What a tick of silence asks for.
+#[derive(Debug, PartialEq)]
+enum Beat {
+    Nothing,
+    Ping,
+    Report,
+    GiveUp,
+}
+
+/// Whether the primary still speaks. It counts ticks, not time, so that our own long sleep is not held against the primary.
+#[derive(Debug, Default)]
+struct Pulse {
+    silent_ticks: u32,
+}
+
+impl Pulse {
+    /// Something was heard; tells whether the primary had been reported as unresponsive.
+    fn heard(&mut self) -> bool {
+        std::mem::take(&mut self.silent_ticks) >= UNRESPONSIVE_AFTER_TICKS
+    }
+
+    fn tick(&mut self) -> Beat {
+        self.silent_ticks += 1;
+        match self.silent_ticks {
+            PING_AFTER_TICKS => Beat::Ping,
+            UNRESPONSIVE_AFTER_TICKS => Beat::Report,
+            LOST_AFTER_TICKS.. => Beat::GiveUp,
+            _ => Beat::Nothing,
+        }
+    }
+}
+
+/// Keeps the link until the client is closed; then fails whatever still waits.
+pub(super) async fn keep(core: &Core) {
+    let mut backoff = Backoff::default();
+    let mut number = 0;
+    let endless = async {
+        loop {
+            let (mut dealer, link) = connected(core, &mut backoff).await;
+            number += 1;
+            tracing::debug!(instance = link.info.instance_id, epoch = link.welcome.epoch, "linked to the primary");
+            let (since, epoch) = (Instant::now(), link.welcome.epoch);
+            core.link.send_replace(Some(Link { number, ..link.clone() }));
+            let cause = pump(core, &mut dealer, &link).await;
+            tracing::debug!(epoch, %cause, "link lost");
+            core.set_trouble(cause.clone());
+            core.calls().lose(&cause);
+            core.link.send_replace(None);
+            backoff.ended(since);
+        }
+    };
+    let _never: Option<()> = core.stop.run_until_cancelled(endless).await;
+    core.calls().close();
+    core.link.send_replace(None);
+}
+
+/// Tries until there is a link.
+async fn connected(core: &Core, backoff: &mut Backoff) -> (Dealer, Link) {
+    loop {
+        let cause = match dial::advertised(&core.workdir) {
+            Ok(info) => {
+                core.set_trouble(failed(&info.instance_id, &"it has not answered yet"));
+                tokio::select! {
+                    dialled = dial::dial(info.clone(), &core.options) => match dialled {
+                        Ok(linked) => return linked,
+                        Err(cause) => cause,
+                    },
+                    () = dial::superseded(&core.workdir, &info) => {
+                        backoff.reset();
+                        continue;
+                    }
+                }
+            }
+            Err(cause) => cause,
+        };
+        tracing::trace!(%cause, "no link");
+        if matches!(cause, Cause::Version { .. }) {
+            // Waiting does not make another release of the primary: tell the callers now.
+            core.calls().refuse(&cause);
+        }
+        core.set_trouble(cause);
+        if backoff.is_spent() && !core.is_wanted() {
+            tokio::select! {
+                () = tokio::time::sleep(IDLE_PAUSE) => {}
+                () = core.work.notified() => backoff.reset(),
+            }
+        } else {
+            tokio::time::sleep(backoff.next()).await;
+        }
+    }
+}
+
+enum Step {
+    Heard(Bytes),
+    Lost(Cause),
+    Work,
+    Tick,
+}
+
+/// Moves messages over one link until it is lost, and tells why.
+async fn pump(core: &Core, dealer: &mut Dealer, link: &Link) -> Cause {
+    let mut pulse = Pulse::default();
+    let mut ticks = tokio::time::interval_at(Instant::now() + TICK, TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        if let Err(cause) = send_waiting(core, dealer).await {
+            return cause;
+        }
+        let step = tokio::select! {
+            heard = dealer.next() => heard.map_or_else(Step::Lost, Step::Heard),
+            () = core.work.notified() => Step::Work,
+            _ = ticks.tick() => Step::Tick,
+        };
+        match step {
+            Step::Heard(body) => {
+                if pulse.heard() {
+                    core.report(false);
+                }
+                settle(core, &body);
+            }
+            Step::Lost(cause) => return cause,
+            Step::Work => {}
+            Step::Tick if dial::is_superseded(&core.workdir, &link.info) => {
+                return dealer.failure(&"the lock file names another primary by now");
+            }
+            Step::Tick => match pulse.tick() {
+                Beat::Nothing => {}
+                Beat::Ping => {
+                    if let Err(cause) = ping(core, dealer).await {
+                        return cause;
+                    }
+                }
+                Beat::Report => core.report(true),
+                Beat::GiveUp => return dealer.failure(&"the primary holds the lock but does not answer pings"),
+            },
+        }
+    }
+}
+
+/// Hands everything that waits to the socket.
+async fn send_waiting(core: &Core, dealer: &mut Dealer) -> Result<(), Cause> {
+    loop {
+        let (next, wants_fence) = {
+            let mut calls = core.calls();
+            (calls.next(), calls.wants_fence())
+        };
+        if wants_fence {
+            ping(core, dealer).await?;
+        }
+        let Some(Outgoing { number, body, answered }) = next else { return Ok(()) };
+        if let Err(cause) = dealer.send(body.clone()).await {
+            core.calls().put_back(Outgoing { number, body, answered });
+            return Err(cause);
+        }
+        if !answered {
+            core.calls().handed_over(number);
+        }
+    }
+}
+
+async fn ping(core: &Core, dealer: &mut Dealer) -> Result<(), Cause> {
+    let number = core.next_number();
+    core.calls().fence(number);
+    dealer.send(dial::encode(Some(number), PING, json!({}))).await
+}
+
+/// Gives an answer to whoever waits for it.
+fn settle(core: &Core, body: &[u8]) {
+    let answer = match parse_response(body) {
+        Ok(answer) => answer,
+        Err(error) => {
+            tracing::warn!(%error, "unreadable answer from the primary");
+            return;
+        }
+    };
+    match (answer.id.as_number(), answer.outcome) {
+        // Duplicates, late answers and our own pings end here: nobody waits for them.
+        (Some(number), outcome) => {
+            core.calls().answered(number, outcome.map_err(CallError::Refused));
+        }
+        (None, Err(fault)) => tracing::warn!(%fault, "the primary could not read a request of ours"),
+        (None, Ok(_)) => tracing::debug!("an answer without id"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_is_asked_about_then_reported_then_ended() {
+        let mut pulse = Pulse::default();
+        let beats: Vec<_> = (0..LOST_AFTER_TICKS).map(|_| pulse.tick()).collect();
+        let at = |beat| beats.iter().position(|it| *it == beat).unwrap() + 1;
+        assert_eq!((at(Beat::Ping), at(Beat::Report), at(Beat::GiveUp)), (2, 4, 12));
+        assert!(pulse.heard());
+        assert_eq!((pulse.heard(), pulse.tick()), (false, Beat::Nothing));
+    }
+
+    #[test]
+    fn pauses_grow_to_a_tenth_of_a_second() {
+        let mut backoff = Backoff::default();
+        let pauses: Vec<_> = (0..9).map(|_| backoff.next().as_millis()).collect();
+        assert_eq!(pauses, [1, 2, 5, 10, 20, 50, 100, 100, 100]);
+    }
+}
