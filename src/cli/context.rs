@@ -1,0 +1,145 @@
+//! What every command needs: the common options, the workdir and a way to the primary.
+
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use pando_ipc::client::{Client, Options};
+use pando_ipc::{Kind, Workdir};
+use serde_json::Value;
+use tokio::time::Instant;
+use tracing_subscriber::EnvFilter;
+use uuid::Uuid;
+
+use super::args::{Command, Globals};
+use super::environment::Environment;
+use super::failure::{self, Failure};
+use super::holder::Standing;
+use super::output::Palette;
+
+/// How long a call may take when nothing else is said.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a primary is looked for when nothing else is said.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two primaries the lock is free for an instant: look again after this, before saying that there is none.
+const SECOND_LOOK: Duration = Duration::from_millis(30);
+
+/// What every command needs.
+#[derive(Debug)]
+pub(crate) struct Context {
+    globals: Globals,
+    environment: Environment,
+}
+
+impl Context {
+    /// Joins the options with the environment.
+    pub(crate) fn new(globals: Globals, environment: Environment) -> Self {
+        Self { globals, environment }
+    }
+
+    /// Tells whether the output is for programs.
+    pub(crate) fn json(&self) -> bool {
+        self.globals.json
+    }
+
+    /// Tells whether to print only what was asked for.
+    pub(crate) fn quiet(&self) -> bool {
+        self.globals.quiet
+    }
+
+    /// Returns the common options, to hand them on to a process of our own.
+    pub(crate) fn globals(&self) -> &Globals {
+        &self.globals
+    }
+
+    /// Returns the environment.
+    pub(crate) fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
+    /// Returns the colours for stdout.
+    pub(crate) fn palette(&self) -> Palette {
+        Palette::for_stream(self.globals.color, io::stdout().is_terminal(), self.environment.no_color)
+    }
+
+    /// Returns the colours for stderr.
+    pub(crate) fn stderr_palette(&self) -> Palette {
+        Palette::for_stream(self.globals.color, io::stderr().is_terminal(), self.environment.no_color)
+    }
+
+    /// Returns how long the command may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.globals.timeout.unwrap_or(CALL_TIMEOUT)
+    }
+
+    /// Returns the workdir: the one named, else the nearest upwards.
+    pub(crate) fn workdir(&self) -> Result<Workdir, Failure> {
+        let found = match (&self.globals.workdir, &self.environment.current_dir) {
+            (Some(named), _) => Workdir::open(named),
+            (None, Ok(here)) => Workdir::discover(here, self.environment.home.as_deref()),
+            (None, Err(error)) => {
+                return Err(Failure::new(failure::Kind::Usage, format!("cannot tell the current directory: {error}"))
+                    .hint("name one with '--workdir DIR'"));
+            }
+        };
+        found.map_err(|error| Failure::workdir(&error))
+    }
+
+    /// Sends the log to stderr. `-q` and `-v` decide, else `PANDO_LOG`, else warnings; instances in the background tell more.
+    pub(crate) fn start_log(&self, command: &Command) {
+        let level = match (self.globals.quiet, self.globals.verbose) {
+            (true, _) => Some("off"),
+            (false, 0) => None,
+            (false, 1) => Some("info"),
+            (false, 2) => Some("debug"),
+            (false, _) => Some("trace"),
+        };
+        let usual = if matches!(command, Command::Up(args) if args.is_in_background()) { "info" } else { "warn" };
+        let filter = match (level, &self.environment.log) {
+            // Other people's crates stay at warnings: their detail hides ours.
+            (Some("off"), _) => "off".to_owned(),
+            (Some(level), _) => {
+                format!("warn,pando={level},pando_ipc={level},pando_bridge={level},pando_dbproxy={level}")
+            }
+            (None, Some(filter)) => filter.clone(),
+            (None, None) => format!("warn,pando={usual},pando_ipc={usual},pando_bridge={usual},pando_dbproxy={usual}"),
+        };
+        let colored = io::stderr().is_terminal() && !self.environment.no_color;
+        let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_writer(io::stderr);
+        // A second start is the only error, and this is the first.
+        drop(log.with_ansi(colored).try_init());
+    }
+
+    /// Connects to the primary of `workdir`. Where the lock is free it says so at once instead of waiting for one.
+    pub(crate) async fn client(&self, workdir: &Workdir, kind: Kind) -> Result<Client, Failure> {
+        if is_free(workdir)? {
+            tokio::time::sleep(SECOND_LOOK).await;
+            if is_free(workdir)? {
+                return Err(Failure::no_primary(workdir));
+            }
+        }
+        let options = Options {
+            instance_id: format!("cli-{}", Uuid::new_v4().simple()),
+            kind,
+            dial_timeout: self.globals.timeout.unwrap_or(DIAL_TIMEOUT),
+            call_timeout: self.timeout(),
+        };
+        Client::connect(workdir.clone(), options).await.map_err(|error| Failure::call(error, workdir))
+    }
+
+    /// Connects, calls one method and hangs up; one deadline covers all of it.
+    pub(crate) async fn call(&self, method: &str, params: Value) -> Result<Value, Failure> {
+        let deadline = Instant::now() + self.timeout();
+        let workdir = self.workdir()?;
+        let client = self.client(&workdir, Kind::Client).await?;
+        let outcome = client.call_by(method, params, deadline).await;
+        client.close().await;
+        outcome.map_err(|error| Failure::call(error, &workdir))
+    }
+}
+
+fn is_free(workdir: &Workdir) -> Result<bool, Failure> {
+    match Standing::of(workdir) {
+        Ok(standing) => Ok(matches!(standing, Standing::Free(_))),
+        Err(error) => Err(Failure::lock(&error)),
+    }
+}

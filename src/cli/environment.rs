@@ -1,0 +1,44 @@
+//! What the process was started with: the one place that reads it.
+
+use std::env;
+use std::io;
+use std::path::PathBuf;
+
+/// Variable that silences colours, see <https://no-color.org>.
+const NO_COLOR: &str = "NO_COLOR";
+/// Variable that says what to log, in the form of `tracing`'s filters, such as `pando_ipc=debug`.
+const LOG: &str = "PANDO_LOG";
+
+/// The environment, as far as we care.
+#[derive(Debug)]
+pub(crate) struct Environment {
+    /// Where we are, or why that cannot be told.
+    pub(crate) current_dir: io::Result<PathBuf>,
+    /// The user's home.
+    pub(crate) home: Option<PathBuf>,
+    /// Where temporary directories belong.
+    pub(crate) temp_dir: PathBuf,
+    /// Whether colours are unwanted.
+    pub(crate) no_color: bool,
+    /// What to log.
+    pub(crate) log: Option<String>,
+    /// Whether the command line asks for JSON, known even when the rest of it is wrong.
+    pub(crate) wants_json: bool,
+}
+
+impl Environment {
+    /// Reads it once.
+    pub(crate) fn read() -> Self {
+        let is_set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
+        #[expect(clippy::disallowed_methods, reason = "the command line finds its workdir from here; nobody else may")]
+        let current_dir = env::current_dir();
+        Self {
+            current_dir,
+            home: env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from),
+            temp_dir: env::temp_dir(),
+            no_color: is_set(NO_COLOR),
+            log: env::var(LOG).ok().filter(|filter| !filter.is_empty()),
+            wants_json: env::args_os().any(|arg| arg == "--json"),
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! How a command fails: what it says, what to do next, and the exit code that scripts see.
+
+use std::fmt::Write as _;
+use std::io;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use pando_ipc::client::{CallError, Cause};
+use pando_ipc::{Code, Fault, LockError, Workdir, WorkdirError, fault};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::holder::{Holder, Standing};
+use super::output::Palette;
+
+/// Why a command ends, one for each documented exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Kind {
+    /// The thing asked for did not work.
+    Failed,
+    /// The command line is wrong.
+    Usage,
+    /// There is no primary, or it cannot be reached.
+    Unreachable,
+    /// We may not do this.
+    NotAuthorised,
+    /// The deadline passed.
+    Timeout,
+    /// Someone else's write or term stands against it.
+    Conflict,
+    /// Two releases that do not understand each other.
+    Version,
+    /// Another instance is primary and we were told to be it.
+    LostElection,
+    /// Ctrl-C.
+    Interrupted,
+    /// Who reads our output has seen enough: no failure.
+    ReaderGone,
+}
+
+impl Kind {
+    /// Returns the documented exit code.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::ReaderGone => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Unreachable => 3,
+            Self::NotAuthorised => 4,
+            Self::Timeout => 5,
+            Self::Conflict => 6,
+            Self::Version => 7,
+            Self::LostElection => 75,
+            Self::Interrupted => 130,
+        }
+    }
+}
+
+/// Why a command failed, for people and for scripts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    /// What kind of failure it is; decides the exit code.
+    pub(crate) kind: Kind,
+    /// What went wrong and with what: a lowercase fragment.
+    pub(crate) message: String,
+    /// What to do next, most likely first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) hints: Vec<String>,
+    /// What the primary added, for scripts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) data: Option<Box<Value>>,
+}
+
+impl Failure {
+    /// Returns a failure without hints.
+    pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), hints: vec![], data: None }
+    }
+
+    /// Returns the failure with one more next step.
+    #[must_use]
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    /// Returns the end by Ctrl-C, which says nothing.
+    pub(crate) fn interrupted() -> Self {
+        Self::new(Kind::Interrupted, "interrupted")
+    }
+
+    /// Returns the failure to read or write `what`.
+    pub(crate) fn io(what: impl std::fmt::Display, error: &io::Error) -> Self {
+        let failure = Self::new(Kind::Failed, format!("cannot {what}: {error}"));
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => failure.hint("check who owns it and its mode: 'ls -ld'"),
+            io::ErrorKind::StorageFull => failure.hint("make room on the disk: 'df -h'"),
+            _ => failure,
+        }
+    }
+
+    /// Returns the failure of a call to the primary of `workdir`: every outcome of a call is mapped here and nowhere else.
+    pub(crate) fn call(error: CallError, workdir: &Workdir) -> Self {
+        match error {
+            CallError::Refused(fault) => Self::refused(fault),
+            CallError::NotSent(cause) => Self::cause(&cause, workdir),
+            CallError::Unknown(cause) => {
+                let mut failure = Self::cause(&cause, workdir);
+                failure.message.push_str("; the call was sent, so it may have been carried out");
+                failure
+            }
+        }
+    }
+
+    /// Returns the failure to get an answer.
+    fn cause(cause: &Cause, workdir: &Workdir) -> Self {
+        let path = workdir.path().display();
+        match cause {
+            Cause::NoPrimary { .. } => Self::no_primary(workdir),
+            Cause::ConnectionFailed { .. } | Cause::Closed => {
+                let mut failure = Self::new(Kind::Unreachable, format!("cannot reach the primary of {path}: {cause}"));
+                let silent = failure.name_holder(workdir).map(end_it);
+                failure.hints.extend(silent);
+                failure.hint("see who holds the workdir: 'pando status'")
+            }
+            Cause::Busy { waiting } => {
+                Self::new(Kind::Failed, format!("{waiting} calls to the primary of {path} wait to be sent already"))
+                    .hint("try again in a moment")
+            }
+            Cause::Timeout { after } => {
+                let mut failure = Self::new(
+                    Kind::Timeout,
+                    format!("the primary of {path} gave no answer within {:?}", rounded(*after)),
+                );
+                failure.name_holder(workdir);
+                failure.hint("give it longer with '--timeout 30s', or see what it does: 'pando status'")
+            }
+            Cause::Version { .. } => {
+                let mut failure = Self::new(Kind::Version, format!("cannot talk to the primary of {path}: {cause}"));
+                failure.name_holder(workdir);
+                failure.hint("end the older one with its own 'pando down', then start it again from the newer release")
+            }
+        }
+    }
+
+    /// Returns the failure of a command that needs a primary where there is none, or a silent one.
+    pub(crate) fn no_primary(workdir: &Workdir) -> Self {
+        let path = workdir.path().display();
+        match Standing::of(workdir) {
+            Ok(Standing::Held(Some(holder))) => {
+                Self::new(Kind::Unreachable, format!("no primary answers in {path} (lock is held by {holder})"))
+                    .hint(end_it(holder.info.pid))
+            }
+            Ok(Standing::Held(None)) => Self::new(
+                Kind::Unreachable,
+                format!("no primary answers in {path} (its lock is held, by whom is not said)"),
+            )
+            .hint(format!("find the holder: 'fuser -v {}'", workdir.lock_path().display())),
+            Ok(Standing::Free(_)) => Self::new(Kind::Unreachable, format!("no primary in {path} (lock is free)"))
+                .hint("start one with 'pando up'"),
+            Err(error) => Self::lock(&error),
+        }
+    }
+
+    /// Adds who holds the lock, so that the reader knows whom to look at; returns its pid.
+    fn name_holder(&mut self, workdir: &Workdir) -> Option<u32> {
+        let Ok(Standing::Held(Some(holder))) = Standing::of(workdir) else { return None };
+        // Writing into a String cannot fail.
+        let _written = write!(self.message, " (the lock is held by {holder})");
+        Some(holder.info.pid)
+    }
+
+    /// Returns the failure for a refusal: our own codes have exit codes of their own.
+    pub(crate) fn refused(fault: Fault) -> Self {
+        const KINDS: [(Code, Kind, &str); 15] = [
+            (Code::NotPrimary, Kind::Unreachable, "try again: the primary is changing"),
+            (Code::Fenced, Kind::Conflict, "try again: a newer primary has taken over"),
+            (Code::Busy, Kind::Failed, "try again in a moment: the primary is busy"),
+            (Code::BusyQueue, Kind::Failed, "try again in a moment: the write queue is full"),
+            (Code::KeyReused, Kind::Conflict, "use a new op id for a new write"),
+            (Code::OutcomeUnknown, Kind::Failed, "look at the data before you write again"),
+            (Code::WrongDatabase, Kind::Conflict, "the database was replaced: start again from 'pando status'"),
+            (Code::Conflict, Kind::Conflict, "read the row that is there, then decide"),
+            (
+                Code::Forbidden,
+                Kind::NotAuthorised,
+                "schema changes need '--ddl'; transactions, PRAGMA and ATTACH are not for callers",
+            ),
+            (Code::Deadline, Kind::Timeout, "nothing was applied; give it longer with '--timeout 30s'"),
+            (Code::TooLarge, Kind::Failed, "send it in smaller parts"),
+            (Code::PeerUnauthorized, Kind::NotAuthorised, "run as the user who owns the workdir"),
+            (Code::Version, Kind::Version, "bring both sides to the same release"),
+            (Code::Sql, Kind::Failed, "see the tables: pando db query 'SELECT name, sql FROM sqlite_schema'"),
+            (Code::Storage, Kind::Failed, "check the disk of the workdir: 'df -h'"),
+        ];
+        let known = KINDS.iter().find(|(code, ..)| fault.is(*code));
+        let failure = match known {
+            Some((_, kind, hint)) => Self::new(*kind, fault.message).hint(*hint),
+            None if fault.code == fault::INVALID_PARAMS => {
+                Self::new(Kind::Failed, fault.message).hint("see what each method takes: 'pando ipc methods'")
+            }
+            None => Self::new(Kind::Failed, fault.message),
+        };
+        let data = fault.data.unwrap_or(Value::Null);
+        Self { data: Some(Box::new(json!({"rpc_code": fault.code, "data": data}))), ..failure }
+    }
+
+    /// Returns the failure to race for the lock or to look at it.
+    pub(crate) fn lock(error: &LockError) -> Self {
+        let kind = match error {
+            LockError::Workdir(error) => return Self::workdir(error),
+            LockError::Silent { .. } => Kind::Unreachable,
+            LockError::Io { .. } | LockError::Foreign { .. } | LockError::Unstable { .. } => Kind::Failed,
+        };
+        let failure = Self::new(kind, error.to_string());
+        match error {
+            LockError::Io { path, source } if source.kind() == io::ErrorKind::PermissionDenied => {
+                let dir = path.parent().unwrap_or(path);
+                failure.hint(format!("make it yours and writable: 'ls -ld {}'", dir.display()))
+            }
+            LockError::Foreign { path } => failure.hint(format!("look at it: 'ls -l {}'", path.display())),
+            LockError::Silent { path, .. } => failure.hint(format!("find the holder: 'fuser -v {}'", path.display())),
+            _ => failure,
+        }
+    }
+
+    /// Returns the failure to use a workdir.
+    pub(crate) fn workdir(error: &WorkdirError) -> Self {
+        let message = error.to_string();
+        match error {
+            WorkdirError::Missing { path, .. } => Self::new(Kind::Usage, message)
+                .hint(format!("make it first, 'mkdir -p {}', or name another with '--workdir DIR'", path.display())),
+            WorkdirError::NotADirectory { .. } => {
+                Self::new(Kind::Usage, message).hint("name the directory that holds it with '--workdir DIR'")
+            }
+            WorkdirError::Unusable { path, .. } => Self::new(Kind::Failed, message)
+                .hint(format!("make it a directory you may write to: 'ls -ld {}'", path.display())),
+            WorkdirError::Foreign { .. } => Self::new(Kind::NotAuthorised, message)
+                .hint("run as its owner, or work in a directory of your own with '--workdir DIR'"),
+        }
+    }
+
+    /// Returns the failure of an instance that was told to be primary while another is.
+    pub(crate) fn lost_election(holder: &Holder, workdir: &Workdir) -> Self {
+        let path = workdir.path().display();
+        Self::new(Kind::LostElection, format!("{path} already has a primary: {holder}"))
+            .hint("join as a secondary: leave out '--require-primary'")
+            .hint("or end the others first: 'pando down'")
+    }
+
+    /// Returns the exit code for the shell.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        self.kind.code().into()
+    }
+
+    /// Returns the lines for stderr: `error: …`, `hint: …`, and with `as_json` the same as one JSON object in the last line.
+    pub(crate) fn render(&self, palette: Palette, as_json: bool) -> String {
+        let mut text = format!("{}: {}\n", palette.error("error"), self.message);
+        for hint in &self.hints {
+            let _written = writeln!(text, "{}: {hint}", palette.hint("hint"));
+        }
+        if as_json {
+            let _written = writeln!(text, "{}", self.to_json());
+        }
+        text
+    }
+
+    /// Returns the object that `--json` adds to stderr.
+    pub(crate) fn to_json(&self) -> Value {
+        let mut object = json!(self);
+        object["exit"] = self.kind.code().into();
+        json!({ "error": object })
+    }
+
+    /// Finds the failure in what a `--json` command wrote to stderr.
+    pub(crate) fn from_stderr(text: &str) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Line {
+            error: Failure,
+        }
+        text.lines().rev().find_map(|line| serde_json::from_str::<Line>(line).ok()).map(|line| line.error)
+    }
+}
+
+/// Returns what to do with a holder that stays silent. It may be stopped or deadlocked, so a milder signal need not reach it.
+fn end_it(pid: u32) -> String {
+    format!("if it stays silent, end it and another instance takes over: 'kill -9 {pid}'")
+}
+
+/// Returns what the user waited, as the user said it: the start of the command takes some milliseconds of it.
+fn rounded(waited: Duration) -> Duration {
+    const STEP_MS: u64 = 100;
+    let millis = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+    if millis < STEP_MS { waited } else { Duration::from_millis(millis.div_ceil(STEP_MS).saturating_mul(STEP_MS)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn empty_workdir() -> (tempfile::TempDir, Workdir) {
+        let dir = tempfile::tempdir().unwrap();
+        let workdir = Workdir::open(dir.path()).unwrap();
+        (dir, workdir)
+    }
+
+    #[test]
+    fn exit_codes_are_the_documented_ones() {
+        let kinds = [
+            (Kind::ReaderGone, 0),
+            (Kind::Failed, 1),
+            (Kind::Usage, 2),
+            (Kind::Unreachable, 3),
+            (Kind::NotAuthorised, 4),
+            (Kind::Timeout, 5),
+            (Kind::Conflict, 6),
+            (Kind::Version, 7),
+            (Kind::LostElection, 75),
+            (Kind::Interrupted, 130),
+        ];
+        for (kind, code) in kinds {
+            assert_eq!(kind.code(), code, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_exits_with_the_code_of_its_reason() {
+        for (fault, code) in [
+            (Fault::new(Code::NotPrimary, "x"), 3),
+            (Fault::new(Code::PeerUnauthorized, "x"), 4),
+            (Fault::new(Code::Forbidden, "x"), 4),
+            (Fault::new(Code::Deadline, "x"), 5),
+            (Fault::new(Code::Conflict, "x"), 6),
+            (Fault::new(Code::KeyReused, "x"), 6),
+            (Fault::new(Code::Fenced, "x"), 6),
+            (Fault::new(Code::Version, "x"), 7),
+            (Fault::new(Code::Sql, "x"), 1),
+            (Fault::method_not_found("x"), 1),
+            (Fault::invalid_params("id", "missing"), 1),
+            (Fault::internal("x"), 1),
+        ] {
+            assert_eq!(Failure::refused(fault.clone()).kind.code(), code, "{fault:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_primary_the_next_step_is_named() {
+        let (dir, workdir) = empty_workdir();
+        let failure =
+            Failure::call(CallError::NotSent(Cause::NoPrimary { workdir: dir.path().into(), held: false }), &workdir);
+        assert_eq!(failure.kind.code(), 3);
+        let text = failure.render(Palette::plain(), false).replace(&workdir.path().display().to_string(), "/w");
+        insta::assert_snapshot!(text, @r"
+        error: no primary in /w (lock is free)
+        hint: start one with 'pando up'
+        ");
+    }
+
+    #[test]
+    fn a_failure_is_also_one_json_line() {
+        let fault = Fault::new(Code::Conflict, "UNIQUE constraint failed: sessions.id");
+        let failure = Failure::refused(fault);
+        let text = failure.render(Palette::plain(), true);
+        insta::assert_snapshot!(text, @r#"
+        error: UNIQUE constraint failed: sessions.id
+        hint: read the row that is there, then decide
+        {"error":{"kind":"conflict","message":"UNIQUE constraint failed: sessions.id","hints":["read the row that is there, then decide"],"data":{"rpc_code":-32000,"data":{"code":"E_CONFLICT","retryable":false}},"exit":6}}
+        "#);
+        assert_eq!(Failure::from_stderr(&text), Some(failure));
+    }
+
+    #[test]
+    fn a_workdir_that_is_not_there_is_a_usage_error() {
+        let missing = WorkdirError::Missing { path: PathBuf::from("/no"), source: io::ErrorKind::NotFound.into() };
+        insta::assert_snapshot!(Failure::lock(&missing.into()).render(Palette::plain(), false), @r"
+        error: no workdir at /no: entity not found
+        hint: make it first, 'mkdir -p /no', or name another with '--workdir DIR'
+        ");
+    }
+}

@@ -1,0 +1,109 @@
+//! `pando ipc call`: one method, one answer.
+
+use std::io::{self, IsTerminal};
+
+use pando_ipc::Kind as PeerKind;
+use pando_ipc::client::{CallError, Client};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::methods;
+use crate::cli::context::Context;
+use crate::cli::failure::{Failure, Kind};
+use crate::cli::{output, suggest};
+
+/// Call a method of the primary and print its result
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Params are JSON: the argument, or stdin when there is none or it is '-'. The result is JSON, over several lines
+on a terminal and in one line otherwise.
+
+Examples:
+  pando ipc call instance.info
+  pando ipc call session.get '{\"id\":\"s1\"}'
+  echo '{\"session_id\":\"s1\",\"content\":\"hello\"}' | pando ipc call message.send"
+)]
+pub(crate) struct Args {
+    /// Method to call; see 'pando ipc methods'
+    method: String,
+    /// Its params as JSON, or '-' for stdin
+    params: Option<String>,
+}
+
+/// Calls it.
+pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+    let params = match args.params {
+        Some(text) if text != "-" => parse(&text, "params")?,
+        given => {
+            if given.is_none() && io::stdin().is_terminal() {
+                json!({})
+            } else {
+                parse(&read_stdin().await?, "params on stdin")?
+            }
+        }
+    };
+    let deadline = Instant::now() + context.timeout();
+    let workdir = context.workdir()?;
+    let client = context.client(&workdir, PeerKind::Client).await?;
+    let outcome = match client.call_by(&args.method, params, deadline).await {
+        Ok(result) => Ok(result),
+        Err(CallError::Refused(fault)) if fault.is_method_not_found() => {
+            Err(method_not_found(&args.method, &client, deadline).await)
+        }
+        Err(error) => Err(Failure::call(error, &workdir)),
+    };
+    client.close().await;
+    output::json_for_reader(&outcome?)
+}
+
+/// Reads JSON that a person wrote; nothing at all is an object without members.
+pub(crate) fn parse(text: &str, what: &str) -> Result<Value, Failure> {
+    if text.trim().is_empty() {
+        return Ok(json!({}));
+    }
+    serde_json::from_str(text).map_err(|error| {
+        let near = text.lines().nth(error.line().saturating_sub(1)).unwrap_or_default().trim();
+        let near: String = near.chars().take(60).collect();
+        Failure::new(Kind::Usage, format!("{what} are not JSON: {error}, in {near:?}"))
+            .hint("keep JSON in single quotes, so that the shell leaves it alone: '{\"session_id\":\"s1\"}'")
+    })
+}
+
+async fn read_stdin() -> Result<String, Failure> {
+    let read = tokio::task::spawn_blocking(|| io::read_to_string(io::stdin())).await;
+    read.map_err(io::Error::other).flatten().map_err(|error| Failure::io("read stdin", &error))
+}
+
+async fn method_not_found(method: &str, client: &Client, deadline: Instant) -> Failure {
+    let failure = Failure::new(Kind::Failed, format!("the primary has no method {method:?}"));
+    let known = client.call_by("rpc.discover", json!({}), deadline).await.map(|document| methods::names(&document));
+    let known = known.unwrap_or_default();
+    let near = suggest::nearest(method, known.iter().map(String::as_str));
+    let failure = match near.as_slice() {
+        [] => failure,
+        near => failure.hint(format!("did you mean '{}'?", near.join("' or '"))),
+    };
+    failure.hint("list them: 'pando ipc methods'")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::output::Palette;
+
+    #[test]
+    fn nothing_is_an_object_without_members() {
+        assert_eq!(parse(" \n", "params"), Ok(json!({})));
+        assert_eq!(parse("[1]", "params"), Ok(json!([1])));
+    }
+
+    #[test]
+    fn bad_json_is_a_usage_error_with_its_position() {
+        let failure = parse("{\n  id: 1}", "params").unwrap_err();
+        assert_eq!(failure.kind.code(), 2);
+        insta::assert_snapshot!(failure.render(Palette::plain(), false), @r#"
+        error: params are not JSON: key must be a string at line 2 column 3, in "id: 1}"
+        hint: keep JSON in single quotes, so that the shell leaves it alone: '{"session_id":"s1"}'
+        "#);
+    }
+}

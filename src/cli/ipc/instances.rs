@@ -1,0 +1,67 @@
+//! `pando ipc instances`: who is in the workdir.
+
+use chrono::{DateTime, Utc};
+use pando_ipc::Timestamp;
+use serde_json::{Value, json};
+
+use crate::cli::context::Context;
+use crate::cli::duration;
+use crate::cli::failure::Failure;
+use crate::cli::output::{self, Table, cell};
+
+/// List who is in this workdir, the primary first
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  pando ipc instances
+  pando ipc instances --json | jq -r '.instances[].instance_id'")]
+pub(crate) struct Args {}
+
+/// Prints the list.
+pub(crate) async fn run(_args: Args, context: &Context) -> Result<(), Failure> {
+    let answer = context.call("instance.list", json!({})).await?;
+    if context.json() {
+        return output::json_for_reader(&answer);
+    }
+    let instances = answer["instances"].as_array().map(Vec::as_slice).unwrap_or_default();
+    output::line(&table(instances, Timestamp::now()).render(context.palette()))
+}
+
+/// Returns the rows of `instance.list` as a table.
+pub(crate) fn table(instances: &[Value], now: Timestamp) -> Table {
+    let mut table = Table::new(["INSTANCE", "KIND", "ROLE", "PID", "VERSION", "SINCE"]);
+    for instance in instances {
+        let text = |key: &str| match &instance[key] {
+            Value::Null => "-".to_owned(),
+            value => cell(value),
+        };
+        let since = text("since");
+        let since = DateTime::parse_from_rfc3339(&since).map_or(since, |since| ago(since.to_utc(), now));
+        table.row([text("instance_id"), text("kind"), text("role"), text("pid"), text("version"), since]);
+    }
+    table
+}
+
+fn ago(since: DateTime<Utc>, now: Timestamp) -> String {
+    let past = (now.as_datetime() - since).to_std().unwrap_or_default();
+    format!("{} ago", duration::human(past))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::output::Palette;
+
+    #[test]
+    fn instances_stand_in_a_table() {
+        let now: Timestamp = serde_json::from_str("\"2026-11-21T03:00:00Z\"").unwrap();
+        let rows = [
+            json!({"instance_id": "inst-A", "kind": "instance", "role": "primary", "pid": 12, "version": "0.1.0", "since": "2026-11-21T02:58:00.5Z"}),
+            json!({"instance_id": "cli-7", "kind": "client", "role": null, "pid": 1234, "version": "0.1.0", "since": "?"}),
+        ];
+        insta::assert_snapshot!(table(&rows, now).render(Palette::plain()), @r"
+        INSTANCE  KIND      ROLE      PID  VERSION  SINCE
+        inst-A    instance  primary    12  0.1.0    1m 59s ago
+        cli-7     client    -        1234  0.1.0    ?
+        ");
+    }
+}

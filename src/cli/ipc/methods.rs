@@ -1,0 +1,72 @@
+//! `pando ipc methods`: what the primary can be asked.
+
+use serde_json::{Value, json};
+
+use crate::cli::context::Context;
+use crate::cli::failure::Failure;
+use crate::cli::output::{self, Table, cell};
+
+/// List the methods of the primary
+#[derive(Debug, clap::Args)]
+#[command(after_help = "With --json it prints the OpenRPC document of 'rpc.discover'.
+
+Examples:
+  pando ipc methods
+  pando ipc methods --json | jq -r '.methods[].name'")]
+pub(crate) struct Args {}
+
+/// Prints the list.
+pub(crate) async fn run(_args: Args, context: &Context) -> Result<(), Failure> {
+    let document = context.call("rpc.discover", json!({})).await?;
+    if context.json() {
+        output::json_for_reader(&document)
+    } else {
+        output::line(&table(&document).render(context.palette()))
+    }
+}
+
+/// Returns the names in an OpenRPC document.
+pub(crate) fn names(document: &Value) -> Vec<String> {
+    all(document).filter_map(|method| Some(method["name"].as_str()?.to_owned())).collect()
+}
+
+fn all(document: &Value) -> impl Iterator<Item = &Value> {
+    document["methods"].as_array().into_iter().flatten()
+}
+
+fn table(document: &Value) -> Table {
+    let mut table = Table::new(["METHOD", "PARAMS", "WHAT IT DOES"]);
+    for method in all(document) {
+        let params: Vec<String> = method["params"].as_array().into_iter().flatten().map(param).collect();
+        let summary = if method["summary"].is_null() { &method["description"] } else { &method["summary"] };
+        let summary = if summary.is_null() { String::new() } else { cell(summary) };
+        table.row([cell(&method["name"]), params.join(" "), summary]);
+    }
+    table
+}
+
+/// A param's name, with a question mark when it may be left out.
+fn param(param: &Value) -> String {
+    let optional = if param["required"].as_bool().unwrap_or(false) { "" } else { "?" };
+    format!("{}{optional}", cell(&param["name"]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::output::Palette;
+
+    #[test]
+    fn methods_stand_in_a_table_with_their_params() {
+        let document = json!({"methods": [
+            {"name": "instance.ping", "summary": "Tells that the primary is alive", "params": []},
+            {"name": "session.list", "params": [{"name": "limit", "schema": {}}, {"name": "id", "required": true}]},
+        ]});
+        insta::assert_snapshot!(table(&document).render(Palette::plain()), @r"
+        METHOD         PARAMS     WHAT IT DOES
+        instance.ping             Tells that the primary is alive
+        session.list   limit? id
+        ");
+        assert_eq!(names(&document), ["instance.ping", "session.list"]);
+    }
+}

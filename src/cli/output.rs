@@ -1,0 +1,234 @@
+//! What goes to stdout, and how it looks.
+
+use std::io::{self, IsTerminal, Write};
+
+use clap::builder::styling::{AnsiColor, Style};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::failure::{Failure, Kind};
+
+/// When to colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Color {
+    /// On a terminal, unless `NO_COLOR` is set.
+    Auto,
+    /// Also into pipes and files.
+    Always,
+    /// Not at all.
+    Never,
+}
+
+/// The few colours we use, or none.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Palette {
+    colored: bool,
+}
+
+impl Palette {
+    /// Returns no colours.
+    pub(crate) fn plain() -> Self {
+        Self { colored: false }
+    }
+
+    /// Returns the palette for a stream. `no_color` is whether the environment asks for none.
+    pub(crate) fn for_stream(color: Color, is_terminal: bool, no_color: bool) -> Self {
+        let colored = match color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => is_terminal && !no_color,
+        };
+        Self { colored }
+    }
+
+    fn paint(self, style: Style, text: &str) -> String {
+        if self.colored { format!("{style}{text}{style:#}") } else { text.to_owned() }
+    }
+
+    /// Paints the word that opens an error.
+    pub(crate) fn error(self, text: &str) -> String {
+        self.paint(AnsiColor::Red.on_default().bold(), text)
+    }
+
+    /// Paints the word that opens a hint.
+    pub(crate) fn hint(self, text: &str) -> String {
+        self.paint(AnsiColor::Cyan.on_default().bold(), text)
+    }
+
+    /// Paints what is well.
+    pub(crate) fn good(self, text: &str) -> String {
+        self.paint(AnsiColor::Green.on_default().bold(), text)
+    }
+
+    /// Paints a heading.
+    pub(crate) fn heading(self, text: &str) -> String {
+        self.paint(Style::new().bold(), text)
+    }
+
+    /// Paints what matters less.
+    pub(crate) fn faint(self, text: &str) -> String {
+        self.paint(Style::new().dimmed(), text)
+    }
+}
+
+/// Tells whether a person reads our stdout.
+pub(crate) fn is_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// Writes to stdout at once. A reader that has gone is [`Kind::ReaderGone`].
+pub(crate) fn raw(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure::new(Kind::ReaderGone, "nobody reads our output any more"),
+        _ => Failure::io("write to stdout", &error),
+    })
+}
+
+/// Writes one line.
+pub(crate) fn line(text: &str) -> Result<(), Failure> {
+    raw(format!("{text}\n").as_bytes())
+}
+
+/// Writes one line of JSON.
+pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
+    line(&encode(value, false)?)
+}
+
+/// Writes JSON: over several lines for a person, in one line for a program.
+pub(crate) fn json_for_reader(value: &impl Serialize) -> Result<(), Failure> {
+    line(&encode(value, is_terminal())?)
+}
+
+fn encode(value: &impl Serialize, pretty: bool) -> Result<String, Failure> {
+    let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
+    text.map_err(|error| Failure::new(Kind::Failed, format!("cannot write JSON: {error}")))
+}
+
+/// Returns a value as it stands in a cell: text without quotes, NULL for nothing, JSON for the rest.
+pub(crate) fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "NULL".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Returns text that cannot move a terminal's cursor: control characters become escapes.
+pub(crate) fn printable(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { safe.extend(c.escape_default()) } else { safe.push(c) }
+    }
+    safe
+}
+
+/// Rows under headings, columns aligned: numbers to the right, all else to the left.
+#[derive(Debug)]
+pub(crate) struct Table {
+    headings: Vec<String>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// Returns a table without rows.
+    pub(crate) fn new<S: AsRef<str>>(headings: impl IntoIterator<Item = S>) -> Self {
+        Self { headings: headings.into_iter().map(|heading| printable(heading.as_ref())).collect(), rows: vec![] }
+    }
+
+    /// Adds a row.
+    pub(crate) fn row<S: AsRef<str>>(&mut self, cells: impl IntoIterator<Item = S>) {
+        self.rows.push(cells.into_iter().map(|cell| printable(cell.as_ref())).collect());
+    }
+
+    /// Returns the lines, the headings first.
+    pub(crate) fn render(&self, palette: Palette) -> String {
+        let cell = |row: &[String], column: usize| row.get(column).cloned().unwrap_or_default();
+        let widths: Vec<usize> = (0..self.headings.len())
+            .map(|column| {
+                let heading = self.headings[column].chars().count();
+                self.rows.iter().map(|row| cell(row, column).chars().count()).fold(heading, usize::max)
+            })
+            .collect();
+        let numeric: Vec<bool> = (0..self.headings.len())
+            .map(|column| !self.rows.is_empty() && self.rows.iter().all(|row| cell(row, column).parse::<f64>().is_ok()))
+            .collect();
+        let render_row = |row: &[String]| {
+            let cells: Vec<String> = (0..widths.len())
+                .map(|column| {
+                    let (text, width) = (cell(row, column), widths[column]);
+                    if numeric[column] { format!("{text:>width$}") } else { format!("{text:<width$}") }
+                })
+                .collect();
+            cells.join("  ").trim_end().to_owned()
+        };
+        let mut lines = vec![palette.heading(&render_row(&self.headings))];
+        lines.extend(self.rows.iter().map(|row| render_row(row)));
+        lines.join("\n")
+    }
+}
+
+/// Names and values below each other, the values aligned.
+pub(crate) fn facts(facts: &[(&str, String)], palette: Palette) -> String {
+    let width = facts.iter().map(|(name, _)| name.chars().count()).max().unwrap_or_default();
+    let lines: Vec<String> = facts
+        .iter()
+        .map(|(name, value)| format!("{}  {}", palette.heading(&format!("{name:<width$}")), printable(value)))
+        .collect();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_table_aligns_numbers_right_and_text_left() {
+        let mut table = Table::new(["id", "count", "note"]);
+        table.row(["a", "5", "x"]);
+        table.row(["long-id", "1200", ""]);
+        insta::assert_snapshot!(table.render(Palette::plain()), @r"
+        id       count  note
+        a            5  x
+        long-id   1200
+        ");
+    }
+
+    #[test]
+    fn a_table_without_rows_shows_its_headings() {
+        assert_eq!(Table::new(["id", "note"]).render(Palette::plain()), "id  note");
+    }
+
+    #[test]
+    fn a_cell_cannot_move_the_cursor_or_break_the_row() {
+        let mut table = Table::new(["text"]);
+        table.row(["a\nb\u{1b}[2J"]);
+        assert_eq!(table.render(Palette::plain()), "text\na\\nb\\u{1b}[2J");
+    }
+
+    #[test]
+    fn cells_show_null_text_and_json() {
+        let cells: Vec<String> = [json!(null), json!("a b"), json!(1.5), json!([1])].iter().map(cell).collect();
+        assert_eq!(cells, ["NULL", "a b", "1.5", "[1]"]);
+    }
+
+    #[test]
+    fn colours_follow_the_option_then_the_terminal_then_no_color() {
+        let colored = |color, terminal, no_color| Palette::for_stream(color, terminal, no_color).colored;
+        assert!(colored(Color::Auto, true, false));
+        assert!(!colored(Color::Auto, true, true));
+        assert!(!colored(Color::Auto, false, false));
+        assert!(colored(Color::Always, false, true));
+        assert!(!colored(Color::Never, true, false));
+    }
+
+    #[test]
+    fn facts_stand_below_each_other() {
+        insta::assert_snapshot!(facts(&[("epoch", "3".into()), ("pid", "12".into())], Palette::plain()), @r"
+        epoch  3
+        pid    12
+        ");
+    }
+}
