@@ -4,7 +4,7 @@
 //!  Instance::join(workdir)
 //!     │ instance/   who am I now: a loop over terms, each of which leads or follows
 //!     ├── lead ──── dbproxy::Writer ─ commit ─► bridge::Outbound ─► ipc::Bus      methods/  what can be called
-//!     └── follow ── ipc::Client ◄── calls, events ──┘                              cli/      what a person types
+//!     └── follow ── ipc::Client ◄── calls, events ──┘                              (the binary: cli/, what a person types)
 //! ```
 //!
 //! An application joins, writes and follows; it never asks whether it is the primary:
@@ -25,7 +25,6 @@
 //! # }
 //! ```
 
-pub mod cli;
 mod instance;
 mod methods;
 
