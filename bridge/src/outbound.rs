@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use pando_ipc::topic::PROBE_PREFIX;
 use pando_ipc::{Bus, Envelope, Topic};
 
 use crate::hub::Hub;
@@ -51,12 +52,16 @@ impl Outbound {
     }
 
     /// Numbers an ephemeral event and carries it; it is in no journal and whoever misses it learns so from `n`.
+    ///
+    /// A probe is of use to its own subscriber alone and is not counted.
     pub fn ephemeral(&self, mut event: Envelope) -> Arc<Envelope> {
         let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        let n = counters.entry((event.instance_id.clone(), event.topic.clone())).or_default();
-        *n += 1;
+        if !event.topic.as_str().starts_with(PROBE_PREFIX) {
+            let n = counters.entry((event.instance_id.clone(), event.topic.clone())).or_default();
+            *n += 1;
+            event.n = Some(*n);
+        }
         event.epoch = self.served.get().map(|(epoch, _)| *epoch);
-        event.n = Some(*n);
         let event = Arc::new(event);
         // Under the lock, so that the numbers leave in order.
         self.carry(std::slice::from_ref(&event));

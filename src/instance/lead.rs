@@ -69,7 +69,7 @@ impl Primary {
     pub(crate) async fn write(&self, source: String, op_id: Option<String>, work: Work) -> Result<Ack, Fault> {
         let op_id = op_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
         let deadline = std::time::Instant::now() + self.shared.options.call_timeout;
-        self.writer.submit(WriteRequest::new(op_id, source, deadline, work)).await
+        self.writer.submit(WriteRequest::new(op_id, source, deadline, work)?).await
     }
 
     /// Journals an event in the name of this instance and returns its `seq`.

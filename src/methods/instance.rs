@@ -156,7 +156,8 @@ fn hello(primary: &Primary, call: Call) -> Result<Value, Fault> {
             hello.version,
             env!("CARGO_PKG_VERSION")
         );
-        return Err(Fault::new(Code::Version, why).with("theirs", hello.protocol).with("ours", PROTOCOL));
+        let fault = Fault::new(Code::Version, why).with("version", env!("CARGO_PKG_VERSION"));
+        return Err(fault.with("protocol", PROTOCOL));
     }
     primary.welcome(call.caller.peer, hello);
     write_result(WelcomeResult {
