@@ -96,16 +96,28 @@ impl Acceptor {
     /// Never spins: a failing accept fails again at once, for example while no descriptor is left.
     async fn back_off(&mut self, error: &io::Error) {
         tracing::warn!(%error, role = ?self.role, "cannot accept a connection");
-        if matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE)) && self.reserve.take().is_some() {
-            // Whoever waits at the head of the backlog learns now that there is no room, instead of hanging.
-            if let Some(Ok(refused)) = self.listener.accept().now_or_never() {
-                self.shared.counters.refuse(Refusal::Descriptors);
-                drop(refused);
-            }
+        if matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE)) {
+            self.give_way();
         }
-        self.reserve = self.reserve.take().or_else(spare_descriptor);
         sleep(self.pause).await;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
+
+    /// Frees what descriptors it can: those of handshakes that had their grace, and the head of the backlog, which
+    /// learns now that there is no room instead of hanging.
+    fn give_way(&mut self) {
+        let (now, grace) = (Instant::now(), self.shared.limits.handshake_grace);
+        let overdue = self.handshakes.iter().take_while(|(since, _)| *since + grace <= now).count();
+        for (_, over) in self.handshakes.drain(..overdue) {
+            over.cancel();
+        }
+        if self.reserve.take().is_some()
+            && let Some(Ok(refused)) = self.listener.accept().now_or_never()
+        {
+            self.shared.counters.refuse(Refusal::Descriptors);
+            drop(refused);
+        }
+        self.reserve = spare_descriptor();
     }
 }
 

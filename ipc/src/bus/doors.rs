@@ -21,7 +21,7 @@ use crate::zmtp::Role;
 /// Connections that the kernel holds for us until they are accepted; more are refused or retried by the kernel.
 const BACKLOG: u32 = 1_024;
 /// Pairs of ports that are tried, from the workdir's own on. Then the kernel chooses, so that no squatter can keep us from starting.
-const MAX_PORT_PAIRS: usize = 64;
+const MAX_PORT_PAIRS: usize = 1_000;
 /// Random hex digits in the name of a socket file; with a term of 20 digits the name still fits `Workdir::socket_dir`.
 const RANDOM_DIGITS: usize = 6;
 

@@ -15,8 +15,10 @@ pub const HANDSHAKE_GRACE: Duration = Duration::from_millis(500);
 pub const MAX_CONNECTIONS: usize = 4_096;
 /// Bytes queued for one subscriber. One that lets it fill up is cut off; it resumes by replay.
 pub const EVENT_RING_BYTES: usize = 8 * 1024 * 1024;
-/// Bytes queued for one caller. Its requests are not read while more than half is used; one that fills it up is cut off.
-pub const REPLY_RING_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes queued for one caller. One that lets its answers fill it up is cut off; it has room for a burst of large ones.
+pub const REPLY_RING_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes queued for one caller above which its requests are not read, so that one who reads no answers stops there.
+pub const REPLY_PAUSE_BYTES: usize = 4 * 1024 * 1024;
 /// Largest answer, and largest event. A larger answer is replaced by `E_TOO_LARGE`; a larger event is dropped and counted.
 pub const MAX_OUTGOING_BYTES: usize = 4 * 1024 * 1024;
 /// Calls in flight of one peer. The one beyond it is answered `E_BUSY` at once. A batch counts as one.
@@ -41,6 +43,8 @@ pub struct Limits {
     pub event_ring_bytes: usize,
     /// See [`REPLY_RING_BYTES`].
     pub reply_ring_bytes: usize,
+    /// See [`REPLY_PAUSE_BYTES`].
+    pub reply_pause_bytes: usize,
     /// See [`MAX_OUTGOING_BYTES`].
     pub max_outgoing_bytes: usize,
     /// See [`MAX_CALLS_PER_PEER`].
@@ -59,6 +63,7 @@ impl Default for Limits {
             max_connections: MAX_CONNECTIONS,
             event_ring_bytes: EVENT_RING_BYTES,
             reply_ring_bytes: REPLY_RING_BYTES,
+            reply_pause_bytes: REPLY_PAUSE_BYTES,
             max_outgoing_bytes: MAX_OUTGOING_BYTES,
             max_calls_per_peer: MAX_CALLS_PER_PEER,
             max_calls: MAX_CALLS,

@@ -1,104 +1,46 @@
-//! Whose a loopback connection is: the kernel's socket table names the owner of its other end.
+//! Whose a loopback connection is: the kernel knows the owner of the socket at its other end.
 
-use std::collections::HashMap;
-use std::fs;
-use std::net::{Ipv4Addr, SocketAddrV4};
-use std::sync::Arc;
+mod diag;
+mod table;
 
-use tokio::sync::Mutex;
-use tokio::time::Instant;
+use std::net::SocketAddrV4;
+use std::sync::{Mutex, PoisonError};
 
-/// The tables of TCP sockets. IPv6 sockets may carry IPv4 connections under mapped addresses.
-const TABLES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
-/// The kernel's number for ESTABLISHED. A socket whose process has closed it is in another state, and shows uid 0.
-const ESTABLISHED: &str = "01";
-/// Prefix of an IPv4 address in the IPv6 table.
-const MAPPED_PREFIX: &str = "0000000000000000FFFF0000";
-/// A table read while sockets come and go may miss one, so it is read again before a peer is refused.
-const MAX_READS: usize = 2;
+use diag::Diag;
+use table::Tables;
 
-type Rows = HashMap<(SocketAddrV4, SocketAddrV4), u32>;
-
-/// Looks up owners; many at once share one read of the table.
+/// Looks up the owners of connections to two ports of ours.
 #[derive(Debug)]
 pub(super) struct Owners {
-    ports: [u16; 2],
-    table: Mutex<Option<Table>>,
-}
-
-#[derive(Debug)]
-struct Table {
-    read_at: Instant,
-    rows: Rows,
+    /// `None` where netlink is closed to us, as in some sandboxes.
+    diag: Option<Mutex<Diag>>,
+    /// Asked when netlink does not know.
+    tables: Tables,
 }
 
 impl Owners {
-    /// Returns a look-up for connections to these ports of ours.
     pub(super) fn new(ports: [u16; 2]) -> Self {
-        Self { ports, table: Mutex::new(None) }
+        let diag = Diag::open().inspect_err(|error| tracing::debug!(%error, "no netlink, reading the socket tables"));
+        Self { diag: diag.ok().map(Mutex::new), tables: Tables::new(ports) }
     }
 
     /// Returns the uid of the socket that `peer` has connected to `ours`; `None` when it cannot be told.
-    pub(super) async fn uid_of(self: &Arc<Self>, peer: SocketAddrV4, ours: SocketAddrV4) -> Option<u32> {
-        for _ in 0..MAX_READS {
-            let since = Instant::now();
-            let mut table = self.table.lock().await;
-            // A read that began after we asked has seen our connection; an older one may name a former user of the port.
-            let fresh = match table.take() {
-                Some(table) if table.read_at >= since => table,
-                _ => {
-                    let (read_at, ports) = (Instant::now(), self.ports);
-                    let rows = tokio::task::spawn_blocking(move || read_rows(ports)).await.ok()?;
-                    Table { read_at, rows }
-                }
-            };
-            let owner = fresh.rows.get(&(peer, ours)).copied();
-            *table = Some(fresh);
-            if owner.is_some() {
-                return owner;
-            }
+    pub(super) async fn uid_of(&self, peer: SocketAddrV4, ours: SocketAddrV4) -> Option<u32> {
+        match self.ask(peer, ours) {
+            Some(Ok(owner)) => owner,
+            Some(Err(_)) | None => self.tables.uid_of(peer, ours).await,
         }
-        None
     }
-}
 
-/// Reads the established connections to our ports. A table that cannot be read has no rows: the peer is then refused.
-fn read_rows(ports: [u16; 2]) -> Rows {
-    let mut rows = Rows::new();
-    for table in TABLES {
-        let text = fs::read_to_string(table).unwrap_or_default();
-        rows.extend(text.lines().skip(1).filter_map(row).filter(|((_, ours), _)| ports.contains(&ours.port())));
+    fn ask(&self, peer: SocketAddrV4, ours: SocketAddrV4) -> Option<rustix::io::Result<Option<u32>>> {
+        let mut diag = self.diag.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(diag.uid_of(peer, ours))
     }
-    rows
-}
-
-/// Reads a row: `sl local remote state queues timer retransmits uid timeout inode …`; the local side is the peer.
-fn row(line: &str) -> Option<((SocketAddrV4, SocketAddrV4), u32)> {
-    let mut fields = line.split_ascii_whitespace().skip(1);
-    let local = address(fields.next()?)?;
-    let remote = address(fields.next()?)?;
-    if fields.next()? != ESTABLISHED {
-        return None;
-    }
-    let uid = fields.nth(3)?.parse().ok()?;
-    let inode = fields.nth(1)?;
-    (inode != "0").then_some(((local, remote), uid))
-}
-
-/// Reads `HEX:PORT`; the address is one word in the machine's own byte order.
-fn address(text: &str) -> Option<SocketAddrV4> {
-    let (ip, port) = text.split_once(':')?;
-    let word = ip.strip_prefix(MAPPED_PREFIX).unwrap_or(ip);
-    if word.len() != 8 {
-        return None;
-    }
-    let ip = Ipv4Addr::from(u32::from_str_radix(word, 16).ok()?.to_ne_bytes());
-    Some(SocketAddrV4::new(ip, u16::from_str_radix(port, 16).ok()?))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
     use super::*;
 
@@ -107,35 +49,40 @@ mod tests {
         address
     }
 
-    #[tokio::test]
-    async fn a_loopback_connection_is_ours_until_it_is_closed() {
+    /// Checks a way of looking up; without netlink the tables must do.
+    async fn check_owner(with_netlink: bool) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let ours = v4(listener.local_addr().unwrap());
-        let owners = Arc::new(Owners::new([ours.port(), 0]));
+        let mut owners = Owners::new([ours.port(), 0]);
+        if !with_netlink {
+            owners.diag = None;
+        }
         let stream = TcpStream::connect(ours).unwrap();
         let peer = v4(stream.local_addr().unwrap());
-        let uid = rustix::process::geteuid().as_raw();
-        assert_eq!(owners.uid_of(peer, ours).await, Some(uid));
+        assert_eq!(owners.uid_of(peer, ours).await, Some(rustix::process::geteuid().as_raw()));
         assert_eq!(owners.uid_of(peer, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1)).await, None);
         drop(stream);
         assert_eq!(owners.uid_of(peer, ours).await, None, "an orphan shows uid 0 and must not be believed");
+        let _listening = TcpListener::bind(peer).ok();
+        assert_eq!(owners.uid_of(peer, ours).await, None, "nor a listener on the same port");
+    }
+
+    #[tokio::test]
+    async fn a_loopback_connection_has_an_owner_until_it_is_closed() {
+        check_owner(true).await;
+        check_owner(false).await;
     }
 
     #[test]
-    fn mapped_addresses_are_read_and_other_states_are_not() {
-        let word = format!("{:08X}", u32::from_ne_bytes([127, 0, 0, 1]));
-        let line = |address: &str, state: &str, inode: u32| {
-            format!(
-                "  0: {address}:A000 {word}:9C40 {state} 00000000:00000000 00:00000000 00000000  1000 0 {inode} 1 0"
-            )
-        };
-        let mapped = format!("{MAPPED_PREFIX}{word}");
-        for address in [&word, &mapped] {
-            let ((local, remote), uid) = row(&line(address, "01", 7)).unwrap();
-            assert_eq!((local.to_string(), remote.port(), uid), ("127.0.0.1:40960".to_owned(), 40_000, 1_000));
+    fn netlink_and_the_tables_agree() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = v4(listener.local_addr().unwrap());
+        let stream = TcpStream::connect(ours).unwrap();
+        let peer = v4(stream.local_addr().unwrap());
+        let Ok(mut diag) = Diag::open() else { return };
+        match diag.uid_of(peer, ours) {
+            Ok(owner) => assert_eq!(owner, Some(rustix::process::geteuid().as_raw())),
+            Err(error) => assert_eq!(error, rustix::io::Errno::NOENT),
         }
-        assert_eq!(row(&line(&word, "06", 7)), None);
-        assert_eq!(row(&line(&word, "01", 0)), None);
-        assert_eq!(row(&line("00000000000000000000000001000000", "01", 7)), None);
     }
 }

@@ -42,6 +42,8 @@ struct State {
 pub(super) struct Ring {
     state: Mutex<State>,
     capacity: usize,
+    /// Above this many bytes nothing more should be asked of us that makes more of them.
+    pause: usize,
     /// Wakes the writer: the queue is no longer empty, or the phase has changed.
     filled: Notify,
     /// Wakes who waits for room or emptiness.
@@ -49,9 +51,9 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    pub(super) fn new(capacity: usize) -> Self {
+    pub(super) fn new(capacity: usize, pause: usize) -> Self {
         let state = State { queue: VecDeque::new(), bytes: 0, phase: Phase::Open };
-        Self { state: Mutex::new(state), capacity, filled: Notify::new(), eased: Notify::new() }
+        Self { state: Mutex::new(state), capacity, pause, filled: Notify::new(), eased: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -103,10 +105,9 @@ impl Ring {
     /// Notes that whole messages of a batch, costing so much, are written.
     pub(super) fn written(&self, cost: usize) {
         let mut state = self.lock();
-        let half = self.capacity / 2;
-        let was_over = state.bytes > half;
+        let was_over = state.bytes > self.pause;
         state.bytes = state.bytes.saturating_sub(cost);
-        let eased = state.bytes == 0 || (was_over && state.bytes <= half);
+        let eased = state.bytes == 0 || (was_over && state.bytes <= self.pause);
         drop(state);
         if eased {
             self.eased.notify_waiters();
@@ -139,9 +140,9 @@ impl Ring {
         self.lock().bytes
     }
 
-    /// Waits until at most half of the ring is used.
+    /// Waits until the ring is filled no further than to its pause.
     pub(super) async fn room(&self) {
-        self.at_most(self.capacity / 2).await;
+        self.at_most(self.pause).await;
     }
 
     /// Waits until all is written, or the ring is closed.
@@ -171,7 +172,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_ring_closes_and_holds_nothing() {
-        let ring = Ring::new(2 * (100 + OVERHEAD_BYTES));
+        let ring = Ring::new(2 * (100 + OVERHEAD_BYTES), 0);
         assert_eq!(ring.push(message(100)), Push::Queued);
         assert_eq!(ring.push(message(100)), Push::Queued);
         assert_eq!(ring.push(message(0)), Push::Full);
@@ -182,7 +183,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_the_writer_holds_still_counts() {
-        let ring = Ring::new(1_000);
+        let ring = Ring::new(1_000, 500);
         ring.push(message(600));
         let mut batch = VecDeque::new();
         assert!(ring.take(&mut batch).await);
@@ -192,7 +193,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_finished_ring_gives_out_what_it_has_and_ends() {
-        let ring = Ring::new(1_000);
+        let ring = Ring::new(1_000, 500);
         ring.push(message(10));
         ring.finish();
         assert_eq!(ring.push(message(10)), Push::Closed);
@@ -206,7 +207,7 @@ mod tests {
 
     #[tokio::test]
     async fn room_is_waited_for() {
-        let ring = Ring::new(1_000);
+        let ring = Ring::new(1_000, 500);
         ring.push(message(600));
         let (mut batch, cost) = (VecDeque::new(), 600 + OVERHEAD_BYTES);
         let writer = async {

@@ -94,14 +94,15 @@ impl Shared {
 
     /// Adds a peer that has finished its handshake.
     pub(super) fn join(&self, caller: Caller, role: Role) -> Arc<Peer> {
-        let capacity = match role {
-            Role::Pub => self.limits.event_ring_bytes,
-            Role::Router => self.limits.reply_ring_bytes,
+        let limits = &self.limits;
+        let ring = match role {
+            Role::Pub => Ring::new(limits.event_ring_bytes, limits.event_ring_bytes / 2),
+            Role::Router => Ring::new(limits.reply_ring_bytes, limits.reply_pause_bytes),
         };
         let peer = Arc::new(Peer {
             caller,
             role,
-            ring: Ring::new(capacity),
+            ring,
             gone: self.kill.child_token(),
             calls: Arc::new(Semaphore::new(self.limits.max_calls_per_peer)),
             subscriptions: Mutex::default(),

@@ -66,6 +66,9 @@ impl Fixture {
                 Ok(call.params)
             }
         });
+        methods.register_inline("large_now", |call| {
+            Ok("x".repeat(usize::try_from(call.params[0].as_u64().unwrap()).unwrap()).into())
+        });
         methods.register("large", |call: Call| async move {
             Ok("x".repeat(usize::try_from(call.params[0].as_u64().unwrap()).unwrap()).into())
         });

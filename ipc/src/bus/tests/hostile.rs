@@ -75,7 +75,7 @@ async fn connections_beyond_the_limit_are_closed_and_their_places_come_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_reads_no_answers_delays_nobody_and_is_bounded() {
-    let limits = Limits { reply_ring_bytes: 1 << 20, ..Limits::default() };
+    let limits = Limits { reply_pause_bytes: 1 << 19, reply_ring_bytes: 1 << 20, ..Limits::default() };
     let fixture = Fixture::with(limits).await;
     let request = r#"{"jsonrpc":"2.0","id":1,"method":"now","params":["0123456789012345678901234567890123456789"]}"#;
     let message = [&[1, 0, 0, u8::try_from(request.len()).unwrap()], request.as_bytes()].concat().repeat(1_000);
@@ -85,7 +85,7 @@ async fn a_caller_that_reads_no_answers_delays_nobody_and_is_bounded() {
         let message = message.clone();
         stuck.spawn(async move { while peer.0.write_all(&message).await.is_ok() {} });
     }
-    // Beyond one half of its ring no peer is read, so each comes to rest between one half and the whole.
+    // Above the pause no peer is read, so each comes to rest there.
     eventually("all are stuck", || fixture.bus.stats().queued_bytes > 4 << 19).await;
     assert!(fixture.bus.stats().queued_bytes < 4 << 20);
     fixture.check_alive().await;

@@ -174,6 +174,21 @@ async fn a_large_message_passes_both_ways() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_requests_is_paced_by_the_reading_of_its_answers() {
+    let limits = Limits { reply_pause_bytes: 1 << 18, reply_ring_bytes: 1 << 20, ..Limits::default() };
+    let fixture = Fixture::with(limits).await;
+    for endpoint in fixture.rpc() {
+        let mut peer = Dealer::connect(&endpoint).await;
+        for _ in 0..200 {
+            peer.send(&["", r#"{"jsonrpc":"2.0","id":1,"method":"large_now","params":[50000]}"#]).await;
+        }
+        for _ in 0..200 {
+            assert!(peer.recv().await.len() > 50_000);
+        }
+    }
+}
+
 #[tokio::test]
 async fn callers_are_told_apart_and_their_departures_are_told() {
     let fixture = Fixture::start().await;
