@@ -32,10 +32,10 @@ fn with_session() -> (Sandbox, PandoProcess) {
 #[test]
 fn a_message_is_stored_told_and_counted_once() {
     let (sandbox, _instance) = with_session();
-    let send = json!({"session_id": "s-1", "content": "hello", "op_id": "op-1"});
-    let sent = call(&sandbox, "message.send", &send);
+    let params = json!({"session_id": "s-1", "content": "hello", "op_id": "op-1"});
+    let sent = call(&sandbox, "message.send", &params);
     assert_eq!(sent["agent"]["running"], false, "the answer says that nobody will answer: {sent}");
-    let again = call(&sandbox, "message.send", &send);
+    let again = call(&sandbox, "message.send", &params);
     assert_eq!(again["message"]["id"], sent["message"]["id"], "a repeated call is the same message");
 
     let listed = call(&sandbox, "message.list", &json!({"session_id": "s-1"}));
