@@ -1,5 +1,9 @@
 //! The bytes of `docs/wire.md`: pinned in `tests/golden`, spoken by the vocabulary and by the real primary.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
 use pando_ipc::fault::{Code, Fault};
 use pando_ipc::rpc::{Id, Incoming, Request, Response, parse_request, parse_response};
 use pando_ipc::{Envelope, ports_for_path};
@@ -147,6 +151,28 @@ fn a_documented_write_gives_the_documented_answer_and_event() {
         (frame.split_once('\0').unwrap(), CHANGE_EVENT.split_once('\0').unwrap());
     assert_eq!(topic, golden_topic);
     check_same_but(came, golden, &["/timestamp", "/payload/timestamp", "/payload/path", "/seq"]);
+}
+
+#[test]
+fn the_lock_file_has_the_documented_form() {
+    let sandbox = Sandbox::new();
+    let (_instance, role) = PandoProcess::primary(&sandbox);
+    let path = sandbox.workdir().lock_path();
+    let text = fs::read_to_string(&path).unwrap();
+    let value: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(text, format!("{}\n", serde_json::to_string_pretty(&value).unwrap()), "2-space indent and a newline");
+    let keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(
+        keys[..5],
+        ["instance_id", "pid", "pub_port", "rpc_port", "started_at"],
+        "the documented keys come first"
+    );
+    assert_eq!(
+        (value["instance_id"].as_str(), value["pid"].as_u64()),
+        (Some(&*role.instance_id), Some(role.pid.into()))
+    );
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
 }
 
 #[test]

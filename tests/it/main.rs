@@ -2,10 +2,12 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails, and says where")]
 
+mod calls;
 mod demo;
 mod documents;
 mod election;
 mod errors;
+mod events;
 mod golden;
 mod house;
 mod interop;

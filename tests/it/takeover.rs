@@ -268,7 +268,7 @@ fn a_stopped_primary_is_named_but_not_replaced() {
 #[test]
 fn a_primary_whose_lock_file_was_removed_steps_down() {
     let sandbox = Sandbox::new();
-    let (mut first, _) = PandoProcess::primary(&sandbox);
+    let (first, _) = PandoProcess::primary(&sandbox);
     let mut second = PandoProcess::start(&sandbox, &[]);
     second.becomes("secondary");
     std::fs::remove_file(sandbox.workdir().lock_path()).unwrap();
