@@ -226,6 +226,14 @@ impl Core {
         *self.trouble() = Some(cause);
     }
 
+    /// Notes that a primary is being dialled, unless more is known of it by an earlier attempt.
+    fn note_dialling(&self, instance_id: &str) {
+        let mut trouble = self.trouble();
+        if !matches!(&*trouble, Some(Cause::ConnectionFailed { .. } | Cause::Version { .. })) {
+            *trouble = Some(socket::failed(instance_id, &"it has not answered yet"));
+        }
+    }
+
     fn next_number(&self) -> u64 {
         self.last_number.fetch_add(1, Ordering::Relaxed) + 1
     }

@@ -51,7 +51,8 @@ pub enum Followed {
 /// do when everything (`*`) or one topic is followed. With several topics the order holds too, unless the stream loses
 /// a single frame unnoticed: that one then comes late. Ephemeral events come as they are; a loss is told.
 ///
-/// An older primary without journal is followed live only, and what is lost is told as [`Followed::Lagged`] at best.
+/// An older primary without journal is followed live only. When the link to it was lost, that is told as
+/// [`Followed::Resync`] from 0 to 0: nobody knows what happened meanwhile.
 pub struct Follower {
     client: Client,
     subscription: Subscription,
@@ -218,8 +219,10 @@ impl Follower {
         match delivery {
             Delivery::Event(event) => self.event(event),
             Delivery::Lagged(count) if !self.is_tracked => self.ready.push_back(Followed::Lagged(count)),
-            // A successor of an older primary may keep a journal.
             Delivery::Relinked { .. } if !self.is_tracked => {
+                let reason = "the link was lost, and the primary kept no journal".to_owned();
+                self.ready.push_back(Followed::Resync(Resync { from: 0, to: 0, reason }));
+                // Its successor may keep one.
                 self.is_tracked = true;
                 self.stage = if self.position.floor() == 0 { Stage::Anchor } else { Stage::Replay };
             }

@@ -8,7 +8,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::calls::Outgoing;
 use super::error::{CallError, Cause};
-use super::socket::{Dealer, failed};
+use super::socket::Dealer;
 use super::{Core, Link, dial};
 use crate::hello::PING;
 use crate::rpc::parse_response;
@@ -116,7 +116,7 @@ async fn connected(core: &Core, backoff: &mut Backoff) -> (Dealer, Link) {
     loop {
         let cause = match dial::advertised(&core.workdir) {
             Ok(info) => {
-                core.set_trouble(failed(&info.instance_id, &"it has not answered yet"));
+                core.note_dialling(&info.instance_id);
                 tokio::select! {
                     dialled = dial::dial(info.clone(), &core.options) => match dialled {
                         Ok(linked) => return linked,

@@ -31,11 +31,20 @@ pub(super) struct Setup {
     /// An older server knows neither hello nor any method of events.
     pub(super) is_older: bool,
     pub(super) journal: Option<Journal>,
+    /// So many probes come back as another event, on topic "early": the subscription takes its time.
+    pub(super) deaf_probes: usize,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { instance_id: "inst-A", epoch: 1, protocol: PROTOCOL, is_older: false, journal: Some(Journal::default()) }
+        Self {
+            instance_id: "inst-A",
+            epoch: 1,
+            protocol: PROTOCOL,
+            is_older: false,
+            journal: Some(Journal::default()),
+            deaf_probes: 0,
+        }
     }
 }
 
@@ -116,6 +125,10 @@ impl Fake {
     /// Returns the methods of the requests that came.
     pub(super) fn heard(&self) -> Vec<String> {
         self.heard.lock().unwrap().clone()
+    }
+
+    pub(super) fn times_heard(&self, method: &str) -> usize {
+        self.heard.lock().unwrap().iter().filter(|it| *it == method).count()
     }
 
     /// Publishes whatever this is.
@@ -239,7 +252,11 @@ impl Server {
                 "version": "9.9.9",
             }))),
             PUBLISH => {
-                let topic: Topic = serde_json::from_value(request.params["topic"].clone()).unwrap();
+                let mut topic: Topic = serde_json::from_value(request.params["topic"].clone()).unwrap();
+                if self.setup.deaf_probes > 0 {
+                    self.setup.deaf_probes -= 1;
+                    topic = Topic::known("early");
+                }
                 self.frames.send(Envelope::new("inst-X", topic, Value::Null).to_frame()).unwrap();
                 one(Ok(json!({})))
             }

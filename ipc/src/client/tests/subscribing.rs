@@ -3,6 +3,7 @@
 use super::fake::{Fake, Setup};
 use super::*;
 use crate::envelope::Envelope;
+use crate::hello::PUBLISH;
 use crate::topic::Topic;
 
 async fn linked(setup: Setup) -> (TempDir, Workdir, Fake, Client) {
@@ -28,6 +29,41 @@ async fn nothing_is_missed_once_subscribe_returned() {
         fake.publish("a.b", json!(round));
         assert_eq!(payload(&mut subscription).await, json!(round));
     }
+}
+
+#[tokio::test]
+async fn subscribe_returns_once_a_probe_came_back() {
+    let (_dir, _workdir, fake, client) = linked(Setup { deaf_probes: 3, ..Setup::default() }).await;
+    let mut subscription = soon(client.subscribe(pattern("*"))).await.unwrap();
+    assert!(fake.times_heard(PUBLISH) >= 4, "the first three never came back");
+    fake.publish("a.b", json!("after"));
+    assert_eq!(payload(&mut subscription).await, json!("after"), "what came before the proof is not ours");
+}
+
+#[tokio::test]
+async fn whoever_subscribes_during_a_proof_gets_one_too() {
+    let (_dir, _workdir, fake, client) = linked(Setup { deaf_probes: 3, ..Setup::default() }).await;
+    let second = async {
+        while fake.times_heard(PUBLISH) == 0 {
+            client.call("echo", Value::Null).await.unwrap();
+        }
+        client.subscribe(pattern("c.d")).await
+    };
+    let (first, second) = soon(async { tokio::join!(client.subscribe(pattern("a.b")), second) }).await;
+    let (_first, mut second) = (first.unwrap(), second.unwrap());
+    fake.publish("c.d", json!(1));
+    assert_eq!(payload(&mut second).await, json!(1));
+}
+
+#[tokio::test]
+async fn what_comes_before_the_new_link_is_proven_belongs_to_the_gap() {
+    let (_dir, workdir, fake, client) = linked(Setup::default()).await;
+    let mut subscription = soon(client.subscribe(pattern("*"))).await.unwrap();
+    fake.kill().await;
+    let fake = Fake::start(&workdir, Setup { deaf_probes: 3, ..Setup::default().successor() }).await;
+    assert_eq!(soon(subscription.recv()).await, Some(Delivery::Relinked { epoch: 2 }));
+    fake.publish("a.b", json!("after"));
+    assert_eq!(payload(&mut subscription).await, json!("after"));
 }
 
 #[tokio::test]
