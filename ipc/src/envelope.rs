@@ -89,7 +89,7 @@ pub struct Envelope {
     /// `seq` of the previous durable event on the same topic (0: there was none), so that a plain subscriber sees a gap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prev: Option<u64>,
-    /// Counter of an ephemeral event, per publisher, from 1.
+    /// Counter of an ephemeral event, per publisher and topic, from 1 in each term.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n: Option<u64>,
 }

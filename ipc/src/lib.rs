@@ -9,21 +9,26 @@
 //! The crate knows no SQL and, but for the handshake in [`hello`], no method names. A program that only
 //! calls and follows needs nothing else of Pando.
 
+pub mod bus;
 pub mod client;
 pub mod envelope;
 pub mod fault;
 pub mod hello;
 pub mod lock;
+pub mod methods;
 pub mod ports;
 pub mod rpc;
 pub mod topic;
 pub mod workdir;
+pub mod zmtp;
 
+pub use bus::{Bus, BusError, BusOptions, BusStats, Limits};
 pub use client::{CallError, Cause, Client};
 pub use envelope::{Envelope, FrameError, Timestamp};
 pub use fault::{Code, Fault};
 pub use hello::{Hello, Kind, PROTOCOL, Welcome};
 pub use lock::{Claim, Endpoints, Lease, LockError, LockInfo, acquire_lock, read_lock_for_path};
+pub use methods::{Call, Caller, Door, Methods};
 pub use ports::{Ports, ports_for_path};
 pub use topic::{Pattern, Topic, TopicError};
 pub use workdir::{Workdir, WorkdirError};

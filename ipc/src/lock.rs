@@ -110,7 +110,9 @@ pub async fn acquire_lock(workdir: &Workdir, patience: Duration) -> Result<Claim
             return Ok(Claim::Won(lease));
         }
         match read_lock_for_path(workdir) {
-            Ok(info) => return Ok(Claim::Lost(info)),
+            // Whoever asks whether the lock is held holds it for an instant: that is nobody to lose to.
+            Ok(info) if is_held(workdir)? => return Ok(Claim::Lost(info)),
+            Ok(_) => {}
             Err(source) if Instant::now() >= deadline => {
                 return Err(LockError::Silent { path: workdir.lock_path(), source });
             }

@@ -40,6 +40,8 @@ pub const JOINED: &str = "instance.joined";
 pub const LEFT: &str = "instance.left";
 /// An instance became the primary.
 pub const PROMOTED: &str = "instance.promoted";
+/// Headless instances named in the payload are asked to leave.
+pub const STOP: &str = "instance.stop";
 /// First part of the topics by which a subscriber proves that its subscription is live; ephemeral.
 pub const PROBE_PREFIX: &str = "probe.";
 
@@ -163,6 +165,11 @@ impl Pattern {
             }
             _ => Ok(Self::Exactly(Topic::new(text)?)),
         }
+    }
+
+    /// Returns the pattern for one of the topics named in this module.
+    pub fn known(topic: &'static str) -> Self {
+        Self::Exactly(Topic::known(topic))
     }
 
     /// Tells whether an event of this topic is selected.

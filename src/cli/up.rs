@@ -1,6 +1,7 @@
 //! `pando up`: one instance, until it is told to stop.
 
 mod detach;
+mod ping;
 mod role;
 
 use clap::ValueEnum;
@@ -46,6 +47,9 @@ pub(crate) struct Args {
     /// Set by `pando demo`: write as fast as it goes and tell stdout what was acknowledged
     #[arg(long, hide = true)]
     demo_load: bool,
+    /// Set by the acceptance tests: call instance.ping as this instance does, and tell stdout that it was answered
+    #[arg(long, hide = true)]
+    ping: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -122,7 +126,9 @@ impl End {
 async fn serve(instance: &Instance, args: &Args, mut reporter: Reporter, signals: &mut Signals) -> End {
     let mut roles = instance.role();
     let load = async { if args.demo_load { load::run(instance).await } else { std::future::pending().await } };
-    tokio::pin!(load);
+    let ping = async { if args.ping { ping::run(instance).await } else { std::future::pending().await } };
+    tokio::pin!(load, ping);
+    let mut is_pinged = false;
     loop {
         let role = roles.borrow_and_update().clone();
         if let Err(failure) = reporter.report(&role) {
@@ -133,6 +139,10 @@ async fn serve(instance: &Instance, args: &Args, mut reporter: Reporter, signals
             () = instance.stop_requested() => return End::Asked,
             end = signals.next() => return end,
             outcome = &mut load => return outcome.map_or_else(End::Failed, |()| End::Asked),
+            outcome = &mut ping, if !is_pinged => match outcome {
+                Ok(()) => is_pinged = true,
+                Err(failure) => return End::Failed(failure),
+            },
         }
     }
 }

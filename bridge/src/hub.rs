@@ -1,0 +1,222 @@
+//! In-process publish and subscribe, bounded per subscriber.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use pando_ipc::{Envelope, Pattern};
+use tokio::sync::Notify;
+
+/// Events that wait for one subscriber. When its queue is full, further events are dropped for that subscriber alone and counted: it
+/// is told [`Delivery::Lagged`] at the place of the loss.
+pub const QUEUE_EVENTS: usize = 4_096;
+
+/// What a subscriber receives.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Delivery {
+    /// An event that one of its patterns selects; durable ones come in commit order, each once.
+    Event(Arc<Envelope>),
+    /// At this place so many events were lost, because the subscriber was slow or the journal no longer held them.
+    Lagged(u64),
+}
+
+/// The events of this process: everything that happens in the workdir, in commit order.
+///
+/// A cheap handle; clones share the hub.
+#[derive(Debug, Clone, Default)]
+pub struct Hub(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    subscribers: Mutex<Vec<Weak<Subscriber>>>,
+    position: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Subscriber {
+    patterns: Vec<Pattern>,
+    queue: Mutex<Queue>,
+    arrived: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Delivery>,
+    closed: bool,
+}
+
+impl Queue {
+    fn push(&mut self, event: Arc<Envelope>) {
+        if self.waiting.len() < QUEUE_EVENTS {
+            self.waiting.push_back(Delivery::Event(event));
+        } else {
+            self.lose(1);
+        }
+    }
+
+    fn lose(&mut self, lost: u64) {
+        match self.waiting.back_mut() {
+            Some(Delivery::Lagged(n)) => *n += lost,
+            _ => self.waiting.push_back(Delivery::Lagged(lost)),
+        }
+    }
+}
+
+impl Hub {
+    /// Returns a hub without subscribers, at position 0.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Subscribes from now on to the events that any of the patterns selects.
+    pub fn subscribe(&self, patterns: impl IntoIterator<Item = Pattern>) -> HubSubscription {
+        let subscriber = Arc::new(Subscriber {
+            patterns: patterns.into_iter().collect(),
+            queue: Mutex::default(),
+            arrived: Notify::new(),
+        });
+        let mut subscribers = lock(&self.0.subscribers);
+        subscribers.retain(|known| known.strong_count() > 0);
+        subscribers.push(Arc::downgrade(&subscriber));
+        HubSubscription(subscriber)
+    }
+
+    /// Returns the `seq` of the last durable event that was delivered, or that this hub starts behind; 0: none.
+    pub fn position(&self) -> u64 {
+        self.0.position.load(Ordering::Acquire)
+    }
+
+    /// Makes the hub start behind `seq`: what is not later is taken as delivered.
+    pub fn start_behind(&self, seq: u64) {
+        self.0.position.fetch_max(seq, Ordering::AcqRel);
+    }
+
+    /// Hands an event to its subscribers; a durable one that is not later than the position is a duplicate and dropped.
+    ///
+    /// Durable events must come in order, from one feeder at a time.
+    pub fn deliver(&self, event: &Arc<Envelope>) {
+        if let Some(seq) = event.seq
+            && self.0.position.fetch_max(seq, Ordering::AcqRel) >= seq
+        {
+            return;
+        }
+        self.each(|subscriber, queue| {
+            if subscriber.patterns.iter().any(|pattern| pattern.matches(event.topic.as_str())) {
+                queue.push(Arc::clone(event));
+            }
+        });
+    }
+
+    /// Tells every subscriber that `lost` events could not be had.
+    pub fn lagged(&self, lost: u64) {
+        self.each(|_, queue| queue.lose(lost));
+    }
+
+    /// Ends every subscription once it has received what waits for it.
+    pub fn close(&self) {
+        self.each(|_, queue| queue.closed = true);
+    }
+
+    fn each(&self, act: impl Fn(&Subscriber, &mut Queue)) {
+        for subscriber in lock(&self.0.subscribers).iter().filter_map(Weak::upgrade) {
+            act(&subscriber, &mut lock(&subscriber.queue));
+            subscriber.arrived.notify_one();
+        }
+    }
+}
+
+/// One subscriber's end of a [`Hub`]. Dropping it unsubscribes.
+#[derive(Debug)]
+pub struct HubSubscription(Arc<Subscriber>);
+
+impl HubSubscription {
+    /// Waits for the next delivery; `None` once the hub was closed and the queue is empty. Safe to drop and call again.
+    pub async fn recv(&mut self) -> Option<Delivery> {
+        loop {
+            {
+                let mut queue = lock(&self.0.queue);
+                match queue.waiting.pop_front() {
+                    Some(delivery) => return Some(delivery),
+                    None if queue.closed => return None,
+                    None => {}
+                }
+            }
+            self.0.arrived.notified().await;
+        }
+    }
+}
+
+/// Locks a mutex whose holder cannot leave it half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pando_ipc::Topic;
+    use serde_json::Value;
+
+    fn event(topic: &'static str, seq: Option<u64>) -> Arc<Envelope> {
+        let mut event = Envelope::new("i", Topic::known(topic), Value::Null);
+        event.seq = seq;
+        Arc::new(event)
+    }
+
+    fn pattern(text: &str) -> [Pattern; 1] {
+        [Pattern::new(text).unwrap()]
+    }
+
+    async fn seqs(mut subscription: HubSubscription) -> Vec<u64> {
+        let mut seen = Vec::new();
+        while let Some(delivery) = subscription.recv().await {
+            match delivery {
+                Delivery::Event(event) => seen.push(event.seq.unwrap()),
+                Delivery::Lagged(n) => panic!("lost {n}"),
+            }
+        }
+        seen
+    }
+
+    #[tokio::test]
+    async fn a_pattern_selects_and_a_duplicate_is_dropped() {
+        let hub = Hub::new();
+        hub.start_behind(3);
+        let (all, family, one) =
+            (hub.subscribe(pattern("*")), hub.subscribe(pattern("a.*")), hub.subscribe(pattern("b.c")));
+        for (topic, seq) in [("a.b", 2), ("a.b", 4), ("b.c", 5), ("b.c", 5), ("a.b", 4), ("a.x", 6)] {
+            hub.deliver(&event(topic, Some(seq)));
+        }
+        hub.close();
+        assert_eq!((seqs(all).await, seqs(family).await, seqs(one).await), (vec![4, 5, 6], vec![4, 6], vec![5]));
+        assert_eq!(hub.position(), 6);
+    }
+
+    #[tokio::test]
+    async fn a_slow_subscriber_is_told_where_and_how_much_it_lost() {
+        let hub = Hub::new();
+        let mut slow = hub.subscribe(pattern("*"));
+        let quick = hub.subscribe(pattern("*"));
+        for seq in 1..=QUEUE_EVENTS as u64 + 3 {
+            hub.deliver(&event("a", Some(seq)));
+        }
+        drop(quick);
+        for seq in 1..=QUEUE_EVENTS as u64 {
+            assert!(matches!(slow.recv().await, Some(Delivery::Event(event)) if event.seq == Some(seq)));
+        }
+        assert_eq!(slow.recv().await, Some(Delivery::Lagged(3)));
+        hub.deliver(&event("a", Some(QUEUE_EVENTS as u64 + 4)));
+        assert!(matches!(slow.recv().await, Some(Delivery::Event(event)) if event.seq == Some(QUEUE_EVENTS as u64 + 4)));
+    }
+
+    #[tokio::test]
+    async fn a_waiting_subscriber_wakes() {
+        let hub = Hub::new();
+        let mut waiting = hub.subscribe(pattern("*"));
+        let (received, ()) = tokio::join!(waiting.recv(), async {
+            tokio::task::yield_now().await;
+            hub.deliver(&event("a", None));
+        });
+        assert!(matches!(received, Some(Delivery::Event(_))));
+    }
+}

@@ -1,0 +1,111 @@
+//! From the primary to everyone: committed events and ephemeral ones, to this process and to the bus.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use pando_ipc::topic::PROBE_PREFIX;
+use pando_ipc::{Bus, Envelope, Topic};
+
+use crate::hub::Hub;
+
+/// Where events leave this process: the bus, or a stand-in in tests.
+pub trait Publisher: Send + Sync + std::fmt::Debug {
+    /// Sends an event to whoever subscribed to its topic. Never blocks.
+    fn publish(&self, event: &Envelope);
+}
+
+impl Publisher for Bus {
+    fn publish(&self, event: &Envelope) {
+        Bus::publish(self, event);
+    }
+}
+
+/// Carries the events of one term: to the hub of this process, and out on the bus once it is attached.
+#[derive(Debug)]
+pub struct Outbound {
+    hub: Hub,
+    /// The term and its bus, once it serves.
+    served: OnceLock<(u64, Box<dyn Publisher>)>,
+    /// Ephemeral events so far, per publisher and topic. Forgotten when the publisher leaves.
+    counters: Mutex<HashMap<(String, Topic), u64>>,
+}
+
+impl Outbound {
+    /// Returns the way out for one term; events reach the hub alone until a bus is attached.
+    pub fn new(hub: Hub) -> Self {
+        Self { hub, served: OnceLock::new(), counters: Mutex::default() }
+    }
+
+    /// Sends everything that comes from now on to the bus of the term `epoch`, too. Only the first bus counts.
+    pub fn attach(&self, epoch: u64, bus: impl Publisher + 'static) {
+        self.served.get_or_init(|| (epoch, Box::new(bus)));
+    }
+
+    /// Carries committed events, in commit order. Called by the writer's thread; never blocks.
+    pub fn carry(&self, events: &[Arc<Envelope>]) {
+        for event in events {
+            if let Some((_, bus)) = self.served.get() {
+                bus.publish(event);
+            }
+            self.hub.deliver(event);
+        }
+    }
+
+    /// Numbers an ephemeral event and carries it; it is in no journal and whoever misses it learns so from `n`.
+    ///
+    /// A probe is of use to its own subscriber alone and is not counted.
+    pub fn ephemeral(&self, mut event: Envelope) -> Arc<Envelope> {
+        let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        if !event.topic.as_str().starts_with(PROBE_PREFIX) {
+            let n = counters.entry((event.instance_id.clone(), event.topic.clone())).or_default();
+            *n += 1;
+            event.n = Some(*n);
+        }
+        event.epoch = self.served.get().map(|(epoch, _)| *epoch);
+        let event = Arc::new(event);
+        // Under the lock, so that the numbers leave in order.
+        self.carry(std::slice::from_ref(&event));
+        event
+    }
+
+    /// Forgets the counters of a publisher that left.
+    pub fn forget(&self, instance_id: &str) {
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner).retain(|(publisher, _), _| publisher != instance_id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pando_ipc::Pattern;
+    use serde_json::Value;
+
+    #[derive(Debug, Clone, Default)]
+    struct Sent(Arc<Mutex<Vec<Envelope>>>);
+
+    impl Publisher for Sent {
+        fn publish(&self, event: &Envelope) {
+            self.0.lock().unwrap().push(event.clone());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_reaches_the_hub_and_the_bus_once() {
+        let (hub, sent) = (Hub::new(), Sent::default());
+        let mut local = hub.subscribe([Pattern::All]);
+        let outbound = Outbound::new(hub);
+        let mut early = Envelope::new("i", Topic::known("a.b"), Value::Null);
+        early.seq = Some(1);
+        outbound.carry(&[Arc::new(early)]);
+        outbound.attach(7, sent.clone());
+        for publisher in ["i", "j", "i"] {
+            outbound.ephemeral(Envelope::new(publisher, Topic::known("llm.token"), Value::Null));
+        }
+        let seen: Vec<_> = sent.0.lock().unwrap().iter().map(|e| (e.instance_id.clone(), e.n, e.epoch)).collect();
+        let token = |publisher: &str, n| (publisher.to_owned(), Some(n), Some(7));
+        assert_eq!(seen, [token("i", 1), token("j", 1), token("i", 2)]);
+        for _ in 0..4 {
+            assert!(matches!(local.recv().await, Some(crate::Delivery::Event(_))));
+        }
+    }
+}

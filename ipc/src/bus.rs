@@ -1,0 +1,204 @@
+//! The primary's side of the wire: PUB and ROUTER on both doors, bound by our own ZMTP engine.
+//!
+//! ```text
+//!  doors ──► acceptor (one per listener) ──► peer: uid, handshake ──► reader ──► calls ──► Methods
+//!                                                 publish ──► ring ──► writer       └──► ring
+//! ```
+//!
+//! No peer can hurt another: what each may send and leave unread is bounded ([`Limits`]), nobody waits for anybody's
+//! socket, and a peer beyond a bound is cut off and counted ([`BusStats::refusals`]).
+
+mod acceptor;
+mod calls;
+mod doors;
+mod limits;
+mod owner;
+mod peer;
+mod ring;
+mod shared;
+mod stats;
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::broadcast;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::envelope::Envelope;
+use crate::fault::Fault;
+use crate::lock::Endpoints;
+use crate::methods::{Call, Methods};
+use crate::ports::Ports;
+use crate::workdir::{Workdir, WorkdirError};
+
+use acceptor::Acceptor;
+use shared::Shared;
+
+pub use limits::*;
+pub use stats::BusStats;
+
+/// How long a closing bus waits for peers to close their side, once all is written to them.
+const LINGER: Duration = Duration::from_millis(50);
+
+/// What a bus is started with.
+#[derive(Debug, Clone)]
+pub struct BusOptions {
+    /// The directory whose primary we are.
+    pub workdir: Workdir,
+    /// Our term; it names the sockets of the native door.
+    pub epoch: u64,
+    /// Whether the TCP door is opened too.
+    pub tcp: bool,
+    /// What is granted to peers.
+    pub limits: Limits,
+}
+
+/// Why a bus cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    /// The directory for the sockets cannot be used.
+    #[error(transparent)]
+    Workdir(#[from] WorkdirError),
+    /// A Unix socket cannot be bound.
+    #[error("cannot listen on {path}: {source}")]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A TCP port cannot be bound, for another reason than being taken.
+    #[error("cannot listen on 127.0.0.1:{port}: {source}")]
+    Port {
+        /// The port; 0 is any.
+        port: u16,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A running bus; clones share it. It ends with [`Bus::shutdown`], or at once and without flushing when the last clone is dropped.
+///
+/// A method that captures a `Bus` keeps it alive, so such a bus ends by `shutdown` only.
+#[derive(Clone)]
+pub struct Bus {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    endpoints: Endpoints,
+    ports: Option<Ports>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.accepting.cancel();
+        self.shared.kill.cancel();
+    }
+}
+
+impl fmt::Debug for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bus").field("endpoints", &self.inner.endpoints).finish_non_exhaustive()
+    }
+}
+
+impl Bus {
+    /// Binds both doors, then serves. The caller holds the workdir's lock: socket files of former terms are removed.
+    ///
+    /// The TCP door is on the ports of [`crate::ports_for_path`] or the next free pair; see [`Bus::ports`].
+    #[expect(clippy::unused_async, reason = "listeners register with the runtime: async says where it may be called")]
+    pub async fn start(options: BusOptions, methods: Methods) -> Result<Self, BusError> {
+        let doors = doors::bind(&options)?;
+        let shared = Arc::new(Shared::new(options.limits, methods));
+        for (role, listener) in doors.listeners {
+            shared.connections.spawn(Acceptor::new(Arc::clone(&shared), role, listener).run());
+        }
+        Ok(Self { inner: Arc::new(Inner { shared, endpoints: doors.endpoints, ports: doors.ports }) })
+    }
+
+    /// Returns the ports of the TCP door; `None` when it is closed.
+    pub fn ports(&self) -> Option<Ports> {
+        self.inner.ports
+    }
+
+    /// Returns where peers connect, the native door first.
+    pub fn endpoints(&self) -> Endpoints {
+        self.inner.endpoints.clone()
+    }
+
+    /// Returns the table of methods that this bus answers.
+    pub fn methods(&self) -> &Methods {
+        &self.inner.shared.methods
+    }
+
+    /// Adds a method; see [`Methods::register`].
+    pub fn register_method<F, Fut>(&self, name: impl Into<Arc<str>>, handler: F)
+    where
+        F: Fn(Call) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Value, Fault>> + Send + 'static,
+    {
+        self.methods().register(name, handler);
+    }
+
+    /// Queues an event for its subscribers. Never blocks; may be called from any thread, inside a runtime or not.
+    ///
+    /// All subscribers see all events in one order. An event is not acknowledged: see [`Bus::flush`].
+    pub fn publish(&self, envelope: &Envelope) {
+        self.publish_frame(&envelope.to_frame());
+    }
+
+    /// Queues an event that is encoded already: topic, NUL, envelope. Otherwise as [`Bus::publish`].
+    pub fn publish_frame(&self, frame: &[u8]) {
+        self.inner.shared.publish(frame);
+    }
+
+    /// Returns the peer number of each caller whose connection ends from now on. A receiver that lags loses the oldest.
+    pub fn departures(&self) -> broadcast::Receiver<u64> {
+        self.inner.shared.departures.subscribe()
+    }
+
+    /// Returns what is connected and queued now, and what was refused since the start.
+    pub fn stats(&self) -> BusStats {
+        self.inner.shared.stats()
+    }
+
+    /// Waits until all that was queued for peers has been written to their sockets; `false` when time ran out first.
+    pub async fn flush(&self, within: Duration) -> bool {
+        timeout(within, self.inner.shared.flushed()).await.is_ok()
+    }
+
+    /// Ends the bus: accepts and reads nothing more, lets calls in flight finish, writes what is queued, and closes.
+    ///
+    /// What was published before is delivered to every peer that reads it within the time given. When this returns, all
+    /// sockets are closed, the ports are free to bind, and the socket files are gone. A call that has not finished in
+    /// time is dropped at its next await.
+    pub async fn shutdown(&self, within: Duration) {
+        let shared = &self.inner.shared;
+        let deadline = Instant::now() + within;
+        shared.accepting.cancel();
+        shared.closing.cancel();
+        shared.connections.close();
+        shared.calls.close();
+        let drained = async {
+            shared.calls.wait().await;
+            shared.finish_rings();
+            shared.flushed().await;
+        };
+        if timeout_at(deadline, drained).await.is_err() {
+            tracing::warn!(?within, stats = ?shared.stats(), "bus closes with calls or messages unfinished");
+        } else if timeout(LINGER, shared.connections.wait()).await.is_err() {
+            tracing::debug!("some peers keep their connections open");
+        }
+        shared.kill.cancel();
+        shared.connections.wait().await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

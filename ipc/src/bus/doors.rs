@@ -1,0 +1,183 @@
+//! Where peers come in: Unix sockets in our private directory, and TCP on the loopback interface.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+use uuid::Uuid;
+
+use super::owner::Owners;
+use super::stats::Refusal;
+use super::{BusError, BusOptions};
+use crate::lock::Endpoints;
+use crate::methods::{Caller, Door};
+use crate::ports::{Ports, ports_for_path};
+use crate::zmtp::Role;
+
+/// Connections that the kernel holds for us until they are accepted; more are refused or retried by the kernel.
+const BACKLOG: u32 = 1_024;
+/// Pairs of ports that are tried, from the workdir's own on. Then the kernel chooses, so that no squatter can keep us from starting.
+const MAX_PORT_PAIRS: usize = 1_000;
+/// Random hex digits in the name of a socket file; with a term of 20 digits the name still fits `Workdir::socket_dir`.
+const RANDOM_DIGITS: usize = 6;
+
+/// A socket that listens. A Unix socket's file goes when it is dropped.
+#[derive(Debug)]
+pub(super) enum Listener {
+    Unix { listener: UnixListener, _file: SocketFile },
+    Tcp(TcpListener, Arc<Owners>),
+}
+
+/// A connection whose peer is not known yet.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream, Arc<Owners>),
+}
+
+/// All that is bound.
+#[derive(Debug)]
+pub(super) struct Doors {
+    pub(super) listeners: Vec<(Role, Listener)>,
+    pub(super) endpoints: Endpoints,
+    pub(super) ports: Option<Ports>,
+}
+
+/// The file of a Unix socket of ours. Its name is never used again, so removing it late harms nobody.
+#[derive(Debug)]
+pub(super) struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            tracing::debug!(path = %self.0.display(), %error, "socket file is gone already");
+        }
+    }
+}
+
+/// Binds the native door, and the TCP door when asked for.
+pub(super) fn bind(options: &BusOptions) -> Result<Doors, BusError> {
+    let dir = options.workdir.socket_dir()?;
+    remove_stale(&dir);
+    let mut doors = Doors { listeners: Vec::new(), endpoints: Endpoints::default(), ports: None };
+    let random = Uuid::new_v4().simple().to_string();
+    for (role, kind) in [(Role::Pub, "pub"), (Role::Router, "rpc")] {
+        let path = dir.join(format!("{}-{}.{kind}", options.epoch, &random[..RANDOM_DIGITS]));
+        let listener = UnixListener::bind(&path).map_err(|source| BusError::Socket { path: path.clone(), source })?;
+        doors.advertise(role, format!("ipc://{}", path.display()));
+        doors.listeners.push((role, Listener::Unix { listener, _file: SocketFile(path) }));
+    }
+    if options.tcp {
+        let (publish, rpc) = bind_pair(ports_for_path(options.workdir.path()))?;
+        let ports = Ports { publish: port_of(&publish)?, rpc: port_of(&rpc)? };
+        let owners = Arc::new(Owners::new([ports.publish, ports.rpc]));
+        for (role, listener, port) in [(Role::Pub, publish, ports.publish), (Role::Router, rpc, ports.rpc)] {
+            doors.advertise(role, format!("tcp://{}:{port}", Ipv4Addr::LOCALHOST));
+            doors.listeners.push((role, Listener::Tcp(listener, Arc::clone(&owners))));
+        }
+        doors.ports = Some(ports);
+    }
+    Ok(doors)
+}
+
+impl Doors {
+    fn advertise(&mut self, role: Role, endpoint: String) {
+        match role {
+            Role::Pub => self.endpoints.publish.push(endpoint),
+            Role::Router => self.endpoints.rpc.push(endpoint),
+        }
+    }
+}
+
+/// Removes the socket files of former terms: we hold the lock, so nobody listens on them.
+fn remove_stale(dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let ours = path.extension().is_some_and(|extension| extension == "pub" || extension == "rpc");
+        if ours && entry.file_type().is_ok_and(|kind| kind.is_socket()) {
+            drop(SocketFile(path));
+        }
+    }
+}
+
+/// Binds the first pair of ports that is free, both or none; at last any two that the kernel has.
+fn bind_pair(first: Ports) -> Result<(TcpListener, TcpListener), BusError> {
+    let mut ports = first;
+    for _ in 0..MAX_PORT_PAIRS {
+        match bind_both(ports) {
+            Err(BusError::Port { port, source }) if source.kind() == io::ErrorKind::AddrInUse => {
+                tracing::debug!(port, "port is taken");
+                ports = ports.next();
+            }
+            bound => return bound,
+        }
+    }
+    bind_both(Ports { publish: 0, rpc: 0 })
+}
+
+fn bind_both(ports: Ports) -> Result<(TcpListener, TcpListener), BusError> {
+    Ok((bind_tcp(ports.publish)?, bind_tcp(ports.rpc)?))
+}
+
+fn bind_tcp(port: u16) -> Result<TcpListener, BusError> {
+    let bound = || {
+        let socket = TcpSocket::new_v4()?;
+        // A predecessor's connections may linger; a socket that listens still keeps its port.
+        socket.set_reuseaddr(true)?;
+        socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
+        socket.listen(BACKLOG)
+    };
+    bound().map_err(|source| BusError::Port { port, source })
+}
+
+fn port_of(listener: &TcpListener) -> Result<u16, BusError> {
+    listener.local_addr().map(|address| address.port()).map_err(|source| BusError::Port { port: 0, source })
+}
+
+impl Listener {
+    /// Waits for a connection. Nothing is lost when the wait is cancelled.
+    pub(super) async fn accept(&self) -> io::Result<Stream> {
+        Ok(match self {
+            Self::Unix { listener, .. } => Stream::Unix(listener.accept().await?.0),
+            Self::Tcp(listener, owners) => Stream::Tcp(listener.accept().await?.0, Arc::clone(owners)),
+        })
+    }
+}
+
+impl Stream {
+    /// Finds out whose the connection is. Only our own uid comes in; whom the kernel cannot name stays outside.
+    pub(super) async fn identify(&self, peer: u64) -> Result<Caller, Refusal> {
+        let (door, uid, pid) = match self {
+            Self::Unix(stream) => {
+                let credentials = stream.peer_cred().map_err(|_| Refusal::UnknownUid)?;
+                let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok());
+                (Door::Native, credentials.uid(), pid)
+            }
+            Self::Tcp(stream, owners) => {
+                let (theirs, ours) = addresses(stream).ok_or(Refusal::UnknownUid)?;
+                if theirs == ours {
+                    return Err(Refusal::SelfConnect);
+                }
+                (Door::Tcp, owners.uid_of(theirs, ours).await.ok_or(Refusal::UnknownUid)?, None)
+            }
+        };
+        if uid == rustix::process::geteuid().as_raw() {
+            Ok(Caller { peer, door, uid, pid })
+        } else {
+            tracing::warn!(uid, ?door, "connection of another user refused");
+            Err(Refusal::ForeignUid)
+        }
+    }
+}
+
+fn addresses(stream: &TcpStream) -> Option<(SocketAddrV4, SocketAddrV4)> {
+    match (stream.peer_addr().ok()?, stream.local_addr().ok()?) {
+        (SocketAddr::V4(theirs), SocketAddr::V4(ours)) => Some((theirs, ours)),
+        _ => None,
+    }
+}

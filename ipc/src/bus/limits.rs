@@ -1,0 +1,72 @@
+//! Every bound of the bus, with what happens when it is reached.
+
+use std::time::Duration;
+
+use crate::zmtp::WireLimits;
+
+/// Time from accept to a finished handshake, the check of the peer's uid included. Then the connection is closed.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Handshakes at once, per listener. Beyond it new connections wait in the kernel's backlog, at most until the oldest
+/// handshake is [`HANDSHAKE_GRACE`] old, which is then closed in their favour.
+pub const MAX_HANDSHAKES: usize = 256;
+/// How long a handshake may take while others wait for its place.
+pub const HANDSHAKE_GRACE: Duration = Duration::from_millis(500);
+/// Connections at once, both doors and both sockets together. One beyond it is closed at once.
+pub const MAX_CONNECTIONS: usize = 4_096;
+/// Bytes queued for one subscriber. One that lets it fill up is cut off; it resumes by replay.
+pub const EVENT_RING_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes queued for one caller. One that lets its answers fill it up is cut off; it has room for a burst of large ones.
+pub const REPLY_RING_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes queued for one caller above which its requests are not read, so that one who reads no answers stops there.
+pub const REPLY_PAUSE_BYTES: usize = 4 * 1024 * 1024;
+/// Largest answer, and largest event. A larger answer is replaced by `E_TOO_LARGE`; a larger event is dropped and counted.
+pub const MAX_OUTGOING_BYTES: usize = 4 * 1024 * 1024;
+/// Calls in flight of one peer. The one beyond it is answered `E_BUSY` at once. A batch counts as one.
+pub const MAX_CALLS_PER_PEER: usize = 1_024;
+/// Calls in flight of all peers. The one beyond it is answered `E_BUSY` at once.
+pub const MAX_CALLS: usize = 8_192;
+
+/// What the bus grants to its peers. The default of each field is the constant of its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// What one peer may send.
+    pub wire: WireLimits,
+    /// See [`HANDSHAKE_TIMEOUT`].
+    pub handshake_timeout: Duration,
+    /// See [`MAX_HANDSHAKES`].
+    pub max_handshakes: usize,
+    /// See [`HANDSHAKE_GRACE`].
+    pub handshake_grace: Duration,
+    /// See [`MAX_CONNECTIONS`].
+    pub max_connections: usize,
+    /// See [`EVENT_RING_BYTES`].
+    pub event_ring_bytes: usize,
+    /// See [`REPLY_RING_BYTES`].
+    pub reply_ring_bytes: usize,
+    /// See [`REPLY_PAUSE_BYTES`].
+    pub reply_pause_bytes: usize,
+    /// See [`MAX_OUTGOING_BYTES`].
+    pub max_outgoing_bytes: usize,
+    /// See [`MAX_CALLS_PER_PEER`].
+    pub max_calls_per_peer: usize,
+    /// See [`MAX_CALLS`].
+    pub max_calls: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            wire: WireLimits::default(),
+            handshake_timeout: HANDSHAKE_TIMEOUT,
+            max_handshakes: MAX_HANDSHAKES,
+            handshake_grace: HANDSHAKE_GRACE,
+            max_connections: MAX_CONNECTIONS,
+            event_ring_bytes: EVENT_RING_BYTES,
+            reply_ring_bytes: REPLY_RING_BYTES,
+            reply_pause_bytes: REPLY_PAUSE_BYTES,
+            max_outgoing_bytes: MAX_OUTGOING_BYTES,
+            max_calls_per_peer: MAX_CALLS_PER_PEER,
+            max_calls: MAX_CALLS,
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Whose a loopback connection is: the kernel knows the owner of the socket at its other end.
+
+mod diag;
+mod table;
+
+use std::net::SocketAddrV4;
+use std::sync::{Mutex, PoisonError};
+
+use diag::Diag;
+use table::Tables;
+
+/// Looks up the owners of connections to two ports of ours.
+#[derive(Debug)]
+pub(super) struct Owners {
+    /// `None` where netlink is closed to us, as in some sandboxes.
+    diag: Option<Mutex<Diag>>,
+    /// Asked when netlink does not know.
+    tables: Tables,
+}
+
+impl Owners {
+    pub(super) fn new(ports: [u16; 2]) -> Self {
+        let diag = Diag::open().inspect_err(|error| tracing::debug!(%error, "no netlink, reading the socket tables"));
+        Self { diag: diag.ok().map(Mutex::new), tables: Tables::new(ports) }
+    }
+
+    /// Returns the uid of the socket that `peer` has connected to `ours`; `None` when it cannot be told.
+    pub(super) async fn uid_of(&self, peer: SocketAddrV4, ours: SocketAddrV4) -> Option<u32> {
+        match self.ask(peer, ours) {
+            Some(Ok(owner)) => owner,
+            Some(Err(_)) | None => self.tables.uid_of(peer, ours).await,
+        }
+    }
+
+    fn ask(&self, peer: SocketAddrV4, ours: SocketAddrV4) -> Option<rustix::io::Result<Option<u32>>> {
+        let mut diag = self.diag.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(diag.uid_of(peer, ours))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+
+    use super::*;
+
+    fn v4(address: SocketAddr) -> SocketAddrV4 {
+        let SocketAddr::V4(address) = address else { panic!("{address} is not IPv4") };
+        address
+    }
+
+    /// Checks a way of looking up; without netlink the tables must do.
+    async fn check_owner(with_netlink: bool) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = v4(listener.local_addr().unwrap());
+        let mut owners = Owners::new([ours.port(), 0]);
+        if !with_netlink {
+            owners.diag = None;
+        }
+        let stream = TcpStream::connect(ours).unwrap();
+        let peer = v4(stream.local_addr().unwrap());
+        assert_eq!(owners.uid_of(peer, ours).await, Some(rustix::process::geteuid().as_raw()));
+        assert_eq!(owners.uid_of(peer, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1)).await, None);
+        drop(stream);
+        assert_eq!(owners.uid_of(peer, ours).await, None, "an orphan shows uid 0 and must not be believed");
+        let _listening = TcpListener::bind(peer).ok();
+        assert_eq!(owners.uid_of(peer, ours).await, None, "nor a listener on the same port");
+    }
+
+    #[tokio::test]
+    async fn a_loopback_connection_has_an_owner_until_it_is_closed() {
+        check_owner(true).await;
+        check_owner(false).await;
+    }
+
+    #[test]
+    fn netlink_and_the_tables_agree() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = v4(listener.local_addr().unwrap());
+        let stream = TcpStream::connect(ours).unwrap();
+        let peer = v4(stream.local_addr().unwrap());
+        let Ok(mut diag) = Diag::open() else { return };
+        match diag.uid_of(peer, ours) {
+            Ok(owner) => assert_eq!(owner, Some(rustix::process::geteuid().as_raw())),
+            Err(error) => assert_eq!(error, rustix::io::Errno::NOENT),
+        }
+    }
+}

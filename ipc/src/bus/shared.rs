@@ -1,0 +1,213 @@
+//! What the tasks of one bus share.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, broadcast};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::limits::Limits;
+use super::ring::{Push, Ring};
+use super::stats::{BusStats, Counters, Refusal};
+use crate::methods::{Caller, Methods};
+use crate::zmtp::{Role, Subscriptions, ZmtpError, encode_message};
+
+/// Departures that a receiver may lag behind; the oldest are lost to it beyond that.
+const DEPARTURES: usize = 1_024;
+
+/// Locks, whatever happened to an earlier holder: no state here is left half-changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One connection that has finished its handshake.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) caller: Caller,
+    pub(super) role: Role,
+    pub(super) ring: Ring,
+    /// Ends the reader and the writer, and so closes both halves.
+    pub(super) gone: CancellationToken,
+    /// A permit for each call in flight.
+    pub(super) calls: Arc<Semaphore>,
+    subscriptions: Mutex<Subscriptions>,
+}
+
+#[derive(Debug, Default)]
+struct Registry {
+    subscribers: Vec<Arc<Peer>>,
+    callers: Vec<Arc<Peer>>,
+    finished: bool,
+}
+
+impl Registry {
+    fn of(&mut self, role: Role) -> &mut Vec<Arc<Peer>> {
+        match role {
+            Role::Pub => &mut self.subscribers,
+            Role::Router => &mut self.callers,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) limits: Limits,
+    pub(super) methods: Methods,
+    pub(super) counters: Counters,
+    pub(super) departures: broadcast::Sender<u64>,
+    /// A permit for each connection.
+    pub(super) places: Arc<Semaphore>,
+    /// A permit for each call in flight.
+    pub(super) calls_in_flight: Arc<Semaphore>,
+    /// Ends the acceptors and the handshakes.
+    pub(super) accepting: CancellationToken,
+    /// Ends the reading of requests.
+    pub(super) closing: CancellationToken,
+    /// Ends everything.
+    pub(super) kill: CancellationToken,
+    /// Acceptors, readers and writers.
+    pub(super) connections: TaskTracker,
+    /// Calls in flight.
+    pub(super) calls: TaskTracker,
+    registry: Mutex<Registry>,
+}
+
+impl Shared {
+    pub(super) fn new(limits: Limits, methods: Methods) -> Self {
+        Self {
+            methods,
+            counters: Counters::default(),
+            departures: broadcast::Sender::new(DEPARTURES),
+            places: Arc::new(Semaphore::new(limits.max_connections)),
+            calls_in_flight: Arc::new(Semaphore::new(limits.max_calls)),
+            accepting: CancellationToken::new(),
+            closing: CancellationToken::new(),
+            kill: CancellationToken::new(),
+            connections: TaskTracker::new(),
+            calls: TaskTracker::new(),
+            registry: Mutex::default(),
+            limits,
+        }
+    }
+
+    /// Adds a peer that has finished its handshake.
+    pub(super) fn join(&self, caller: Caller, role: Role) -> Arc<Peer> {
+        let limits = &self.limits;
+        let ring = match role {
+            Role::Pub => Ring::new(limits.event_ring_bytes, limits.event_ring_bytes / 2),
+            Role::Router => Ring::new(limits.reply_ring_bytes, limits.reply_pause_bytes),
+        };
+        let peer = Arc::new(Peer {
+            caller,
+            role,
+            ring,
+            gone: self.kill.child_token(),
+            calls: Arc::new(Semaphore::new(self.limits.max_calls_per_peer)),
+            subscriptions: Mutex::default(),
+        });
+        let mut registry = lock(&self.registry);
+        if registry.finished {
+            peer.ring.finish();
+        }
+        registry.of(role).push(Arc::clone(&peer));
+        peer
+    }
+
+    /// Takes a peer out whose connection has ended.
+    pub(super) fn part(&self, peer: &Peer) {
+        peer.gone.cancel();
+        peer.ring.close();
+        let number = peer.caller.peer;
+        lock(&self.registry).of(peer.role).retain(|other| other.caller.peer != number);
+        if peer.role == Role::Router && self.departures.send(number).is_err() {
+            tracing::trace!(peer = number, "nobody watches departures");
+        }
+    }
+
+    pub(super) fn subscribe(&self, peer: &Peer, prefix: &[u8]) -> Result<(), ZmtpError> {
+        lock(&peer.subscriptions).add(prefix, &self.limits.wire)
+    }
+
+    pub(super) fn unsubscribe(peer: &Peer, prefix: &[u8]) {
+        lock(&peer.subscriptions).remove(prefix);
+    }
+
+    /// Queues a frame for every subscriber of it. Held under one lock, so that all subscribers see all frames in one order.
+    pub(super) fn publish(&self, frame: &[u8]) {
+        self.counters.published.fetch_add(1, Relaxed);
+        if frame.len() > self.limits.max_outgoing_bytes {
+            self.counters.refuse(Refusal::EventTooLarge);
+            tracing::warn!(bytes = frame.len(), limit = self.limits.max_outgoing_bytes, "event too large to publish");
+            return;
+        }
+        let registry = lock(&self.registry);
+        let mut encoded: Option<Bytes> = None;
+        for peer in &registry.subscribers {
+            if lock(&peer.subscriptions).matches(frame) {
+                self.send(peer, encoded.get_or_insert_with(|| encode_message(frame)).clone());
+            }
+        }
+    }
+
+    /// Queues a message for a peer; one whose ring is full is cut off.
+    pub(super) fn send(&self, peer: &Peer, message: Bytes) {
+        match peer.ring.push(message) {
+            Push::Queued | Push::Closed => {}
+            Push::Full => {
+                let why = if peer.role == Role::Pub { Refusal::SlowSubscriber } else { Refusal::SlowCaller };
+                self.counters.refuse(why);
+                tracing::warn!(peer = peer.caller.peer, pid = peer.caller.pid, ?why, "peer cut off: its queue is full");
+                peer.gone.cancel();
+            }
+        }
+    }
+
+    pub(super) fn peers(&self) -> Vec<Arc<Peer>> {
+        let registry = lock(&self.registry);
+        registry.subscribers.iter().chain(&registry.callers).cloned().collect()
+    }
+
+    /// Lets every writer end once its ring is empty, also those of peers that are about to join.
+    pub(super) fn finish_rings(&self) {
+        let mut registry = lock(&self.registry);
+        registry.finished = true;
+        for peer in registry.subscribers.iter().chain(&registry.callers) {
+            peer.ring.finish();
+        }
+    }
+
+    /// Waits until every ring is empty.
+    pub(super) async fn flushed(&self) {
+        for peer in self.peers() {
+            peer.ring.empty().await;
+        }
+    }
+
+    /// Returns how many subscribers would get this frame.
+    #[cfg(test)]
+    pub(super) fn audience(&self, frame: &[u8]) -> usize {
+        let registry = lock(&self.registry);
+        registry.subscribers.iter().filter(|peer| lock(&peer.subscriptions).matches(frame)).count()
+    }
+
+    pub(super) fn stats(&self) -> BusStats {
+        let (callers, subscribers, queued_bytes) = {
+            let registry = lock(&self.registry);
+            let queued = registry.subscribers.iter().chain(&registry.callers).map(|peer| peer.ring.bytes()).sum();
+            (registry.callers.len(), registry.subscribers.len(), queued)
+        };
+        let count = |counter: &AtomicU64| counter.load(Relaxed);
+        BusStats {
+            callers,
+            subscribers,
+            calls_in_flight: self.limits.max_calls.saturating_sub(self.calls_in_flight.available_permits()),
+            queued_bytes,
+            accepted: count(&self.counters.accepted),
+            calls: count(&self.counters.calls),
+            published: count(&self.counters.published),
+            refusals: self.counters.refusals(),
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! One connection's byte stream as a state machine.
+
+use std::mem;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::WireLimits;
+use super::command::Command;
+use super::error::ZmtpError;
+use super::frame::{Header, encode_command};
+use super::greeting::{self, GREETING, GREETING_BYTES};
+
+/// A body above this size leaves the input buffer as a whole, so that it does not pin a buffer of its size for later reads.
+const LARGE_BODY_BYTES: usize = 64 * 1024;
+
+/// What we are on this connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Calls: peers are DEALER, REQ and ROUTER.
+    Router,
+    /// Events: peers are SUB and XSUB.
+    Pub,
+}
+
+impl Role {
+    /// Returns the name of the socket type on the wire.
+    pub fn socket_type(self) -> &'static str {
+        match self {
+            Self::Router => "ROUTER",
+            Self::Pub => "PUB",
+        }
+    }
+
+    fn accepts(self, socket_type: &[u8]) -> bool {
+        match self {
+            Self::Router => matches!(socket_type, b"DEALER" | b"REQ" | b"ROUTER"),
+            Self::Pub => matches!(socket_type, b"SUB" | b"XSUB"),
+        }
+    }
+}
+
+/// What the peer says of itself. None of it is proven.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remote {
+    /// ZMTP version, major and minor.
+    pub version: (u8, u8),
+    /// Its socket type.
+    pub socket_type: String,
+    /// The identity it claims: a label for people, never an address.
+    pub identity: Box<[u8]>,
+}
+
+/// What came of the bytes so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// These bytes go to the peer, in order.
+    Send(Bytes),
+    /// The handshake is done.
+    Ready(Remote),
+    /// A whole message, never empty. Role ROUTER only.
+    Message(Vec<Bytes>),
+    /// The peer asks for frames that begin so. Role PUB only.
+    Subscribe(Bytes),
+    /// The peer takes back one such request. Role PUB only.
+    Unsubscribe(Bytes),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Start,
+    Greeting,
+    Handshake { version: (u8, u8) },
+    Open,
+    Failed,
+}
+
+/// The binding side of one connection.
+///
+/// Append what was read to [`Engine::input`], then [`poll`](Engine::poll) until it returns `None`. It holds at most one
+/// incomplete message (see [`WireLimits`]) and what was appended beyond that.
+#[derive(Debug)]
+pub struct Engine {
+    role: Role,
+    limits: WireLimits,
+    state: State,
+    input: BytesMut,
+    parts: Vec<Bytes>,
+    parts_bytes: usize,
+}
+
+impl Engine {
+    /// Returns the engine of a new connection. The first poll yields our greeting.
+    pub fn new(role: Role, limits: WireLimits) -> Self {
+        Self { role, limits, state: State::Start, input: BytesMut::new(), parts: Vec::new(), parts_bytes: 0 }
+    }
+
+    /// Returns the buffer to which the peer's bytes are appended. Nothing else may be done to it.
+    pub fn input(&mut self) -> &mut BytesMut {
+        &mut self.input
+    }
+
+    /// Returns the next event; `None` when more bytes are needed. After an error only [`ZmtpError::Failed`] follows.
+    pub fn poll(&mut self) -> Result<Option<Event>, ZmtpError> {
+        let polled = self.step();
+        if polled.is_err() {
+            self.state = State::Failed;
+            self.input = BytesMut::new();
+            self.parts = Vec::new();
+        }
+        polled
+    }
+
+    fn step(&mut self) -> Result<Option<Event>, ZmtpError> {
+        match self.state {
+            State::Failed => Err(ZmtpError::Failed),
+            State::Start => {
+                self.state = State::Greeting;
+                Ok(Some(Event::Send(Bytes::from_static(&GREETING))))
+            }
+            State::Greeting => {
+                let Some(version) = greeting::read(&self.input)? else { return Ok(None) };
+                self.input.advance(GREETING_BYTES);
+                self.state = State::Handshake { version };
+                Ok(Some(Event::Send(self.ready())))
+            }
+            State::Handshake { .. } | State::Open => {
+                while let Some((header, body)) = self.next_frame()? {
+                    if let Some(event) = self.take_frame(header, body)? {
+                        return Ok(Some(event));
+                    }
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    fn ready(&self) -> Bytes {
+        let socket_type = self.role.socket_type().as_bytes();
+        #[expect(clippy::cast_possible_truncation, reason = "ROUTER and PUB are short")]
+        let length = (socket_type.len() as u32).to_be_bytes();
+        encode_command("READY", &[b"\x0bSocket-Type", &length, socket_type])
+    }
+
+    /// Takes the next whole frame off the input, once its announced size has passed the limits.
+    fn next_frame(&mut self) -> Result<Option<(Header, Bytes)>, ZmtpError> {
+        let Some(header) = Header::read(&self.input)? else { return Ok(None) };
+        let body_bytes = self.checked_size(header)?;
+        if self.input.len() - header.own_bytes < body_bytes {
+            return Ok(None);
+        }
+        self.input.advance(header.own_bytes);
+        let body = if body_bytes <= LARGE_BODY_BYTES {
+            self.input.split_to(body_bytes)
+        } else {
+            let rest = BytesMut::from(&self.input[body_bytes..]);
+            self.input.truncate(body_bytes);
+            mem::replace(&mut self.input, rest)
+        };
+        Ok(Some((header, body.freeze())))
+    }
+
+    fn checked_size(&self, header: Header) -> Result<usize, ZmtpError> {
+        let announced = header.body_bytes;
+        if !header.command && self.state != State::Open {
+            return Err(ZmtpError::NotReady);
+        }
+        // Subscribers send nothing but commands and subscriptions.
+        let limit = if header.command || self.role == Role::Pub {
+            self.limits.max_command_bytes
+        } else {
+            self.limits.max_message_bytes
+        };
+        let size = usize::try_from(announced).ok().filter(|size| *size <= limit);
+        let Some(size) = size else {
+            return Err(if header.command || self.role == Role::Pub {
+                ZmtpError::CommandTooLong { bytes: announced, limit }
+            } else {
+                ZmtpError::MessageTooLong { bytes: announced, limit }
+            });
+        };
+        if header.command {
+            return Ok(size);
+        }
+        if self.parts.len() >= self.limits.max_parts {
+            return Err(ZmtpError::TooManyParts { limit: self.limits.max_parts });
+        }
+        let whole = self.parts_bytes + size;
+        if whole > self.limits.max_message_bytes {
+            return Err(ZmtpError::MessageTooLong { bytes: whole as u64, limit: self.limits.max_message_bytes });
+        }
+        Ok(size)
+    }
+
+    fn take_frame(&mut self, header: Header, body: Bytes) -> Result<Option<Event>, ZmtpError> {
+        if header.command {
+            return self.take_command(Command::read(body)?);
+        }
+        self.parts_bytes += body.len();
+        self.parts.push(body);
+        if header.more {
+            return Ok(None);
+        }
+        self.parts_bytes = 0;
+        let message = mem::take(&mut self.parts);
+        match self.role {
+            Role::Router => Ok(Some(Event::Message(message))),
+            Role::Pub => Ok(subscription(&message)),
+        }
+    }
+
+    fn take_command(&mut self, command: Command) -> Result<Option<Event>, ZmtpError> {
+        match (self.state, command) {
+            (_, Command::Error { reason }) => Err(ZmtpError::Refused(String::from_utf8_lossy(&reason).into_owned())),
+            (State::Handshake { version }, Command::Ready { socket_type, identity }) => {
+                let named = String::from_utf8_lossy(&socket_type).into_owned();
+                if !self.role.accepts(&socket_type) {
+                    return Err(ZmtpError::SocketType { ours: self.role.socket_type(), theirs: named });
+                }
+                self.state = State::Open;
+                Ok(Some(Event::Ready(Remote { version, socket_type: named, identity: (*identity).into() })))
+            }
+            (State::Handshake { .. }, _) => Err(ZmtpError::NotReady),
+            (_, Command::Ready { .. }) => Err(ZmtpError::ReadyAgain),
+            // Whoever sends a PING knows the answer, so it is given whatever version the greeting named.
+            (_, Command::Ping { context }) => Ok(Some(Event::Send(encode_command("PONG", &[&context])))),
+            (_, Command::Subscribe(prefix)) if self.role == Role::Pub => Ok(Some(Event::Subscribe(prefix))),
+            (_, Command::Cancel(prefix)) if self.role == Role::Pub => Ok(Some(Event::Unsubscribe(prefix))),
+            (_, Command::Subscribe(_) | Command::Cancel(_) | Command::Unknown) => Ok(None),
+        }
+    }
+}
+
+/// Reads a subscription of the 3.0 form: one frame, `01` or `00`, then the prefix. Other messages to a PUB mean nothing.
+fn subscription(message: &[Bytes]) -> Option<Event> {
+    let [frame] = message else { return None };
+    match frame.first()? {
+        1 => Some(Event::Subscribe(frame.slice(1..))),
+        0 => Some(Event::Unsubscribe(frame.slice(1..))),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

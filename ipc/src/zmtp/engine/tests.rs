@@ -1,0 +1,222 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const HEADROOM: usize = 64 * 1024;
+
+fn greeting(minor: u8) -> Vec<u8> {
+    let mut greeting = GREETING.to_vec();
+    greeting[11] = minor;
+    greeting
+}
+
+fn ready(socket_type: &str) -> Vec<u8> {
+    let length = u32::try_from(socket_type.len()).unwrap().to_be_bytes();
+    encode_command("READY", &[b"\x0bSocket-Type", &length, socket_type.as_bytes()]).to_vec()
+}
+
+fn hello(socket_type: &str) -> Vec<u8> {
+    [greeting(0), ready(socket_type)].concat()
+}
+
+fn frame(flags: u8, body: &[u8]) -> Vec<u8> {
+    let mut out = vec![flags];
+    if let Ok(short) = u8::try_from(body.len()) {
+        out.push(short);
+    } else {
+        out[0] |= 2;
+        out.extend((body.len() as u64).to_be_bytes());
+    }
+    out.extend(body);
+    out
+}
+
+/// Feeds the chunks and returns every event, and how it ended.
+fn run<'a>(
+    role: Role,
+    limits: &WireLimits,
+    chunks: impl IntoIterator<Item = &'a [u8]>,
+) -> (Vec<Event>, Result<(), ZmtpError>) {
+    let mut engine = Engine::new(role, limits.clone());
+    let mut events = Vec::new();
+    for chunk in chunks {
+        engine.input().extend_from_slice(chunk);
+        loop {
+            match engine.poll() {
+                Ok(Some(event)) => events.push(event),
+                Ok(None) => break,
+                Err(error) => return (events, Err(error)),
+            }
+        }
+    }
+    (events, Ok(()))
+}
+
+#[track_caller]
+fn check_refused(role: Role, bytes: &[u8], expected: &ZmtpError) {
+    let (_, ended) = run(role, &WireLimits::default(), [bytes]);
+    assert_eq!(ended.as_ref(), Err(expected));
+    let (_, ended) = run(role, &WireLimits::default(), bytes.chunks(1));
+    assert_eq!(ended.as_ref(), Err(expected), "byte by byte");
+}
+
+#[test]
+fn a_dealer_is_greeted_and_its_messages_arrive() {
+    let bytes = [hello("DEALER"), frame(1, b""), frame(0, b"{}"), frame(0, &[b'x'; 300])].concat();
+    let (events, ended) = run(Role::Router, &WireLimits::default(), [&bytes[..]]);
+    assert_eq!(ended, Ok(()));
+    assert_eq!(events[0], Event::Send(Bytes::from_static(&GREETING)));
+    assert_eq!(events[1], Event::Send(Bytes::from_static(b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06ROUTER")));
+    let remote = Remote { version: (3, 0), socket_type: "DEALER".into(), identity: [].into() };
+    assert_eq!(events[2], Event::Ready(remote));
+    assert_eq!(events[3], Event::Message(vec![Bytes::new(), "{}".into()]));
+    assert_eq!(events[4], Event::Message(vec![Bytes::from(vec![b'x'; 300])]));
+    assert_eq!(events.len(), 5);
+}
+
+#[test]
+fn subscriptions_come_as_commands_and_as_messages() {
+    let bytes = [
+        hello("SUB"),
+        frame(4, b"\x09SUBSCRIBEa."),
+        frame(4, b"\x06CANCELa."),
+        frame(0, b"\x01b"),
+        frame(0, b"\x00b"),
+        frame(0, b"chatter"),
+        frame(0, b"\x01"),
+    ]
+    .concat();
+    let (events, ended) = run(Role::Pub, &WireLimits::default(), [&bytes[..]]);
+    assert_eq!(ended, Ok(()));
+    let expected = [
+        Event::Subscribe("a.".into()),
+        Event::Unsubscribe("a.".into()),
+        Event::Subscribe("b".into()),
+        Event::Unsubscribe("b".into()),
+        Event::Subscribe(Bytes::new()),
+    ];
+    assert_eq!(events[3..], expected);
+}
+
+#[test]
+fn a_ping_gets_its_pong_and_no_ping_is_sent() {
+    let bytes = [greeting(1), ready("SUB"), frame(4, b"\x04PING\0\x0actx")].concat();
+    let (events, _) = run(Role::Pub, &WireLimits::default(), [&bytes[..]]);
+    assert_eq!(events[3..], [Event::Send(Bytes::from_static(b"\x04\x08\x04PONGctx"))]);
+}
+
+#[test]
+fn what_is_no_zmtp_is_refused_at_its_first_wrong_byte() {
+    check_refused(Role::Router, b"GET / HTTP/1.1", &ZmtpError::Signature { at: 0, byte: b'G' });
+    check_refused(Role::Router, b"\x16\x03\x01", &ZmtpError::Signature { at: 0, byte: 0x16 });
+    check_refused(Role::Router, b"\xff\0\0\0\0\0\0\0\0\0", &ZmtpError::Signature { at: 9, byte: 0 });
+    check_refused(Role::Router, b"\xff\0\0\0\0\0\0\0\x01\x7f\x01", &ZmtpError::Version(1));
+    let mut curve = greeting(0);
+    curve[12..17].copy_from_slice(b"CURVE");
+    check_refused(Role::Router, &curve, &ZmtpError::Mechanism("CURVE".into()));
+}
+
+#[test]
+fn a_handshake_out_of_order_is_refused() {
+    let after = |rest: Vec<u8>| [greeting(0), rest].concat();
+    check_refused(Role::Router, &after(frame(0, b"x")), &ZmtpError::NotReady);
+    check_refused(Role::Router, &after(frame(4, b"\x04PING\0\0")), &ZmtpError::NotReady);
+    check_refused(Role::Router, &after(frame(4, b"\x05READ")), &ZmtpError::Command("name"));
+    check_refused(Role::Router, &after(frame(4, b"\x05ERROR\x02no")), &ZmtpError::Refused("no".into()));
+    check_refused(Role::Router, &[hello("REQ"), ready("REQ")].concat(), &ZmtpError::ReadyAgain);
+    let wrong = |ours, theirs: &str| ZmtpError::SocketType { ours, theirs: theirs.into() };
+    check_refused(Role::Router, &hello("SUB"), &wrong("ROUTER", "SUB"));
+    check_refused(Role::Pub, &hello("DEALER"), &wrong("PUB", "DEALER"));
+    check_refused(Role::Router, &after(frame(4, b"\x05READY")), &wrong("ROUTER", ""));
+}
+
+#[test]
+fn announced_sizes_are_held_against_the_limits_before_they_arrive() {
+    let limit = WireLimits::default().max_message_bytes;
+    for bytes in [limit as u64 + 1, 1 << 31, 1 << 40, 1 << 62, (1 << 63) - 1, u64::MAX] {
+        let long = |flags: u8| [hello("DEALER"), vec![flags | 2], bytes.to_be_bytes().to_vec()].concat();
+        check_refused(Role::Router, &long(0), &ZmtpError::MessageTooLong { bytes, limit });
+        check_refused(Role::Router, &long(4), &ZmtpError::CommandTooLong { bytes, limit: 4096 });
+        let before = [greeting(0), vec![6], bytes.to_be_bytes().to_vec()].concat();
+        check_refused(Role::Router, &before, &ZmtpError::CommandTooLong { bytes, limit: 4096 });
+        let sub = [hello("SUB"), vec![2], bytes.to_be_bytes().to_vec()].concat();
+        check_refused(Role::Pub, &sub, &ZmtpError::CommandTooLong { bytes, limit: 4096 });
+    }
+}
+
+#[test]
+fn endless_parts_are_refused() {
+    let empty = [hello("DEALER"), frame(1, b"").repeat(33)].concat();
+    check_refused(Role::Router, &empty, &ZmtpError::TooManyParts { limit: 32 });
+    let large = [hello("DEALER"), frame(1, &vec![0; 3 << 20]), frame(1, &vec![0; 2 << 20])].concat();
+    let (_, ended) = run(Role::Router, &WireLimits::default(), [&large[..]]);
+    assert_eq!(ended, Err(ZmtpError::MessageTooLong { bytes: 5 << 20, limit: 4 << 20 }));
+}
+
+#[test]
+fn a_failed_engine_stays_failed() {
+    let mut engine = Engine::new(Role::Pub, WireLimits::default());
+    engine.poll().unwrap();
+    engine.input().extend_from_slice(b"GET /");
+    assert!(engine.poll().is_err());
+    engine.input().extend_from_slice(&hello("SUB"));
+    assert_eq!(engine.poll(), Err(ZmtpError::Failed));
+}
+
+fn router_frames() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    let body = prop::collection::vec(any::<u8>(), 0..400);
+    let message = prop::collection::vec(body, 1..4).prop_map(|parts| {
+        let last = parts.len() - 1;
+        parts.iter().enumerate().flat_map(|(at, part)| frame(u8::from(at < last), part)).collect()
+    });
+    let command = prop_oneof![Just(frame(4, b"\x04PING\0\x01ab")), Just(frame(4, b"\x05OTHERxyz"))];
+    prop::collection::vec(prop_oneof![4 => message, 1 => command], 0..12)
+}
+
+proptest! {
+    #[test]
+    fn how_a_stream_is_cut_into_reads_changes_nothing(
+        frames in router_frames(),
+        cuts in prop::collection::vec(1_usize..200, 1..40),
+    ) {
+        let bytes = [hello("DEALER"), frames.concat()].concat();
+        let (whole, ended) = run(Role::Router, &WireLimits::default(), [&bytes[..]]);
+        prop_assert_eq!(ended, Ok(()));
+        let mut chunks = Vec::new();
+        let (mut rest, mut sizes) = (&bytes[..], cuts.iter().cycle());
+        while !rest.is_empty() {
+            let (chunk, tail) = rest.split_at((*sizes.next().unwrap()).min(rest.len()));
+            chunks.push(chunk);
+            rest = tail;
+        }
+        let (cut, ended) = run(Role::Router, &WireLimits::default(), chunks);
+        prop_assert_eq!(ended, Ok(()));
+        prop_assert_eq!(whole, cut);
+    }
+
+    #[test]
+    fn arbitrary_bytes_neither_panic_nor_pile_up(
+        role in prop_oneof![Just(Role::Router), Just(Role::Pub)],
+        handshake in 0_usize..3,
+        noise in prop::collection::vec(
+            prop_oneof![prop::collection::vec(any::<u8>(), 0..64), prop::collection::vec(0_u8..8, 0..600)], 0..40),
+    ) {
+        let limits = WireLimits { max_message_bytes: 1_000, max_parts: 4, max_command_bytes: 200, ..WireLimits::default() };
+        let socket_type = if role == Role::Pub { "SUB" } else { "DEALER" };
+        let mut engine = Engine::new(role, limits);
+        let prefix = [vec![], greeting(1), hello(socket_type)];
+        'stream: for chunk in std::iter::once(&prefix[handshake]).chain(&noise) {
+            engine.input().extend_from_slice(chunk);
+            loop {
+                match engine.poll() {
+                    Ok(Some(_)) => {}
+                    Ok(None) => break,
+                    Err(_) => break 'stream,
+                }
+            }
+            let held: usize = engine.input.len() + engine.parts.iter().map(Bytes::len).sum::<usize>();
+            prop_assert!(held <= 1_000 + 200 + 9, "{} bytes held", held);
+            prop_assert!(engine.input.capacity() <= HEADROOM);
+        }
+    }
+}

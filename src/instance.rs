@@ -1,0 +1,251 @@
+//! A process's membership in a workdir: who it is now, its database, its events and its calls.
+
+mod agents;
+mod events;
+mod follow;
+mod lead;
+mod roster;
+mod route;
+mod terms;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use pando_bridge::{Hub, HubSubscription};
+use pando_dbproxy::{Db, Durability, Readers, StoreError};
+use pando_ipc::bus::BusError;
+use pando_ipc::client::CallError;
+use pando_ipc::{Endpoints, LockError, LockInfo, Pattern, Ports, Timestamp, Workdir, topic};
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use agents::Agents;
+use route::Routes;
+
+pub use events::Events;
+pub(crate) use lead::Primary;
+pub(crate) use roster::Member;
+
+/// How often every instance says that it is alive. Followers of the documented format give up after 15 s.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How many connections read the database of one instance.
+const READERS: usize = 4;
+
+/// How to join. The default needs nothing.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The instance's own id; a new one when `None`.
+    pub instance_id: Option<String>,
+    /// Whether `pando down` may ask this instance to leave, see [`Instance::stop_requested`].
+    pub headless: bool,
+    /// Fail with [`JoinError::PrimaryExists`] where another instance is the primary.
+    pub require_primary: bool,
+    /// Whether the TCP door opens when this instance is the primary.
+    pub tcp: bool,
+    /// What an acknowledged write has survived.
+    pub durability: Durability,
+    /// How long to look for a primary.
+    pub dial_timeout: Duration,
+    /// How long a call or a write may take in all.
+    pub call_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let client = pando_ipc::client::Options::default();
+        Self {
+            instance_id: None,
+            headless: false,
+            require_primary: false,
+            tcp: true,
+            durability: Durability::Disk,
+            dial_timeout: client.dial_timeout,
+            call_timeout: client.call_timeout,
+        }
+    }
+}
+
+/// What an instance is now. It changes by itself; an application need not care.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// It looks for the primary, or is about to become it.
+    Seeking,
+    /// It follows.
+    Secondary {
+        /// The primary's instance id.
+        primary: String,
+        /// The primary's term.
+        epoch: u64,
+    },
+    /// It leads.
+    Primary {
+        /// Its term.
+        epoch: u64,
+        /// Its TCP ports, where that door is open.
+        ports: Option<Ports>,
+        /// Where it is reached.
+        endpoints: Endpoints,
+    },
+}
+
+/// Why an instance could not join.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// Another instance is the primary, and [`Options::require_primary`] was set.
+    #[error("instance {} (pid {}) is the primary since {}", .0.instance_id, .0.pid, .0.started_at)]
+    PrimaryExists(Box<LockInfo>),
+    /// The lock can be neither won nor lost.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The database cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The sockets cannot be bound.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+}
+
+/// What the parts of one instance share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) id: String,
+    pub(crate) workdir: Workdir,
+    pub(crate) options: Options,
+    pub(crate) joined: Instant,
+    pub(crate) joined_at: Timestamp,
+    pub(crate) hub: Hub,
+    pub(crate) readers: Readers,
+    pub(crate) db: Db,
+    pub(crate) agents: Agents,
+    routes: Routes,
+    role: watch::Sender<Role>,
+    stop_requested: CancellationToken,
+    placed: AtomicBool,
+}
+
+impl Shared {
+    /// Makes the hub start behind `head` the first time that a head is known; from then on it goes on where it is.
+    fn place_hub(&self, head: u64) {
+        if !self.placed.swap(true, Ordering::AcqRel) {
+            self.hub.start_behind(head);
+        }
+    }
+
+    /// Returns the payload of this instance's heartbeat.
+    async fn heartbeat(&self, role: &str, head: u64) -> Value {
+        let sessions = self.db.query("SELECT count(*) FROM sessions", Vec::new()).await;
+        let session_count = sessions.ok().and_then(|table| table.rows.first()?.first()?.as_u64());
+        serde_json::json!({
+            "instance_id": self.id,
+            "role": role,
+            "uptime": self.joined.elapsed().as_secs(),
+            "session_count": session_count.unwrap_or(0),
+            "head": head,
+        })
+    }
+}
+
+/// A process's membership in a workdir.
+///
+/// It races for the primary's role, follows whoever has it and takes over when that one goes, all by itself. Dropping it leaves, too, but
+/// only [`Instance::leave`] waits for the end.
+#[derive(Debug)]
+pub struct Instance {
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Instance {
+    /// Joins a workdir; returns once this instance leads or follows.
+    ///
+    /// A primary that does not answer within [`Options::dial_timeout`] is no error: the instance is [`Role::Seeking`], reads locally and goes on trying.
+    pub async fn join(workdir: Workdir, options: Options) -> Result<Self, JoinError> {
+        workdir.prepare().map_err(LockError::from)?;
+        let id = options.instance_id.clone().unwrap_or_else(|| format!("inst-{}", uuid::Uuid::now_v7().simple()));
+        let readers = Readers::open(&workdir.database_path(), READERS);
+        let routes = Routes::default();
+        let shared = Arc::new(Shared {
+            db: Db::new(readers.clone(), routes.deliver(), id.clone(), options.call_timeout),
+            id,
+            workdir,
+            joined: Instant::now(),
+            joined_at: Timestamp::now(),
+            hub: Hub::new(),
+            readers,
+            agents: Agents::default(),
+            routes,
+            role: watch::Sender::new(Role::Seeking),
+            stop_requested: CancellationToken::new(),
+            placed: AtomicBool::new(false),
+            options,
+        });
+        let instance = Self { shared, stop: CancellationToken::new(), tasks: TaskTracker::new() };
+        let watched = [topic::LLM_START, topic::LLM_END, topic::LEFT, topic::STOP].map(Pattern::known);
+        instance.tasks.spawn(agents::watch(Arc::clone(&instance.shared), instance.shared.hub.subscribe(watched)));
+        let (failed, failure) = tokio::sync::oneshot::channel();
+        instance.tasks.spawn(terms::run(Arc::clone(&instance.shared), instance.stop.clone(), failed));
+        instance.tasks.close();
+        let mut role = instance.shared.role.subscribe();
+        tokio::select! {
+            // The sender is dropped when the first term has begun.
+            Ok(error) = failure => Err(error),
+            _ = role.wait_for(|role| *role != Role::Seeking) => Ok(()),
+            () = tokio::time::sleep(instance.shared.options.dial_timeout) => Ok(()),
+        }
+        .map(|()| instance)
+    }
+
+    /// Returns the instance's id, as it stands in events and in the lock file.
+    pub fn id(&self) -> &str {
+        &self.shared.id
+    }
+
+    /// Returns what the instance is, and tells when that changes.
+    pub fn role(&self) -> watch::Receiver<Role> {
+        self.shared.role.subscribe()
+    }
+
+    /// Returns the database: writes go to the primary wherever it is, reads are local.
+    pub fn db(&self) -> &Db {
+        &self.shared.db
+    }
+
+    /// Returns the way to publish events.
+    pub fn events(&self) -> Events {
+        Events::new(Arc::clone(&self.shared))
+    }
+
+    /// Subscribes to the events that any of the patterns selects, from now on: durable ones in commit order, each once, across takeovers.
+    pub fn subscribe(&self, patterns: impl IntoIterator<Item = Pattern>) -> HubSubscription {
+        self.shared.hub.subscribe(patterns)
+    }
+
+    /// Calls a method of the primary, which may be this instance; see `docs/wire.md` for methods and shapes.
+    ///
+    /// A call that was sent to a primary that died ends as [`CallError::Unknown`]; one that was not sent waits for the next primary.
+    pub async fn call(&self, method: &str, params: Value) -> Result<Value, CallError> {
+        self.shared.routes.call(method, params, self.shared.options.call_timeout).await
+    }
+
+    /// Waits until somebody asked this headless instance to leave (`pando down`). The caller then calls [`Instance::leave`].
+    pub async fn stop_requested(&self) {
+        self.shared.stop_requested.cancelled().await;
+    }
+
+    /// Leaves in good order and waits for the end: a primary finishes its writes, says goodbye and releases the lock last.
+    pub async fn leave(self) {
+        self.stop.cancel();
+        self.tasks.wait().await;
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

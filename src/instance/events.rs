@@ -1,0 +1,50 @@
+//! How an application publishes.
+
+use std::sync::Arc;
+
+use pando_dbproxy::WriteError;
+use pando_ipc::client::CallError;
+use pando_ipc::hello::PUBLISH;
+use pando_ipc::{TopicError, Topic};
+use serde_json::{Value, json};
+
+use super::Shared;
+
+/// Publishes events in the name of this instance. A cheap handle.
+#[derive(Debug, Clone)]
+pub struct Events(Arc<Shared>);
+
+/// Why an event was not published, or not surely.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The topic is none.
+    #[error(transparent)]
+    Topic(#[from] TopicError),
+    /// A durable event was not journaled, or not surely.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// An ephemeral event did not reach the primary.
+    #[error(transparent)]
+    Call(#[from] CallError),
+}
+
+impl Events {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self(shared)
+    }
+
+    /// Publishes an event and returns its `seq`; a topic that is ephemeral has none.
+    ///
+    /// A durable event is journaled exactly once, whatever dies, when this returns `Ok`. An ephemeral one (see [`Topic::is_ephemeral`]) goes out at once
+    /// and may be lost.
+    pub async fn publish(&self, topic: &str, payload: Value, session_id: &str) -> Result<Option<u64>, PublishError> {
+        let topic = Topic::new(topic)?;
+        if topic.is_ephemeral() {
+            let params = json!({"topic": topic, "payload": payload, "session_id": session_id, "durable": false});
+            self.0.routes.notify(PUBLISH, params).await?;
+            return Ok(None);
+        }
+        let ack = self.0.db.publish(topic, payload, session_id.to_owned()).await?;
+        Ok(Some(ack.seq))
+    }
+}

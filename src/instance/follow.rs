@@ -1,0 +1,99 @@
+//! A secondary's term: follow the primary, forward to it, and wait for its place.
+
+use std::sync::Arc;
+
+use pando_bridge::inbound;
+use pando_dbproxy::Remote;
+use pando_ipc::client::{self, Client, Link, Since};
+use pando_ipc::lock::Candidate;
+use pando_ipc::{Kind, Pattern, hello, topic};
+use serde_json::json;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::route::Route;
+use super::terms::Ended;
+use super::{HEARTBEAT, JoinError, Role, Shared};
+
+enum Step {
+    Stop,
+    Won(Result<pando_ipc::Lease, pando_ipc::LockError>),
+    Link,
+    Beat,
+}
+
+/// Follows until `stop`, or until the lock is ours.
+pub(super) async fn follow(
+    shared: &Arc<Shared>,
+    stop: &CancellationToken,
+    failed: &mut Option<oneshot::Sender<JoinError>>,
+) -> Result<Ended, JoinError> {
+    let mut candidate = Candidate::wait(shared.workdir.clone())?;
+    failed.take();
+    let client = Client::open(
+        shared.workdir.clone(),
+        client::Options {
+            instance_id: shared.id.clone(),
+            kind: Kind::Instance,
+            dial_timeout: shared.options.dial_timeout,
+            call_timeout: shared.options.call_timeout,
+        },
+    );
+    shared.routes.set(Route::Remote(client.clone()), Some(Arc::new(Remote::new(client.clone()))));
+    let term = stop.child_token();
+    let tasks = TaskTracker::new();
+    tasks.spawn(listen(Arc::clone(shared), client.clone(), term.clone()));
+    tasks.close();
+
+    let mut link = client.link();
+    let mut beat = interval(HEARTBEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let ended = loop {
+        let step = tokio::select! {
+            () = stop.cancelled() => Step::Stop,
+            won = candidate.won() => Step::Won(won),
+            Ok(()) = link.changed() => Step::Link,
+            _ = beat.tick() => Step::Beat,
+        };
+        match step {
+            Step::Stop => break Ok(Ended::Stopped),
+            Step::Won(won) => break won.map(Ended::Elected).map_err(JoinError::Lock),
+            Step::Link => {
+                shared.role.send_replace(role_of(link.borrow_and_update().as_ref()));
+            }
+            Step::Beat if link.borrow().is_some() => {
+                let payload = shared.heartbeat("secondary", shared.hub.position()).await;
+                let params = json!({"topic": topic::HEARTBEAT, "payload": payload, "durable": false});
+                if let Err(error) = client.notify(hello::PUBLISH, params).await {
+                    tracing::debug!(%error, "heartbeat not sent");
+                }
+            }
+            Step::Beat => {}
+        }
+    };
+    shared.routes.clear();
+    term.cancel();
+    client.close().await;
+    tasks.wait().await;
+    ended
+}
+
+fn role_of(link: Option<&Link>) -> Role {
+    match link {
+        Some(link) => Role::Secondary { primary: link.welcome.instance_id.clone(), epoch: link.welcome.epoch },
+        None => Role::Seeking,
+    }
+}
+
+/// Feeds the hub with what happens in the workdir, from the first link on.
+async fn listen(shared: Arc<Shared>, client: Client, stop: CancellationToken) {
+    let mut link: watch::Receiver<Option<Link>> = client.link();
+    let Some(Ok(_)) = stop.run_until_cancelled(link.wait_for(Option::is_some)).await else { return };
+    // A primary that keeps no journal (an older peer) has no head; its events come without numbers.
+    shared.place_hub(shared.readers.head().await.unwrap_or(0));
+    let history = Arc::new(shared.readers.clone());
+    let follower = client.follow(vec![Pattern::All], Since::Seq(shared.hub.position()), history);
+    inbound(follower, shared.hub.clone(), stop).await;
+}

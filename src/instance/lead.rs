@@ -1,0 +1,273 @@
+//! A primary's term: open the database, bind, advertise, serve, and leave in good order.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use pando_bridge::Outbound;
+use pando_dbproxy::{Ack, Readers, Work, WriteRequest, Writer, WriterOptions};
+use pando_ipc::bus::{Bus, BusOptions, Limits};
+use pando_ipc::lock::Lease;
+use pando_ipc::methods::{Caller, Door};
+use pando_ipc::{Envelope, Fault, Hello, LockInfo, PROTOCOL, Pattern, Timestamp, Topic, read_lock_for_path, topic};
+use serde_json::{Value, json};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::roster::{Member, Roster};
+use super::route::Route;
+use super::terms::Ended;
+use super::{HEARTBEAT, JoinError, Role, Shared};
+use crate::methods;
+
+/// How often the primary compares the lock file's path with the file it holds.
+const LOCK_CHECK: Duration = Duration::from_millis(500);
+/// How long a leaving primary waits for its subscribers to read the last events, and for calls in flight.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// Arrivals that wait to be told to everyone. When it is full an arrival is not announced; it still shows in `instance.list`.
+const ARRIVALS: usize = 1_024;
+/// Events per read when the hub catches up.
+const CATCH_UP_EVENTS: usize = 1_000;
+
+/// What the methods of one primary's term work with.
+#[derive(Debug)]
+pub(crate) struct Primary {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) writer: Writer,
+    pub(crate) outbound: Arc<Outbound>,
+    pub(crate) roster: Roster,
+    pub(crate) since: Timestamp,
+    /// Taken away at the end of the term: the bus holds the methods, which hold this.
+    bus: Mutex<Option<Bus>>,
+    arrivals: mpsc::Sender<Hello>,
+}
+
+impl Primary {
+    /// Returns the bus, while the term lasts.
+    pub(crate) fn bus(&self) -> Option<Bus> {
+        self.bus.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Enters a peer that said hello, and tells everyone when it is a new instance.
+    pub(crate) fn welcome(&self, peer: u64, hello: Hello) {
+        if self.roster.enter(peer, hello.clone())
+            && let Err(error) = self.arrivals.try_send(hello)
+        {
+            tracing::warn!(%error, "an instance joined unannounced");
+        }
+    }
+
+    /// Returns the name under which a caller publishes and writes: its instance id once it said hello, else a label of its connection.
+    pub(crate) fn name_of(&self, caller: &Caller) -> String {
+        match caller.door {
+            Door::Local => self.shared.id.clone(),
+            _ => self.roster.name_of(caller.peer).unwrap_or_else(|| format!("peer-{}", caller.peer)),
+        }
+    }
+
+    /// Writes in the name of `source`, under a key of its own when none is given.
+    pub(crate) async fn write(&self, source: String, op_id: Option<String>, work: Work) -> Result<Ack, Fault> {
+        let op_id = op_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
+        let deadline = std::time::Instant::now() + self.shared.options.call_timeout;
+        self.writer.submit(WriteRequest::new(op_id, source, deadline, work)?).await
+    }
+
+    /// Journals an event in the name of this instance and returns its `seq`.
+    pub(crate) async fn publish(&self, topic: Topic, payload: Value, session_id: String) -> Result<u64, Fault> {
+        let work = Work::Publish { topic, payload, session_id, project_id: String::new() };
+        Ok(self.write(self.shared.id.clone(), None, work).await?.seq)
+    }
+
+    /// Journals news of this instance. A failure is logged: it is no write of a user.
+    async fn announce(&self, topic: &'static str, payload: Value) {
+        if let Err(error) = self.publish(Topic::known(topic), payload, String::new()).await {
+            tracing::warn!(topic, %error, "event not journaled");
+        }
+    }
+}
+
+enum Step {
+    Stop,
+    Deposed(&'static str),
+    Beat,
+    CheckLock,
+    Arrived(Hello),
+    Departed(Result<u64, broadcast::error::RecvError>),
+}
+
+/// Leads until `stop`, or until the lock or the database is no longer ours.
+pub(super) async fn lead(
+    shared: &Arc<Shared>,
+    lease: Lease,
+    stop: &CancellationToken,
+    failed: &mut Option<oneshot::Sender<JoinError>>,
+) -> Result<Ended, JoinError> {
+    let previous = read_lock_for_path(&shared.workdir).ok();
+    let (arrivals, mut arrived) = mpsc::channel(ARRIVALS);
+    let (primary, bus) = begin(shared, &lease, arrivals).await?;
+    failed.take();
+    let departures = bus.departures();
+    let promoted = json!({
+        "instance_id": shared.id,
+        "epoch": primary.writer.epoch(),
+        "previous": previous.map(|info| json!({"instance_id": info.instance_id, "epoch": info.epoch})),
+    });
+    primary.announce(topic::PROMOTED, promoted).await;
+    let ended = serve(&primary, &lease, stop, &mut arrived, departures).await;
+    finish(&primary, &bus, &ended).await;
+    // The lock goes last: whoever wakes now finds everything closed.
+    drop(lease);
+    Ok(ended)
+}
+
+/// Runs the winning order: database, epoch, bind, advertise, serve.
+async fn begin(
+    shared: &Arc<Shared>,
+    lease: &Lease,
+    arrivals: mpsc::Sender<Hello>,
+) -> Result<(Arc<Primary>, Bus), JoinError> {
+    let outbound = Arc::new(Outbound::new(shared.hub.clone()));
+    let carrier = Arc::clone(&outbound);
+    let options = WriterOptions {
+        instance_id: shared.id.clone(),
+        workdir: shared.workdir.path().to_owned(),
+        durability: shared.options.durability,
+        on_commit: Box::new(move |events: &[Arc<Envelope>]| carrier.carry(events)),
+    };
+    let writer = open_writer(shared, options).await?;
+    shared.place_hub(writer.head());
+    catch_up(shared, &shared.readers).await;
+
+    let primary = Arc::new(Primary {
+        shared: Arc::clone(shared),
+        writer: writer.clone(),
+        outbound,
+        roster: Roster::default(),
+        since: Timestamp::now(),
+        bus: Mutex::default(),
+        arrivals,
+    });
+    let table = methods::bind(&primary);
+    let bus = Bus::start(
+        BusOptions {
+            workdir: shared.workdir.clone(),
+            epoch: writer.epoch(),
+            tcp: shared.options.tcp,
+            limits: Limits::default(),
+        },
+        table.clone(),
+    )
+    .await?;
+    *primary.bus.lock().unwrap_or_else(PoisonError::into_inner) = Some(bus.clone());
+    primary.outbound.attach(writer.epoch(), bus.clone());
+    let (ports, endpoints) = (bus.ports(), bus.endpoints());
+    lease.advertise(&LockInfo {
+        instance_id: shared.id.clone(),
+        pid: std::process::id(),
+        pub_port: ports.map_or(0, |ports| ports.publish),
+        rpc_port: ports.map_or(0, |ports| ports.rpc),
+        started_at: primary.since,
+        epoch: Some(writer.epoch()),
+        workdir: Some(shared.workdir.path().to_owned()),
+        protocol: Some(PROTOCOL),
+        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        endpoints: Some(endpoints.clone()),
+    })?;
+    shared.routes.set(Route::Local(table), Some(Arc::new(writer.clone())));
+    shared.role.send_replace(Role::Primary { epoch: writer.epoch(), ports, endpoints });
+    Ok((primary, bus))
+}
+
+async fn open_writer(shared: &Arc<Shared>, options: WriterOptions) -> Result<Writer, JoinError> {
+    let path = shared.workdir.database_path();
+    match tokio::task::spawn_blocking(move || Writer::open(&path, options)).await {
+        Ok(opened) => Ok(opened?),
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    }
+}
+
+/// Delivers what former primaries committed and this instance has not seen.
+async fn catch_up(shared: &Shared, readers: &Readers) {
+    loop {
+        match readers.since(shared.hub.position(), &[Pattern::All], CATCH_UP_EVENTS).await {
+            Ok(page) => {
+                if let Some(resync) = page.resync {
+                    shared.hub.start_behind(resync.to);
+                    shared.hub.lagged(resync.to.saturating_sub(resync.from) + 1);
+                }
+                if page.events.is_empty() {
+                    return;
+                }
+                page.events.into_iter().for_each(|event| shared.hub.deliver(&Arc::new(event)));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "could not catch up from the journal");
+                return;
+            }
+        }
+    }
+}
+
+async fn serve(
+    primary: &Arc<Primary>,
+    lease: &Lease,
+    stop: &CancellationToken,
+    arrived: &mut mpsc::Receiver<Hello>,
+    mut departures: broadcast::Receiver<u64>,
+) -> Ended {
+    let shared = &primary.shared;
+    let mut beat = interval(HEARTBEAT);
+    let mut check = interval(LOCK_CHECK);
+    for timer in [&mut beat, &mut check] {
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
+    loop {
+        let step = tokio::select! {
+            () = stop.cancelled() => Step::Stop,
+            () = primary.writer.fenced() => Step::Deposed("a newer primary wrote to the database"),
+            _ = beat.tick() => Step::Beat,
+            _ = check.tick() => Step::CheckLock,
+            Some(hello) = arrived.recv() => Step::Arrived(hello),
+            peer = departures.recv() => Step::Departed(peer),
+        };
+        match step {
+            Step::Stop => return Ended::Stopped,
+            Step::Deposed(why) => {
+                tracing::error!(why, "stepping down");
+                return Ended::Deposed;
+            }
+            Step::CheckLock if lease.is_current() => {}
+            Step::CheckLock => {
+                tracing::error!("stepping down: the lock file was removed or replaced");
+                return Ended::Deposed;
+            }
+            Step::Beat => {
+                let payload = shared.heartbeat("primary", primary.writer.head()).await;
+                primary.outbound.ephemeral(Envelope::new(&*shared.id, Topic::known(topic::HEARTBEAT), payload));
+            }
+            Step::Arrived(hello) => primary.announce(topic::JOINED, json!(hello)).await,
+            Step::Departed(Ok(peer)) => {
+                if let Some(Member { hello, .. }) = primary.roster.strike(peer) {
+                    primary.outbound.forget(&hello.instance_id);
+                    primary.announce(topic::LEFT, json!({"instance_id": hello.instance_id, "pid": hello.pid})).await;
+                }
+            }
+            Step::Departed(Err(lost)) => tracing::warn!(%lost, "departures overlooked"),
+        }
+    }
+}
+
+/// Ends a term: the goodbye is the last write, then everything is drained and closed.
+async fn finish(primary: &Primary, bus: &Bus, ended: &Ended) {
+    if matches!(ended, Ended::Stopped) {
+        let goodbye = json!({"instance_id": primary.shared.id, "epoch": primary.writer.epoch()});
+        primary.announce(topic::SHUTDOWN, goodbye).await;
+    }
+    primary.shared.routes.clear();
+    primary.writer.clone().close().await;
+    if !bus.flush(FAREWELL).await {
+        tracing::warn!("a subscriber did not read the last events");
+    }
+    bus.shutdown(FAREWELL).await;
+    primary.bus.lock().unwrap_or_else(PoisonError::into_inner).take();
+}

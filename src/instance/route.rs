@@ -1,0 +1,93 @@
+//! Where the primary is now, for calls and for writes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pando_dbproxy::Deliver;
+use pando_ipc::client::{CallError, Cause, Client};
+use pando_ipc::methods::{Call, Caller, Methods};
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+/// The way to the primary.
+#[derive(Debug, Clone, Default)]
+pub(super) enum Route {
+    /// Nobody leads yet.
+    #[default]
+    None,
+    /// This instance leads.
+    Local(Methods),
+    /// Somebody else leads; the client finds out who.
+    Remote(Client),
+}
+
+/// The one place that knows where the primary is: set by the terms, read by everyone.
+#[derive(Debug)]
+pub(super) struct Routes {
+    calls: watch::Sender<Route>,
+    writes: watch::Sender<Option<Arc<dyn Deliver>>>,
+}
+
+impl Default for Routes {
+    fn default() -> Self {
+        Self { calls: watch::Sender::default(), writes: watch::Sender::new(None) }
+    }
+}
+
+impl Routes {
+    /// Returns where writes go, for the database handle.
+    pub(super) fn deliver(&self) -> watch::Receiver<Option<Arc<dyn Deliver>>> {
+        self.writes.subscribe()
+    }
+
+    /// Sends calls and writes another way from now on.
+    pub(super) fn set(&self, calls: Route, writes: Option<Arc<dyn Deliver>>) {
+        self.calls.send_replace(calls);
+        self.writes.send_replace(writes);
+    }
+
+    /// Sends calls and writes nowhere: they wait.
+    pub(super) fn clear(&self) {
+        self.set(Route::None, None);
+    }
+
+    /// Calls the primary; what was not sent is sent again to the next one, until the deadline.
+    pub(super) async fn call(&self, method: &str, params: Value, within: Duration) -> Result<Value, CallError> {
+        let deadline = Instant::now() + within;
+        let mut route = self.calls.subscribe();
+        let timed_out = |_| CallError::NotSent(Cause::Timeout { after: within });
+        loop {
+            let way = route.borrow_and_update().clone();
+            match way {
+                Route::Local(methods) => {
+                    let call = Call { method: method.into(), params, caller: Caller::local() };
+                    let answer = timeout_at(deadline, methods.dispatch(call)).await;
+                    return answer.map_err(|_| CallError::Unknown(Cause::Timeout { after: within }))?.map_err(CallError::Refused);
+                }
+                Route::Remote(client) => match client.call_by(method, params.clone(), deadline).await {
+                    // The term ended before the call was sent; the next one takes it.
+                    Err(CallError::NotSent(Cause::Closed)) => {}
+                    answer => return answer,
+                },
+                Route::None => {}
+            }
+            if timeout_at(deadline, route.changed()).await.map_err(timed_out)?.is_err() {
+                return Err(CallError::NotSent(Cause::Closed));
+            }
+        }
+    }
+
+    /// Sends a notification to the primary, when there is one: for what may be lost.
+    pub(super) async fn notify(&self, method: &str, params: Value) -> Result<(), CallError> {
+        let way = self.calls.borrow().clone();
+        match way {
+            Route::Local(methods) => {
+                let call = Call { method: method.into(), params, caller: Caller::local() };
+                methods.dispatch(call).await.map(drop).map_err(CallError::Refused)
+            }
+            Route::Remote(client) => client.notify(method, params).await,
+            Route::None => Err(CallError::NotSent(Cause::Closed)),
+        }
+    }
+}

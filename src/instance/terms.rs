@@ -1,0 +1,68 @@
+//! The loop over terms: all of failover.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pando_ipc::lock::{self, Claim, Lease};
+use pando_ipc::acquire_lock;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::{JoinError, Role, Shared, follow, lead};
+
+/// Pause after a term that could not begin, so that a broken disk is not hammered and a healthy instance may win.
+const FAILED_TERM_PAUSE: Duration = Duration::from_secs(1);
+
+/// How a term ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// The instance leaves.
+    Stopped,
+    /// The primary went, and the lock is ours.
+    Elected(Lease),
+    /// The lock or the database is no longer ours; somebody else leads.
+    Deposed,
+}
+
+/// Leads or follows, term after term, until `stop`. When the very first term cannot begin, says why and ends.
+pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, failed: oneshot::Sender<JoinError>) {
+    let mut failed = Some(failed);
+    let mut claim = first_claim(&shared).await;
+    loop {
+        let ended = match claim {
+            Ok(Some(lease)) => lead::lead(&shared, lease, &stop, &mut failed).await,
+            Ok(None) => follow::follow(&shared, &stop, &mut failed).await,
+            Err(error) => Err(error),
+        };
+        shared.role.send_replace(Role::Seeking);
+        claim = match ended {
+            Ok(Ended::Stopped) => break,
+            Ok(Ended::Elected(lease)) => Ok(Some(lease)),
+            Ok(Ended::Deposed) => lock::try_lock(&shared.workdir).map_err(JoinError::Lock),
+            Err(error) => {
+                tracing::error!(%error, "the term could not begin");
+                if let Some(failed) = failed.take() {
+                    drop(failed.send(error));
+                    break;
+                }
+                if stop.run_until_cancelled(tokio::time::sleep(FAILED_TERM_PAUSE)).await.is_none() {
+                    break;
+                }
+                lock::try_lock(&shared.workdir).map_err(JoinError::Lock)
+            }
+        };
+    }
+    shared.hub.close();
+    shared.stop_requested.cancel();
+}
+
+/// Races for the lock the first time; where the primary's role was demanded, a lost race is an error that says who has it.
+async fn first_claim(shared: &Shared) -> Result<Option<Lease>, JoinError> {
+    if !shared.options.require_primary {
+        return Ok(lock::try_lock(&shared.workdir)?);
+    }
+    match acquire_lock(&shared.workdir, shared.options.dial_timeout).await? {
+        Claim::Won(lease) => Ok(Some(lease)),
+        Claim::Lost(info) => Err(JoinError::PrimaryExists(Box::new(info))),
+    }
+}

@@ -1,0 +1,235 @@
+//! `instance.*`: who leads, who is here, and who should leave.
+
+use std::path::PathBuf;
+
+use pando_ipc::hello::{HELLO, PING};
+use pando_ipc::methods::Call;
+use pando_ipc::{Code, Fault, Hello, Kind, PROTOCOL, Topic, topic};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::{Method, NoParams, read_params, write_result};
+use crate::instance::{Member, Primary};
+
+/// What `instance.ping` answers.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Pong {
+    /// Always `ok`.
+    status: &'static str,
+    /// The primary.
+    instance_id: String,
+    /// Seconds since it joined.
+    uptime: u64,
+}
+
+/// What `instance.hello` takes.
+#[derive(Debug, JsonSchema)]
+#[expect(dead_code, reason = "describes the shape of pando_ipc::Hello, which knows no schemas")]
+struct HelloParams {
+    /// The caller's own id.
+    instance_id: String,
+    /// `instance`, `client` or `observer`.
+    kind: String,
+    /// The caller's process.
+    pid: u32,
+    /// The caller's release.
+    version: String,
+    /// The caller's wire version.
+    protocol: u32,
+}
+
+/// What `instance.hello` answers.
+#[derive(Debug, Serialize, JsonSchema)]
+struct WelcomeResult {
+    /// The primary; the lock file must name the same.
+    instance_id: String,
+    /// Its term; the lock file must name the same.
+    epoch: u64,
+    /// Its release.
+    version: &'static str,
+    /// Its wire version.
+    protocol: u32,
+    /// The directory it coordinates.
+    workdir: PathBuf,
+    /// The database's own id.
+    database: String,
+}
+
+/// TCP ports of the primary.
+#[derive(Debug, Serialize, JsonSchema)]
+struct PortPair {
+    /// Port of the PUB socket.
+    r#pub: u16,
+    /// Port of the ROUTER socket.
+    rpc: u16,
+}
+
+/// What `instance.info` answers.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Info {
+    instance_id: String,
+    role: &'static str,
+    epoch: u64,
+    pid: u32,
+    version: &'static str,
+    protocol: u32,
+    workdir: PathBuf,
+    database: String,
+    /// When this term began, RFC 3339.
+    started_at: String,
+    /// Seconds since the instance joined.
+    uptime: u64,
+    /// Number of the last journaled event.
+    head: u64,
+    /// Rows in the sessions table.
+    sessions: u64,
+    /// TCP ports; null when that door is closed.
+    ports: Option<PortPair>,
+    /// ZeroMQ endpoints, best first.
+    endpoints: Value,
+    /// Connections, refusals and queues of the bus.
+    bus: Value,
+}
+
+/// One line of `instance.list`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Listed {
+    instance_id: String,
+    kind: String,
+    /// `primary`, `secondary` or `client`.
+    role: &'static str,
+    pid: u32,
+    version: String,
+    /// Since when it leads, or is connected to this primary; RFC 3339.
+    since: String,
+}
+
+/// What `instance.list` answers.
+#[derive(Debug, Serialize, JsonSchema)]
+struct List {
+    /// The primary first, then everyone who said hello, in order of arrival.
+    instances: Vec<Listed>,
+}
+
+/// What `instance.stop` takes.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct Stop {
+    /// Whom to ask; everyone when left out.
+    instance_id: Option<String>,
+}
+
+/// What `instance.stop` answers.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Asked {
+    /// Who was asked. Those that are not headless (`pando up`) stay.
+    asked: Vec<String>,
+}
+
+pub(super) fn methods() -> Vec<Method> {
+    vec![
+        Method::inline::<NoParams, Pong>(PING, "Tells that the primary is alive.", |primary, _call| {
+            let shared = &primary.shared;
+            write_result(Pong { status: "ok", instance_id: shared.id.clone(), uptime: shared.joined.elapsed().as_secs() })
+        }),
+        Method::inline::<HelloParams, WelcomeResult>(HELLO, "Introduces a peer and tells who leads.", hello),
+        Method::new("instance.info", "Tells everything about the primary.", |primary, _caller, NoParams {}| async move {
+            info(&primary).await
+        }),
+        Method::new("instance.list", "Lists who is connected.", |primary, _caller, NoParams {}| async move {
+            Ok(List { instances: list(&primary) })
+        }),
+        Method::new("instance.stop", "Asks headless instances to leave.", |primary, _caller, params: Stop| async move {
+            stop(&primary, params).await
+        }),
+    ]
+}
+
+fn hello(primary: &Primary, call: Call) -> Result<Value, Fault> {
+    let hello: Hello = read_params(call.params)?;
+    if hello.protocol != PROTOCOL {
+        let why = format!(
+            "protocol {} of {} {} does not fit protocol {PROTOCOL} of pando {}",
+            hello.protocol,
+            hello.instance_id,
+            hello.version,
+            env!("CARGO_PKG_VERSION")
+        );
+        let fault = Fault::new(Code::Version, why).with("version", env!("CARGO_PKG_VERSION"));
+        return Err(fault.with("protocol", PROTOCOL));
+    }
+    primary.welcome(call.caller.peer, hello);
+    write_result(WelcomeResult {
+        instance_id: primary.shared.id.clone(),
+        epoch: primary.writer.epoch(),
+        version: env!("CARGO_PKG_VERSION"),
+        protocol: PROTOCOL,
+        workdir: primary.shared.workdir.path().to_owned(),
+        database: primary.writer.database().to_string(),
+    })
+}
+
+async fn info(primary: &Primary) -> Result<Info, Fault> {
+    let shared = &primary.shared;
+    let bus = primary.bus().ok_or_else(|| Fault::new(Code::NotPrimary, "the primary is leaving"))?;
+    let counted = shared.db.query("SELECT count(*) FROM sessions", Vec::new()).await;
+    let sessions = counted.map_err(Fault::internal)?.rows.first().and_then(|row| row.first()?.as_u64()).unwrap_or(0);
+    Ok(Info {
+        instance_id: shared.id.clone(),
+        role: "primary",
+        epoch: primary.writer.epoch(),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION"),
+        protocol: PROTOCOL,
+        workdir: shared.workdir.path().to_owned(),
+        database: primary.writer.database().to_string(),
+        started_at: primary.since.to_string(),
+        uptime: Instant::now().duration_since(shared.joined).as_secs(),
+        head: primary.writer.head(),
+        sessions,
+        ports: bus.ports().map(|ports| PortPair { r#pub: ports.publish, rpc: ports.rpc }),
+        endpoints: write_result(bus.endpoints())?,
+        bus: write_result(bus.stats())?,
+    })
+}
+
+/// Returns the primary and everyone who said hello.
+pub(super) fn list(primary: &Primary) -> Vec<Listed> {
+    let leader = Listed {
+        instance_id: primary.shared.id.clone(),
+        kind: Kind::Instance.to_string(),
+        role: "primary",
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        since: primary.since.to_string(),
+    };
+    let others = primary.roster.list().into_iter().map(|Member { hello, since }| Listed {
+        role: if hello.kind == Kind::Instance { "secondary" } else { "client" },
+        instance_id: hello.instance_id,
+        kind: hello.kind.to_string(),
+        pid: hello.pid,
+        version: hello.version,
+        since: since.to_string(),
+    });
+    std::iter::once(leader).chain(others).collect()
+}
+
+async fn stop(primary: &Primary, params: Stop) -> Result<Asked, Fault> {
+    let mut asked: Vec<String> = list(primary)
+        .into_iter()
+        .filter(|listed| listed.role != "client")
+        .map(|listed| listed.instance_id)
+        .collect();
+    if let Some(wanted) = params.instance_id {
+        if !asked.contains(&wanted) {
+            let why = format!("no instance {wanted:?} is here; 'pando ipc instances' lists them");
+            return Err(Fault::new(Code::NotFound, why));
+        }
+        asked = vec![wanted];
+    }
+    // The primary goes last, so that its secondaries still hear that they were asked.
+    asked.rotate_left(usize::from(asked.len() > 1));
+    primary.publish(Topic::known(topic::STOP), json!({"instances": asked}), String::new()).await?;
+    Ok(Asked { asked })
+}

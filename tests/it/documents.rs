@@ -1,0 +1,60 @@
+//! What the documents promise is what the binary does.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::support::{PandoProcess, Sandbox, pando};
+
+const README: &str = include_str!("../../README.md");
+const WIRE: &str = include_str!("../../docs/wire.md");
+
+/// Returns the first column of the tables under "Methods".
+fn documented_methods() -> BTreeSet<String> {
+    let (_, section) = WIRE.split_once("\n## Methods\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let name = |line: &str| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned());
+    section.lines().filter_map(name).collect()
+}
+
+#[test]
+fn the_wire_document_names_every_method_and_no_other() {
+    let sandbox = Sandbox::new();
+    let (_instance, _) = PandoProcess::primary(&sandbox);
+    let document: Value = pando(&sandbox, &["ipc", "call", "rpc.discover"]).json();
+    let methods = document["methods"].as_array().unwrap();
+    let served: BTreeSet<_> = methods.iter().map(|method| method["name"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(documented_methods(), served);
+}
+
+#[test]
+fn every_param_in_the_wire_document_is_one_of_the_method() {
+    let sandbox = Sandbox::new();
+    let (_instance, _) = PandoProcess::primary(&sandbox);
+    let document: Value = pando(&sandbox, &["ipc", "call", "rpc.discover"]).json();
+    for method in document["methods"].as_array().unwrap() {
+        let name = method["name"].as_str().unwrap();
+        let row = WIRE.lines().find(|line| line.starts_with(&format!("| `{name}` |"))).unwrap();
+        let documented = row.split('|').nth(2).unwrap();
+        for param in method["params"].as_array().unwrap() {
+            let param = param["name"].as_str().unwrap();
+            let words = documented.split(|c: char| !c.is_alphanumeric() && c != '_');
+            assert!(words.into_iter().any(|word| word == param), "{name} takes {param}: {documented}");
+        }
+    }
+}
+
+#[test]
+fn every_command_in_the_readme_exists() {
+    let sandbox = Sandbox::new();
+    let commands = README.split("$ pando ").skip(1).map(|rest| rest.split_whitespace().take(2).collect::<Vec<_>>());
+    let mut seen = 0;
+    for words in commands {
+        let own = if ["ipc", "db"].contains(&words[0]) { &words[..] } else { &words[..1] };
+        let help = pando(&sandbox, &[own, &["--help"]].concat());
+        assert_eq!(help.code, Some(0), "{help}");
+        assert!(help.stdout.contains("Usage"), "{help}");
+        seen += 1;
+    }
+    assert!(seen > 5, "the README shows commands");
+}

@@ -1,0 +1,17 @@
+//! What Pando promises, one file per promise, driven through the real binary, real sockets and real files.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails, and says where")]
+
+mod calls;
+mod demo;
+mod documents;
+mod election;
+mod errors;
+mod events;
+mod golden;
+mod house;
+mod interop;
+mod ports;
+mod support;
+mod takeover;
+mod writes;

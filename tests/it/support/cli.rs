@@ -1,0 +1,66 @@
+//! One command, run to its end.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::process::Reaped;
+use super::{Process, Sandbox, binary, eventually};
+
+/// How long a command may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What came of a command. It displays as a transcript for snapshots.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    command: String,
+    /// The exit code; `None` when a signal ended it.
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Outcome {
+    /// Returns its stdout as JSON; it must have succeeded.
+    #[track_caller]
+    pub(crate) fn json<T: DeserializeOwned>(&self) -> T {
+        assert_eq!(self.code, Some(0), "{self}");
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error} in {self}"))
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "$ {}", self.command)?;
+        write!(f, "{}", self.stdout)?;
+        write!(f, "{}", self.stderr)?;
+        match self.code {
+            Some(code) => write!(f, "exit {code}"),
+            None => f.write_str("ended by a signal"),
+        }
+    }
+}
+
+/// Runs `pando` in the sandbox's workdir, with nothing on stdin.
+#[track_caller]
+pub(crate) fn pando(sandbox: &Sandbox, args: &[&str]) -> Outcome {
+    let (stdout, stderr) = (sandbox.new_log("stdout"), sandbox.new_log("cli"));
+    let mut command = binary(sandbox.path());
+    command.args(args).stdin(Stdio::null());
+    command.stdout(File::create(&stdout).unwrap()).stderr(File::create(&stderr).unwrap());
+    let mut child = Reaped::spawn(&mut command);
+    let shown = format!("pando {}", args.join(" "));
+    let status = eventually(&format!("the end of '{shown}'"), PATIENCE, || child.try_wait().unwrap());
+    let read = |path| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
+    Outcome { command: shown, code: status.code(), stdout: read(stdout), stderr: read(stderr) }
+}
+
+/// Starts `pando ipc tail`, which prints one JSON line for each event.
+pub(crate) fn tail(sandbox: &Sandbox, args: &[&str]) -> Process {
+    let mut command = binary(sandbox.path());
+    command.args(["--json", "ipc", "tail"]).args(args);
+    Process::spawn(sandbox, "tail", command)
+}
