@@ -21,6 +21,8 @@ mod refusal;
 mod run;
 mod schema;
 pub mod store;
+#[cfg(test)]
+mod tests;
 mod track;
 pub mod value;
 pub mod wire;
