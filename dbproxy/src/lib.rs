@@ -1,1 +1,40 @@
-//! Placeholder.
+//! Pando's database: it looks local, and has one writer.
+//!
+//! ```text
+//!  Db ──reads──► Readers (read-only pool, guard) ────────────────────────────► SQLite file + WAL
+//!   └──writes──► deliver (same op id until answered) ─► Writer ─► batch ─────► ▲ one transaction:
+//!                   └─ Remote ─ wire ─► primary's Writer ─┘  apply, track,     │ epoch, op id, rows,
+//!                                                            journal, dedup    │ events, answer
+//!                                              Checkpointer ───────────────────┘ beside it
+//! ```
+//!
+//! A write that was acknowledged is on disk, exactly once; its events are in the journal, in the same transaction.
+//! The crate is the only user of SQLite, and knows nothing of sockets: [`deliver::Caller`] is where they plug in.
+
+mod checkpoint;
+pub mod db;
+pub mod deliver;
+mod guard;
+pub mod journal;
+pub mod readers;
+mod refusal;
+mod run;
+mod schema;
+pub mod store;
+mod track;
+pub mod value;
+pub mod wire;
+pub mod write;
+pub mod writer;
+
+pub use db::{Db, DbOptions};
+pub use deliver::{Caller, Deliver, DeliverError, Remote, Route, WriteError, deliver_until_answered};
+pub use guard::{MAX_SQL_BYTES, MAX_VALUE_BYTES};
+pub use journal::{Page, Resync};
+pub use readers::{Head, QueryLimits, QueryResult, ReadError, Readers};
+pub use schema::StoreError;
+pub use store::{DbError, Querier};
+pub use track::MAX_ROW_EVENTS;
+pub use value::SqlValue;
+pub use write::{Ack, Durability, Params, Statement, Work, WriteRequest};
+pub use writer::{Fenced, Writer, WriterOptions};

@@ -1,0 +1,266 @@
+//! Local reads: a small pool of read-only connections, on every instance.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use pando_ipc::fault::Code;
+use pando_ipc::{Fault, Pattern};
+use rusqlite::{Connection, OpenFlags};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+use crate::guard::{Guard, Mode};
+use crate::journal::{self, Page};
+use crate::refusal::{Word, from_sqlite, message_of, refuse};
+use crate::run::{Limits, Ran, Runner};
+use crate::schema::STATEMENTS_KEPT;
+use crate::value::SqlValue;
+use crate::write::{Params, Statement};
+
+/// How long a read waits for a lock; WAL readers wait only for a recovery.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Shortest and longest pause between two looks at the journal's head.
+const POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+
+/// How much one query may take. Beyond it the query fails with `E_TOO_LARGE`, or `E_DEADLINE` for the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueryLimits {
+    /// Most rows.
+    pub rows: usize,
+    /// Most bytes, as JSON.
+    pub bytes: usize,
+    /// Longest run: a read transaction keeps the WAL from shrinking.
+    pub time: Duration,
+}
+
+impl Default for QueryLimits {
+    fn default() -> Self {
+        Self { rows: 10_000, bytes: 8 << 20, time: Duration::from_secs(5) }
+    }
+}
+
+/// The rows of a query.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct QueryResult {
+    /// The columns' names.
+    pub columns: Vec<String>,
+    /// The rows, each as long as `columns`.
+    pub rows: Vec<Vec<SqlValue>>,
+}
+
+/// Where the journal stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Number of the last event, 0 when there is none.
+    pub seq: u64,
+    /// The latest term.
+    pub epoch: u64,
+}
+
+/// Why a read failed.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ReadError {
+    /// There is no database yet: no primary has opened it. Try again.
+    #[error("database {path} is not there yet: {why}")]
+    NotReady {
+        /// The database file.
+        path: PathBuf,
+        /// What the system said.
+        why: String,
+    },
+    /// The read was refused, or SQLite failed.
+    #[error(transparent)]
+    Refused(#[from] Fault),
+    /// The journal did not reach the wanted number in time.
+    #[error("database is at event {head}, before {wanted}, and the wait is over")]
+    Behind {
+        /// The number waited for.
+        wanted: u64,
+        /// Where the journal stands.
+        head: u64,
+    },
+    /// The runtime is shutting down, or the read panicked.
+    #[error("the read was cut off: {0}")]
+    CutOff(String),
+}
+
+impl From<ReadError> for Fault {
+    fn from(error: ReadError) -> Self {
+        let text = error.to_string();
+        match error {
+            ReadError::Refused(fault) => fault,
+            ReadError::NotReady { .. } => refuse(Code::NotPrimary, Word::Unreachable, "query", text),
+            ReadError::Behind { head, .. } => refuse(Code::Deadline, Word::Timeout, "query", text).with("head", head),
+            ReadError::CutOff(_) => refuse(Code::Storage, Word::Internal, "query", text),
+        }
+    }
+}
+
+/// A pool of read-only connections. Clones share it. Opened when first used, and anew when the file was replaced.
+#[derive(Debug, Clone)]
+pub struct Readers(Arc<Pool>);
+
+#[derive(Debug)]
+struct Pool {
+    path: PathBuf,
+    /// One for each connection; who waits for one waits at most for the others' time limits.
+    permits: Arc<Semaphore>,
+    idle: Mutex<Vec<Reader>>,
+}
+
+#[derive(Debug)]
+struct Reader {
+    connection: Connection,
+    guard: Guard,
+    file: (u64, u64),
+}
+
+impl Readers {
+    /// Returns a pool of at most `count` connections to the database at `path`, which need not exist yet.
+    pub fn open(path: impl Into<PathBuf>, count: usize) -> Self {
+        let permits = Arc::new(Semaphore::new(count.max(1)));
+        Self(Arc::new(Pool { path: path.into(), permits, idle: Mutex::default() }))
+    }
+
+    /// Returns the path of the database.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Runs one statement that only reads, in a read transaction of its own.
+    pub async fn query(
+        &self,
+        sql: impl Into<String>,
+        params: impl Into<Params>,
+        limits: QueryLimits,
+    ) -> Result<QueryResult, ReadError> {
+        let statement = Statement::new(sql, params);
+        self.with(move |reader| {
+            let runner = Runner {
+                connection: &reader.connection,
+                guard: &reader.guard,
+                mode: Mode::Read,
+                deadline: Instant::now() + limits.time,
+                limits: Limits { rows: limits.rows, bytes: limits.bytes },
+                method: "query",
+            };
+            let Ran { columns, rows } = runner.run(&statement)?;
+            Ok(QueryResult { columns, rows })
+        })
+        .await
+    }
+
+    /// Returns where the journal stands.
+    pub async fn head(&self) -> Result<Head, ReadError> {
+        self.own(|connection| journal::head(connection).map(|(seq, epoch)| Head { seq, epoch })).await
+    }
+
+    /// Returns the database's own id.
+    pub async fn database(&self) -> Result<Uuid, ReadError> {
+        self.own(|connection| {
+            let sql = "SELECT value FROM _pando_meta WHERE key = 'database'";
+            let text: String = connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
+            Uuid::parse_str(&text)
+                .map_err(|why| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(why)))
+        })
+        .await
+    }
+
+    /// Returns the events after `after` that match any of the patterns: the oldest ones, at most `limit`.
+    ///
+    /// A page may be shorter than the limit; it is the last when it is empty or its last event is the head.
+    pub async fn since(&self, after: u64, patterns: &[Pattern], limit: usize) -> Result<Page, ReadError> {
+        let patterns = patterns.to_vec();
+        self.own(move |connection| journal::since(connection, after, &patterns, limit)).await
+    }
+
+    /// Waits until reads here see the event `min_seq`. Returns where the journal stands then.
+    pub async fn wait_for(&self, min_seq: u64, deadline: Instant) -> Result<u64, ReadError> {
+        let deadline = tokio::time::Instant::from_std(deadline);
+        let mut pause = POLL.0;
+        loop {
+            let head = self.head().await?.seq;
+            if head >= min_seq {
+                return Ok(head);
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Err(ReadError::Behind { wanted: min_seq, head });
+            }
+            tokio::time::sleep_until(deadline.min(tokio::time::Instant::now() + pause)).await;
+            pause = (pause * 2).min(POLL.1);
+        }
+    }
+
+    /// Runs our own SQL on a connection.
+    async fn own<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let path = self.0.path.clone();
+        self.with(move |reader| {
+            work(&reader.connection).map_err(|error| {
+                let why = message_of(&error);
+                // The file is made before it is migrated.
+                if why.contains("no such table: _pando_") || matches!(error, rusqlite::Error::QueryReturnedNoRows) {
+                    ReadError::NotReady { path, why }
+                } else {
+                    ReadError::Refused(from_sqlite("query", &error, None))
+                }
+            })
+        })
+        .await
+    }
+
+    async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Reader) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let permits = Arc::clone(&self.0.permits);
+        let permit = permits.acquire_owned().await.map_err(|why| ReadError::CutOff(why.to_string()))?;
+        let pool = Arc::clone(&self.0);
+        let done = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let reader = pool.take()?;
+            let result = work(&reader);
+            pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+            result
+        });
+        done.await.map_err(|why| ReadError::CutOff(why.to_string()))?
+    }
+}
+
+impl Pool {
+    /// Returns an idle connection to the file that is at the path now, or a new one.
+    fn take(&self) -> Result<Reader, ReadError> {
+        let not_ready = |why: String| ReadError::NotReady { path: self.path.clone(), why };
+        let meta = fs::metadata(&self.path).map_err(|why| not_ready(why.to_string()))?;
+        let file = (meta.dev(), meta.ino());
+        loop {
+            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            match idle {
+                Some(reader) if reader.file == file => return Ok(reader),
+                Some(_replaced) => {}
+                None => break,
+            }
+        }
+        let path = fs::canonicalize(&self.path).map_err(|why| not_ready(why.to_string()))?;
+        connect(&path, file).map_err(|error| match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::CannotOpen) => not_ready(message_of(&error)),
+            _ => ReadError::Refused(from_sqlite("query", &error, None)),
+        })
+    }
+}
+
+fn connect(path: &Path, file: (u64, u64)) -> rusqlite::Result<Reader> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
+    connection.execute_batch("PRAGMA query_only = ON; PRAGMA temp_store = MEMORY;")?;
+    let guard = Guard::install(&mut connection)?;
+    Ok(Reader { connection, guard, file })
+}

@@ -1,0 +1,140 @@
+//! Faults of the database half: `dbproxy: CODE (Method): message` over the codes of [`pando_ipc::fault`].
+
+use std::time::Duration;
+
+use pando_ipc::Fault;
+use pando_ipc::fault::{Code, INTERNAL, INVALID_PARAMS};
+use rusqlite::{Error, ErrorCode};
+use serde_json::json;
+
+use crate::guard::{Guard, MAX_SQL_BYTES, MAX_VALUE_BYTES};
+
+/// The words by which clients of the documented format tell failures apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Word {
+    Timeout,
+    Unreachable,
+    InvalidParams,
+    Conflict,
+    Internal,
+}
+
+impl Word {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Timeout => "TIMEOUT",
+            Self::Unreachable => "UNREACHABLE",
+            Self::InvalidParams => "INVALID_PARAMS",
+            Self::Conflict => "CONFLICT",
+            Self::Internal => "INTERNAL",
+        }
+    }
+}
+
+fn text(word: Word, method: &str, message: impl AsRef<str>) -> String {
+    format!("dbproxy: {} ({method}): {}", word.as_str(), message.as_ref())
+}
+
+/// Returns a fault of ours in the documented form.
+pub(crate) fn refuse(code: Code, word: Word, method: &str, message: impl AsRef<str>) -> Fault {
+    Fault::new(code, text(word, method, message))
+}
+
+/// Returns the answer to params that do not fit; `field` is the path of the field.
+pub(crate) fn invalid(method: &str, field: &str, why: impl std::fmt::Display) -> Fault {
+    let message = if field.is_empty() { why.to_string() } else { format!("{field}: {why}") };
+    let fault = Fault { code: INVALID_PARAMS, message: text(Word::InvalidParams, method, message), data: None };
+    fault.with("field", field)
+}
+
+/// Returns the answer to a named write that does not exist.
+pub(crate) fn unknown_method(method: &str, known: &str) -> Fault {
+    let message = format!("dbproxy: METHOD_NOT_FOUND ({method}): no such write; there are {known}");
+    Fault { code: INVALID_PARAMS, message, data: Some(json!({"field": "method"})) }
+}
+
+/// Returns the answer to a write whose code panicked.
+pub(crate) fn panicked(method: &str) -> Fault {
+    let message = text(Word::Internal, method, "the write panicked and was rolled back");
+    Fault { code: INTERNAL, message, data: None }
+}
+
+/// Returns the answer to a request whose deadline passed before it was applied.
+pub(crate) fn expired(method: &str) -> Fault {
+    refuse(Code::Deadline, Word::Timeout, method, "the deadline passed before the write began; not applied")
+}
+
+/// Returns the answer while the queue is full.
+pub(crate) fn queue_is_full(method: &str, retry_after: Duration) -> Fault {
+    refuse(Code::BusyQueue, Word::Unreachable, method, "the writer's queue is full; nothing was queued")
+        .with("retry_after_ms", u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Returns the answer of an instance that takes no writes, or no more.
+pub(crate) fn not_primary(method: &str) -> Fault {
+    refuse(Code::NotPrimary, Word::Unreachable, method, "this instance takes no more writes")
+}
+
+/// Returns what SQLite's error means to the caller.
+pub(crate) fn from_sqlite(method: &str, error: &Error, guard: Option<&Guard>) -> Fault {
+    let message = message_of(error);
+    let code = match error {
+        Error::MultipleStatement => {
+            return invalid(method, "sql", "more than one statement; send one statement per string");
+        }
+        Error::NulError(_) => return invalid(method, "sql", "holds a NUL"),
+        Error::InvalidParameterCount(given, wanted) => {
+            return invalid(method, "params", format!("{given} given, {wanted} wanted"));
+        }
+        Error::InvalidParameterName(name) => {
+            return invalid(method, "params", format!("the statement has no parameter {name}"));
+        }
+        Error::SqliteFailure(failure, _) => failure.code,
+        Error::SqlInputError { error, .. } => error.code,
+        _ => ErrorCode::Unknown,
+    };
+    match code {
+        ErrorCode::ConstraintViolation => refuse(Code::Conflict, Word::Conflict, method, message),
+        ErrorCode::AuthorizationForStatementDenied => {
+            let denied = guard.and_then(Guard::denied).unwrap_or(message);
+            refuse(Code::Forbidden, Word::InvalidParams, method, denied)
+        }
+        ErrorCode::OperationInterrupted => {
+            refuse(Code::Deadline, Word::Timeout, method, "the statement ran into its time limit; not applied")
+        }
+        ErrorCode::TooBig => too_large(
+            method,
+            format!("{message} (limits: {MAX_SQL_BYTES} bytes of SQL, {MAX_VALUE_BYTES} bytes per value)"),
+        ),
+        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => refuse(
+            Code::Busy,
+            Word::Unreachable,
+            method,
+            format!("{message}: another program holds the database; nothing was applied"),
+        ),
+        ErrorCode::DiskFull
+        | ErrorCode::SystemIoFailure
+        | ErrorCode::DatabaseCorrupt
+        | ErrorCode::NotADatabase
+        | ErrorCode::ReadOnly
+        | ErrorCode::CannotOpen
+        | ErrorCode::NoLargeFileSupport
+        | ErrorCode::FileLockingProtocolFailed
+        | ErrorCode::OutOfMemory => refuse(Code::Storage, Word::Internal, method, message),
+        _ => refuse(Code::Sql, Word::InvalidParams, method, message),
+    }
+}
+
+/// Returns the answer to what exceeds a size limit.
+pub(crate) fn too_large(method: &str, message: impl AsRef<str>) -> Fault {
+    refuse(Code::TooLarge, Word::InvalidParams, method, message)
+}
+
+/// Returns SQLite's own words, without the whole statement.
+pub(crate) fn message_of(error: &Error) -> String {
+    match error {
+        Error::SqlInputError { msg, .. } => msg.clone(),
+        Error::SqliteFailure(_, Some(message)) => message.clone(),
+        other => other.to_string(),
+    }
+}

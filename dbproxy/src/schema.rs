@@ -1,0 +1,369 @@
+//! Opening the database for writing: file checks, settings, migrations, and the term.
+
+use std::fs::{self, File, OpenOptions};
+use std::hash::Hasher;
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use fnv::FnvHasher;
+use pando_ipc::Timestamp;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, DEFAULT_NAME, FileControl, OpenFlags, TransactionBehavior, params};
+use uuid::Uuid;
+
+use crate::guard::Guard;
+use crate::write::Durability;
+
+/// How long the writer waits for a lock that another program holds, before it answers `E_BUSY`.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Size to which the WAL is cut when it begins anew, in bytes.
+const JOURNAL_SIZE_LIMIT: u32 = 32 << 20;
+/// Prepared statements that a connection keeps.
+pub(crate) const STATEMENTS_KEPT: usize = 128;
+
+/// Why the database cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file system refused.
+    #[error("cannot use database {path}: {source}")]
+    File {
+        /// The database file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A symbolic link, a directory, ..: an alias of a database would get a WAL of its own.
+    #[error("database {path} is not a regular file; remove it or put the file itself there")]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A second name leads to the same file: it would get a WAL of its own.
+    #[error("database {path} has {links} hard links; two names of one database corrupt it: keep one")]
+    HardLinked {
+        /// The database file.
+        path: PathBuf,
+        /// How many names it has.
+        links: u64,
+    },
+    /// The file system cannot do WAL.
+    #[error("database {path} stays in journal mode {mode:?}: its file system cannot hold a WAL (no shared memory?)")]
+    NoWal {
+        /// The database file.
+        path: PathBuf,
+        /// The journal mode it is in.
+        mode: String,
+    },
+    /// A newer binary has migrated the database.
+    #[error(
+        "database {path} has schema version {found}, made by pando {made_by}; this is pando {own} and knows up to {known}: upgrade it"
+    )]
+    NewerSchema {
+        /// The database file.
+        path: PathBuf,
+        /// Its schema's version.
+        found: u32,
+        /// The release that migrated it.
+        made_by: String,
+        /// The newest version this binary knows.
+        known: u32,
+        /// This binary's release.
+        own: &'static str,
+    },
+    /// A migration that was applied is not the one this binary has under that number.
+    #[error("migration {id} ({name}) of database {path} is not the one this binary knows: another product's database?")]
+    MigrationDiffers {
+        /// The database file.
+        path: PathBuf,
+        /// The migration's number.
+        id: u32,
+        /// Its name in the database.
+        name: String,
+    },
+    /// A migration failed; it was rolled back.
+    #[error("migration {id} ({name}) of database {path} failed: {source}")]
+    MigrationFailed {
+        /// The database file.
+        path: PathBuf,
+        /// The migration's number.
+        id: u32,
+        /// Its name.
+        name: &'static str,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// SQLite refused.
+    #[error("cannot open database {path}: {source}")]
+    Sqlite {
+        /// The database file.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// A thread could not be started.
+    #[error("cannot start the {name} thread: {source}")]
+    Thread {
+        /// Its name.
+        name: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+struct Migration {
+    id: u32,
+    name: &'static str,
+    sql: &'static str,
+}
+
+/// In order; what was released is never changed.
+const MIGRATIONS: &[Migration] = &[
+    Migration { id: 1, name: "pando", sql: include_str!("migrations/0001_pando.sql") },
+    Migration { id: 2, name: "agent_store", sql: include_str!("migrations/0002_agent_store.sql") },
+];
+
+/// An open database at the beginning of a term.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) connection: Connection,
+    pub(crate) guard: Guard,
+    pub(crate) path: PathBuf,
+    pub(crate) database: Uuid,
+    pub(crate) epoch: u64,
+}
+
+/// Opens or creates the database, migrates it, and begins a new term.
+pub(crate) fn open(path: &Path, durability: Durability) -> Result<Opened, StoreError> {
+    let path = prepare_file(path)?;
+    let failed = |source| StoreError::Sqlite { path: path.clone(), source };
+    let mut connection = connect(&path).map_err(failed)?;
+    let guard = Guard::install(&mut connection).map_err(failed)?;
+    let mode = configure(&connection, durability).map_err(failed)?;
+    if !mode.eq_ignore_ascii_case("wal") {
+        return Err(StoreError::NoWal { path, mode });
+    }
+    migrate(&mut connection, &path, MIGRATIONS)?;
+    let (database, epoch) = begin_term(&mut connection).map_err(failed)?;
+    Ok(Opened { connection, guard, path, database, epoch })
+}
+
+/// Opens a writable connection to a database that exists.
+pub(crate) fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    // Kept, so that a read-only connection can open the database after the last writer has left.
+    let mut keep = 1;
+    connection.file_control(DEFAULT_NAME, FileControl::PersistWal(&mut keep))?;
+    Ok(connection)
+}
+
+/// Makes the file (0600) or checks it. Returns its canonical path.
+fn prepare_file(path: &Path) -> Result<PathBuf, StoreError> {
+    let failed = |source| StoreError::File { path: path.to_owned(), source };
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(failed(io::Error::from(io::ErrorKind::InvalidInput)));
+    };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let path = fs::canonicalize(parent).map_err(failed)?.join(name);
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+        Ok(_created) => File::open(path.with_file_name(".")).and_then(|dir| dir.sync_all()).map_err(failed)?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let meta = fs::symlink_metadata(&path).map_err(failed)?;
+    if !meta.is_file() {
+        return Err(StoreError::NotAFile { path });
+    }
+    if meta.nlink() > 1 {
+        return Err(StoreError::HardLinked { path, links: meta.nlink() });
+    }
+    if meta.mode() & 0o077 != 0 {
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    }
+    Ok(path)
+}
+
+/// Sets the connection up for writing. Returns the journal mode.
+fn configure(connection: &Connection, durability: Durability) -> rusqlite::Result<String> {
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
+    let mode = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+    let synchronous = match durability {
+        Durability::Disk => "FULL",
+        Durability::Os => "NORMAL",
+    };
+    connection.execute_batch(&format!(
+        "PRAGMA synchronous = {synchronous};
+         PRAGMA foreign_keys = ON;
+         PRAGMA recursive_triggers = ON;
+         PRAGMA temp_store = MEMORY;"
+    ))?;
+    connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
+    connection.query_row(&format!("PRAGMA journal_size_limit = {JOURNAL_SIZE_LIMIT}"), [], |_| Ok(()))?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true)?;
+    Ok(mode)
+}
+
+/// Hashes a migration's text: FNV-1a, 64 bits, as a signed number because SQLite's integers are.
+fn checksum(sql: &str) -> i64 {
+    let mut hasher = FnvHasher::default();
+    hasher.write(sql.as_bytes());
+    i64::from_ne_bytes(hasher.finish().to_ne_bytes())
+}
+
+fn migrate(connection: &mut Connection, path: &Path, known: &[Migration]) -> Result<(), StoreError> {
+    let failed = |source| StoreError::Sqlite { path: path.to_owned(), source };
+    connection
+        .execute_batch(
+            "CREATE TABLE IF NOT EXISTS _pando_migration (
+                 id INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum INTEGER NOT NULL, at TEXT NOT NULL, made_by TEXT NOT NULL
+             ) STRICT",
+        )
+        .map_err(failed)?;
+    let applied = {
+        let sql = "SELECT id, name, checksum, made_by FROM _pando_migration ORDER BY id";
+        let mut statement = connection.prepare(sql).map_err(failed)?;
+        let rows = statement.query_map([], |row| {
+            Ok((row.get::<_, u32>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?, row.get::<_, String>(3)?))
+        });
+        rows.and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>).map_err(failed)?
+    };
+    let newest = known.last().map_or(0, |migration| migration.id);
+    if let Some((found, _, _, made_by)) = applied.last().filter(|(id, ..)| *id > newest) {
+        return Err(StoreError::NewerSchema {
+            path: path.to_owned(),
+            found: *found,
+            made_by: made_by.clone(),
+            known: newest,
+            own: env!("CARGO_PKG_VERSION"),
+        });
+    }
+    for (id, name, sum, _) in &applied {
+        let same = known.iter().any(|migration| migration.id == *id && checksum(migration.sql) == *sum);
+        if !same {
+            return Err(StoreError::MigrationDiffers { path: path.to_owned(), id: *id, name: name.clone() });
+        }
+    }
+    for migration in known.iter().filter(|migration| applied.iter().all(|(id, ..)| *id != migration.id)) {
+        apply(connection, migration).map_err(|source| StoreError::MigrationFailed {
+            path: path.to_owned(),
+            id: migration.id,
+            name: migration.name,
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+fn apply(connection: &mut Connection, migration: &Migration) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(migration.sql)?;
+    transaction.execute(
+        "INSERT INTO _pando_migration (id, name, checksum, at, made_by) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![
+            migration.id,
+            migration.name,
+            checksum(migration.sql),
+            Timestamp::now().to_string(),
+            env!("CARGO_PKG_VERSION")
+        ],
+    )?;
+    transaction.commit()
+}
+
+/// Counts the term up, in a transaction of its own. Returns the database's id and the new term.
+fn begin_term(connection: &mut Connection) -> rusqlite::Result<(Uuid, u64)> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute(
+        "INSERT INTO _pando_meta (key, value) VALUES ('database', ?1), ('epoch', 0) ON CONFLICT DO NOTHING",
+        [Uuid::new_v4().to_string()],
+    )?;
+    let epoch = transaction.query_row(
+        "UPDATE _pando_meta SET value = value + 1 WHERE key = 'epoch' RETURNING value",
+        [],
+        |row| row.get::<_, u64>(0),
+    )?;
+    let database = transaction.query_row("SELECT value FROM _pando_meta WHERE key = 'database'", [], |row| {
+        let text: String = row.get(0)?;
+        Uuid::parse_str(&text)
+            .map_err(|why| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(why)))
+    })?;
+    transaction.commit()?;
+    Ok((database, epoch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fresh() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pando.db");
+        (dir, path)
+    }
+
+    #[test]
+    fn a_term_counts_up_and_the_id_stays() {
+        let (_dir, path) = fresh();
+        let first = open(&path, Durability::Disk).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        let (database, epoch) = (first.database, first.epoch);
+        drop(first);
+        let second = open(&path, Durability::Os).unwrap();
+        assert_eq!((second.database, second.epoch), (database, epoch + 1));
+        let one =
+            |pragma: &str| second.connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, i64>(0));
+        assert_eq!(one("synchronous").unwrap(), 1);
+        assert_eq!(one("foreign_keys").unwrap(), 1);
+        assert_eq!(one("recursive_triggers").unwrap(), 1);
+        assert_eq!(one("wal_autocheckpoint").unwrap(), 0);
+    }
+
+    #[test]
+    fn aliases_of_a_database_are_refused() {
+        let (dir, path) = fresh();
+        drop(open(&path, Durability::Disk).unwrap());
+        let alias = dir.path().join("alias.db");
+        std::os::unix::fs::symlink(&path, &alias).unwrap();
+        assert!(matches!(open(&alias, Durability::Disk), Err(StoreError::NotAFile { .. })));
+        fs::hard_link(&path, dir.path().join("second.db")).unwrap();
+        assert!(matches!(open(&path, Durability::Disk), Err(StoreError::HardLinked { links: 2, .. })));
+        assert!(matches!(open(dir.path(), Durability::Disk), Err(StoreError::NotAFile { .. })));
+    }
+
+    #[test]
+    fn a_newer_schema_is_refused_and_both_versions_are_named() {
+        let (_dir, path) = fresh();
+        let opened = open(&path, Durability::Disk).unwrap();
+        let sql = "INSERT INTO _pando_migration VALUES (99, 'later', 1, 'now', '9.9.9')";
+        opened.connection.execute(sql, []).unwrap();
+        let error = open(&path, Durability::Disk).unwrap_err();
+        assert!(matches!(error, StoreError::NewerSchema { found: 99, .. }));
+        let text = error.to_string();
+        assert!(text.contains("9.9.9") && text.contains(env!("CARGO_PKG_VERSION")), "{text}");
+    }
+
+    #[test]
+    fn a_changed_migration_is_refused_and_a_failing_one_leaves_nothing() {
+        let (_dir, path) = fresh();
+        let mut connection = open(&path, Durability::Disk).unwrap().connection;
+        let step = |id, sql| Migration { id, name: "step", sql };
+        let base = || MIGRATIONS.iter().map(|known| Migration { ..*known });
+        let with = |last: Migration| base().chain([last]).collect::<Vec<_>>();
+        let broken = with(step(3, "CREATE TABLE three (a); CREATE TABLE three (b);"));
+        let failed = migrate(&mut connection, &path, &broken);
+        assert!(matches!(failed, Err(StoreError::MigrationFailed { id: 3, .. })));
+        migrate(&mut connection, &path, &with(step(3, "CREATE TABLE three (a)"))).unwrap();
+        let differs = migrate(&mut connection, &path, &with(step(3, "CREATE TABLE three (c)")));
+        assert!(matches!(differs, Err(StoreError::MigrationDiffers { id: 3, .. })));
+    }
+
+    #[test]
+    fn what_is_no_database_is_an_error() {
+        let (_dir, path) = fresh();
+        fs::write(&path, "certainly not a database, but long enough to look at").unwrap();
+        assert!(matches!(open(&path, Durability::Disk), Err(StoreError::Sqlite { .. })));
+    }
+}

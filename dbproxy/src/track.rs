@@ -1,0 +1,371 @@
+//! Which rows a write changed: TEMP triggers on the writer's connection report to a collector in memory.
+//!
+//! SQLite's `update_hook` misses rows that REPLACE removes and reports what was rolled back. Triggers see every row,
+//! also those of cascades and of the schema's own triggers, and being TEMP they leave no trace in the schema.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pando_ipc::Topic;
+use rusqlite::Connection;
+use rusqlite::functions::{Context, FunctionFlags};
+use serde_json::{Map, Value, json};
+
+use crate::guard::{CHANGED, RESERVED, TRACKER, begins};
+use crate::value::SqlValue;
+
+/// Most row events of one table in one write; beyond it a single `db.<entity>.bulk` event carries counts.
+pub const MAX_ROW_EVENTS: usize = 1_000;
+/// Room for an entity's name in a topic, in bytes; a longer one is cut.
+const MAX_ENTITY_BYTES: usize = 200;
+
+/// What happened to a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Operation {
+    Created = 0,
+    Updated = 1,
+    Deleted = 2,
+}
+
+impl Operation {
+    const ALL: [Self; 3] = [Self::Created, Self::Updated, Self::Deleted];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Updated => "updated",
+            Self::Deleted => "deleted",
+        }
+    }
+}
+
+/// One change event before it is numbered.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Change {
+    pub(crate) topic: Topic,
+    pub(crate) session_id: String,
+    /// The table, and the row's key or the counts.
+    pub(crate) detail: Map<String, Value>,
+}
+
+#[derive(Debug)]
+struct Row {
+    table: usize,
+    operation: Operation,
+    key: String,
+    session: String,
+}
+
+#[derive(Debug)]
+struct Table {
+    name: String,
+    counts: [u64; 3],
+    rows: usize,
+}
+
+/// The rows changed by the write at hand.
+#[derive(Debug, Default)]
+struct Collector {
+    tables: Vec<Table>,
+    rows: Vec<Row>,
+    seen: HashSet<(usize, Operation, String)>,
+}
+
+impl Collector {
+    fn push(&mut self, name: &str, operation: Operation, key: String, session: String) {
+        let table = self.tables.iter().position(|table| table.name == name).unwrap_or_else(|| {
+            self.tables.push(Table { name: name.to_owned(), counts: [0; 3], rows: 0 });
+            self.tables.len() - 1
+        });
+        let entry = &mut self.tables[table];
+        entry.counts[operation as usize] += 1;
+        if entry.rows > MAX_ROW_EVENTS || !self.seen.insert((table, operation, key.clone())) {
+            return;
+        }
+        entry.rows += 1;
+        if entry.rows <= MAX_ROW_EVENTS {
+            self.rows.push(Row { table, operation, key, session });
+        }
+    }
+
+    fn clear(&mut self) {
+        self.tables.clear();
+        self.rows.clear();
+        self.seen.clear();
+    }
+}
+
+/// Change capture on the writer's connection.
+#[derive(Debug)]
+pub(crate) struct Track {
+    collector: Arc<Mutex<Collector>>,
+}
+
+impl Track {
+    /// Installs the function and the triggers.
+    pub(crate) fn install(connection: &Connection) -> rusqlite::Result<Self> {
+        let track = Self { collector: Arc::default() };
+        let collector = Arc::clone(&track.collector);
+        // Direct only: neither a view nor a trigger of the schema may call it.
+        let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DIRECTONLY;
+        connection.create_scalar_function(CHANGED, -1, flags, move |context| {
+            report(context, &mut lock(&collector));
+            Ok(None::<i64>)
+        })?;
+        track.renew(connection)?;
+        Ok(track)
+    }
+
+    /// Makes the triggers anew, after the schema changed.
+    pub(crate) fn renew(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let mut script = String::new();
+        let named = format!(
+            "SELECT name FROM temp.sqlite_master WHERE type = 'trigger' AND substr(name, 1, {}) = ?1",
+            TRACKER.len()
+        );
+        for name in strings(connection, &named, TRACKER)? {
+            let _ = write!(script, "DROP TRIGGER temp.{};", quoted(&name));
+        }
+        let sql = "SELECT name FROM pragma_table_list WHERE schema = ?1 AND type = 'table'";
+        for (number, table) in strings(connection, sql, "main")?.iter().enumerate() {
+            if !begins(table, RESERVED) && !begins(table, "sqlite_") {
+                triggers(&mut script, number, table, &columns(connection, table)?);
+            }
+        }
+        connection.execute_batch(&script)
+    }
+
+    /// Forgets what was collected: a write begins, or was rolled back.
+    pub(crate) fn clear(&self) {
+        lock(&self.collector).clear();
+    }
+
+    /// Takes the change events of the write, in the order in which rows changed first.
+    pub(crate) fn take(&self) -> Vec<Change> {
+        let mut collector = lock(&self.collector);
+        let Collector { tables, rows, .. } = &*collector;
+        let single = rows.iter().filter(|row| tables[row.table].rows <= MAX_ROW_EVENTS).map(|row| {
+            let table = &tables[row.table].name;
+            let detail = Map::from_iter([("table".to_owned(), json!(table)), ("key".to_owned(), json!(row.key))]);
+            Change { topic: topic(table, row.operation.as_str()), session_id: row.session.clone(), detail }
+        });
+        let bulk = tables.iter().filter(|table| table.rows > MAX_ROW_EVENTS).map(|table| {
+            let mut detail = Map::from_iter([("table".to_owned(), json!(table.name))]);
+            for operation in Operation::ALL {
+                detail.insert(operation.as_str().to_owned(), json!(table.counts[operation as usize]));
+            }
+            Change { topic: topic(&table.name, "bulk"), session_id: String::new(), detail }
+        });
+        let changes = single.chain(bulk).collect();
+        collector.clear();
+        changes
+    }
+}
+
+fn lock(collector: &Mutex<Collector>) -> MutexGuard<'_, Collector> {
+    collector.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes a call of the triggers: table, operation, session, key columns; an update brings the old key behind the new.
+fn report(context: &Context<'_>, collector: &mut Collector) {
+    let value = |at: usize| SqlValue::from_ref(context.get_raw(at));
+    let text = |at: usize| match value(at) {
+        SqlValue::Null => String::new(),
+        value => value.to_string(),
+    };
+    let keys: Vec<_> = (3..context.len()).map(value).collect();
+    let (table, session) = (text(0), text(2));
+    match value(1) {
+        SqlValue::Integer(0) => collector.push(&table, Operation::Created, key(&keys), session),
+        SqlValue::Integer(1) => {
+            let (new, old) = keys.split_at(keys.len() / 2);
+            if new == old {
+                collector.push(&table, Operation::Updated, key(new), session);
+            } else {
+                collector.push(&table, Operation::Deleted, key(old), session.clone());
+                collector.push(&table, Operation::Created, key(new), session);
+            }
+        }
+        _ => collector.push(&table, Operation::Deleted, key(&keys), session),
+    }
+}
+
+/// Returns a row's key as text; several columns are a JSON array.
+fn key(columns: &[SqlValue]) -> String {
+    match columns {
+        [single] => single.to_string(),
+        several => Value::Array(several.iter().map(SqlValue::to_json).collect()).to_string(),
+    }
+}
+
+/// The columns that a table's triggers report.
+struct Columns {
+    key: Vec<String>,
+    session: Option<String>,
+}
+
+fn columns(connection: &Connection, table: &str) -> rusqlite::Result<Columns> {
+    let all = strings(connection, "SELECT name FROM pragma_table_info(?1)", table)?;
+    let mut key = strings(connection, "SELECT name FROM pragma_table_info(?1) WHERE pk > 0 ORDER BY pk", table)?;
+    let taken = |name: &str| all.iter().any(|column| column.eq_ignore_ascii_case(name));
+    if key.is_empty() {
+        // A table whose columns take all three names hides its rowid; then the whole row is the key.
+        match ["rowid", "_rowid_", "oid"].into_iter().find(|name| !taken(name)) {
+            Some(rowid) => key.push(rowid.to_owned()),
+            None => key.clone_from(&all),
+        }
+    }
+    let session = match table {
+        "sessions" => key.first().cloned(),
+        _ => taken("session_id").then(|| "session_id".to_owned()),
+    };
+    Ok(Columns { key, session })
+}
+
+fn triggers(script: &mut String, number: usize, table: &str, columns: &Columns) {
+    let keys = |row: &str| columns.key.iter().map(|column| format!(", {row}.{}", quoted(column))).collect::<String>();
+    let session =
+        |row: &str| columns.session.as_ref().map_or("NULL".to_owned(), |column| format!("{row}.{}", quoted(column)));
+    let literal = format!("'{}'", table.replace('\'', "''"));
+    for (event, operation, row, keys) in [
+        ("INSERT", Operation::Created, "NEW", keys("NEW")),
+        ("UPDATE", Operation::Updated, "NEW", keys("NEW") + &keys("OLD")),
+        ("DELETE", Operation::Deleted, "OLD", keys("OLD")),
+    ] {
+        let _ = writeln!(
+            script,
+            "CREATE TEMP TRIGGER {TRACKER}{number}_{event} AFTER {event} ON main.{table} \
+             BEGIN SELECT {CHANGED}({literal}, {operation}, {session}{keys}); END;",
+            table = quoted(table),
+            operation = operation as usize,
+            session = session(row),
+        );
+    }
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn strings(connection: &Connection, sql: &str, param: &str) -> rusqlite::Result<Vec<String>> {
+    connection.prepare(sql)?.query_map([param], |row| row.get(0))?.collect()
+}
+
+/// Returns the topic of a change: singular for the agent store's tables, the table's own name otherwise.
+fn topic(table: &str, what: &str) -> Topic {
+    let entity = match table {
+        "sessions" => "session",
+        "messages" => "message",
+        "files" => "file",
+        "projects" => "project",
+        "skills" => "skill",
+        "prompt_templates" => "prompt_template",
+        "session_scores" => "session_score",
+        other => other,
+    };
+    let mut clean: String =
+        entity.chars().map(|c| if c.is_control() || c.is_whitespace() || c == '*' { '_' } else { c }).collect();
+    clean.truncate(clean.floor_char_boundary(MAX_ENTITY_BYTES));
+    Topic::new(format!("db.{clean}.{what}")).unwrap_or_else(|_| Topic::known("db.unnamed.updated"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tracked(schema: &str) -> (Connection, Track) {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch("PRAGMA recursive_triggers = ON; PRAGMA foreign_keys = ON;").unwrap();
+        connection.execute_batch(schema).unwrap();
+        let track = Track::install(&connection).unwrap();
+        (connection, track)
+    }
+
+    fn taken(track: &Track) -> Vec<String> {
+        let seen = track.take().into_iter().map(|change| {
+            let key = change.detail.get("key").and_then(Value::as_str).unwrap_or("-").to_owned();
+            format!("{} {key}", change.topic)
+        });
+        seen.collect()
+    }
+
+    #[track_caller]
+    fn check(schema: &str, sql: &str, expected: &[&str]) {
+        let (connection, track) = tracked(schema);
+        connection.execute_batch(sql).unwrap();
+        assert_eq!(taken(&track), expected);
+    }
+
+    #[test]
+    fn each_row_is_reported_once_per_operation() {
+        check(
+            "CREATE TABLE t (a INTEGER PRIMARY KEY, b)",
+            "INSERT INTO t VALUES (7, 1); UPDATE t SET b = 2; UPDATE t SET b = 3; DELETE FROM t",
+            &["db.t.created 7", "db.t.updated 7", "db.t.deleted 7"],
+        );
+    }
+
+    #[test]
+    fn replace_and_delete_without_where_report_the_rows_they_remove() {
+        check(
+            "CREATE TABLE t (a TEXT PRIMARY KEY, b UNIQUE); INSERT INTO t VALUES ('x', 1), ('y', 2)",
+            "REPLACE INTO t VALUES ('z', 1); DELETE FROM t",
+            &["db.t.deleted x", "db.t.created z", "db.t.deleted y", "db.t.deleted z"],
+        );
+    }
+
+    #[test]
+    fn cascades_and_triggers_of_the_schema_are_seen() {
+        check(
+            "CREATE TABLE p (id TEXT PRIMARY KEY); CREATE TABLE c (id TEXT PRIMARY KEY, p REFERENCES p ON DELETE CASCADE);
+             CREATE TABLE log (what); CREATE TRIGGER l AFTER DELETE ON p BEGIN INSERT INTO log VALUES (OLD.id); END;
+             INSERT INTO p VALUES ('p'); INSERT INTO c VALUES ('c1', 'p'), ('c2', 'p')",
+            "DELETE FROM p",
+            &["db.c.deleted c1", "db.c.deleted c2", "db.p.deleted p", "db.log.created 1"],
+        );
+    }
+
+    #[test]
+    fn a_key_is_the_primary_key_or_the_rowid_and_a_changed_key_is_another_row() {
+        check(
+            "CREATE TABLE two (a TEXT, b INT, PRIMARY KEY (b, a)) WITHOUT ROWID; CREATE TABLE none (x)",
+            "INSERT INTO two VALUES ('k', 1); INSERT INTO none VALUES ('v'); UPDATE two SET b = 2",
+            &["db.two.created [1,\"k\"]", "db.none.created 1", "db.two.deleted [1,\"k\"]", "db.two.created [2,\"k\"]"],
+        );
+    }
+
+    #[test]
+    fn odd_names_and_a_new_table_are_followed() {
+        let (connection, track) = tracked("CREATE TABLE \"a b\"\"'*\" (\"k k\" PRIMARY KEY)");
+        connection.execute_batch("CREATE TABLE later (rowid TEXT)").unwrap();
+        track.renew(&connection).unwrap();
+        connection.execute_batch("INSERT INTO \"a b\"\"'*\" VALUES (1.5); INSERT INTO later VALUES ('x')").unwrap();
+        assert_eq!(taken(&track), ["db.a_b\"'_.created 1.5", "db.later.created 1"]);
+    }
+
+    #[test]
+    fn many_rows_of_a_table_become_one_event_with_counts() {
+        let (connection, track) =
+            tracked("CREATE TABLE t (a INTEGER PRIMARY KEY, b); CREATE TABLE u (a INTEGER PRIMARY KEY)");
+        let insert = |count: usize| {
+            let sql = "INSERT INTO t (a) SELECT value FROM generate_series(1, ?1)".replace(
+                "SELECT value FROM generate_series(1, ?1)",
+                "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < ?1) SELECT x FROM n",
+            );
+            connection.execute(&sql, [count]).unwrap();
+            connection.execute("INSERT OR IGNORE INTO u VALUES (1)", []).unwrap();
+        };
+        insert(MAX_ROW_EVENTS);
+        assert_eq!(track.take().len(), MAX_ROW_EVENTS + 1);
+        connection.execute_batch("DELETE FROM t; DELETE FROM u").unwrap();
+        track.clear();
+        insert(MAX_ROW_EVENTS + 1);
+        connection.execute("UPDATE t SET b = 1 WHERE a < 3", []).unwrap();
+        let changes = track.take();
+        assert_eq!(changes.len(), 2);
+        assert_eq!(changes[1].topic.as_str(), "db.t.bulk");
+        let counts = json!({"table": "t", "created": MAX_ROW_EVENTS + 1, "updated": 2, "deleted": 0});
+        assert_eq!(Value::Object(changes[1].detail.clone()), counts);
+    }
+}

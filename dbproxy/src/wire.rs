@@ -1,0 +1,363 @@
+//! Writes and queries as JSON: `db.exec`, `db.write`, `events.publish`, `db.query`, on both ends.
+
+use std::time::{Duration, Instant};
+
+use pando_ipc::{Envelope, Fault, Timestamp, Topic};
+use serde::de::Error as _;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use crate::refusal::invalid;
+use crate::store::methods::{self, Method};
+use crate::write::{Ack, DEFAULT_TIMEOUT, Durability, Params, Statement, Work, WriteRequest};
+
+/// Longest time that a request may ask for; a longer one is cut to it.
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(60);
+/// Method that runs SQL statements.
+pub const EXEC: &str = "db.exec";
+/// Method that runs a write of the agent store.
+pub const WRITE: &str = "db.write";
+/// Method that publishes an event.
+pub const PUBLISH: &str = pando_ipc::hello::PUBLISH;
+
+/// Reads the fields of an object; a fault names the field.
+#[derive(Clone, Copy)]
+struct Fields<'a> {
+    method: &'a str,
+    prefix: &'a str,
+    map: Option<&'a Map<String, Value>>,
+}
+
+impl<'a> Fields<'a> {
+    fn of(method: &'a str, params: &'a Value) -> Result<Self, Fault> {
+        match params {
+            Value::Object(map) => Ok(Self { method, prefix: "", map: Some(map) }),
+            _ => Err(invalid(method, "params", "expected an object")),
+        }
+    }
+
+    fn get(self, name: &str) -> Option<&'a Value> {
+        self.map.and_then(|map| map.get(name)).filter(|value| !value.is_null())
+    }
+
+    fn bad(self, name: &str, why: &str) -> Fault {
+        invalid(self.method, &format!("{}{name}", self.prefix), why)
+    }
+
+    fn inner(self, name: &'a str, prefix: &'a str) -> Result<Self, Fault> {
+        match self.get(name) {
+            None => Ok(Self { prefix, map: None, ..self }),
+            Some(Value::Object(map)) => Ok(Self { prefix, map: Some(map), ..self }),
+            Some(_) => Err(self.bad(name, "expected an object")),
+        }
+    }
+
+    fn text(self, name: &str) -> Result<Option<&'a str>, Fault> {
+        self.get(name).map(|value| value.as_str().ok_or_else(|| self.bad(name, "expected a string"))).transpose()
+    }
+
+    fn required(self, name: &str) -> Result<&'a str, Fault> {
+        self.text(name)?.ok_or_else(|| self.bad(name, "is missing"))
+    }
+
+    fn flag(self, name: &str) -> Result<Option<bool>, Fault> {
+        self.get(name).map(|value| value.as_bool().ok_or_else(|| self.bad(name, "expected true or false"))).transpose()
+    }
+
+    fn number(self, name: &str) -> Result<Option<u64>, Fault> {
+        let read = |value: &Value| value.as_u64().ok_or_else(|| self.bad(name, "expected a number, 0 or more"));
+        self.get(name).map(read).transpose()
+    }
+
+    fn deadline(self) -> Result<Instant, Fault> {
+        let asked = self.number("timeout_ms")?.map_or(DEFAULT_TIMEOUT, Duration::from_millis);
+        Ok(Instant::now() + asked.min(MAX_TIMEOUT))
+    }
+
+    fn database(self) -> Result<Option<Uuid>, Fault> {
+        let text = self.text("database")?.filter(|text| !text.is_empty());
+        text.map(|text| Uuid::parse_str(text).map_err(|_| self.bad("database", "expected a UUID"))).transpose()
+    }
+
+    /// Returns the op id that the sender gave, or a new one: such a write cannot be retried.
+    fn op_id(self, name: &str) -> Result<String, Fault> {
+        let given = self.text(name)?.filter(|text| !text.is_empty());
+        Ok(given.map_or_else(|| Uuid::now_v7().to_string(), str::to_owned))
+    }
+
+    /// Returns the instance that the sender says it is, or what the connection knows.
+    fn source(self, known: &str) -> Result<String, Fault> {
+        Ok(self.text("source_instance_id")?.filter(|text| !text.is_empty()).unwrap_or(known).to_owned())
+    }
+}
+
+/// Reads the params of `db.exec`; `source` is who sent them.
+///
+/// `{op_id?, database?, ddl?, statements: [{sql, params?}], timeout_ms?, source_instance_id?}`. A statement may also be
+/// a plain string, and a single one may stand as `{sql, params?}` without `statements`.
+pub fn parse_exec(params: &Value, source: &str) -> Result<WriteRequest, Fault> {
+    let fields = Fields::of("exec", params)?;
+    let read = |at: &str, value: &Value| match value {
+        Value::String(sql) => Ok(Statement::new(sql.clone(), ())),
+        Value::Object(map) => {
+            let inner = Fields { method: "exec", prefix: at, map: Some(map) };
+            let params = Params::from_json("exec", &format!("{at}params"), map.get("params"))?;
+            Ok(Statement { sql: inner.required("sql")?.to_owned(), params })
+        }
+        _ => Err(invalid("exec", at.trim_end_matches('.'), "expected {sql, params?} or a string")),
+    };
+    let statements = match fields.get("statements") {
+        Some(Value::Array(values)) => {
+            let values = values.iter().enumerate().map(|(at, value)| read(&format!("statements[{at}]."), value));
+            values.collect::<Result<Vec<_>, _>>()?
+        }
+        Some(_) => return Err(fields.bad("statements", "expected an array")),
+        None if fields.get("sql").is_some() => vec![read("", params)?],
+        None => return Err(fields.bad("statements", "is missing")),
+    };
+    let work = Work::Exec { statements, ddl: fields.flag("ddl")?.unwrap_or(false) };
+    let request = WriteRequest::new(fields.op_id("op_id")?, fields.source(source)?, fields.deadline()?, work)?;
+    Ok(request.for_database(fields.database()?))
+}
+
+/// Returns the result of `db.exec`: `{seq, epoch, durability, results, replayed}`.
+pub fn exec_result(ack: &Ack) -> Value {
+    json!(ack)
+}
+
+/// How a `db.write` is answered.
+#[derive(Debug, Clone)]
+pub struct WriteAnswer {
+    method: &'static Method,
+    /// Whether the sender asked for the whole acknowledgement (`meta.ack`).
+    whole: bool,
+}
+
+/// Reads the params of `db.write`; `source` is who sent them, unless they say it themselves.
+///
+/// `{meta: {source_instance_id, request_id, timestamp, database?, timeout_ms?, ack?}, method, params}`. `request_id` is
+/// the op id. Params are taken with plain nulls and with `{"String": "", "Valid": false}`.
+pub fn parse_write(params: &Value, source: &str) -> Result<(WriteRequest, WriteAnswer), Fault> {
+    let outer = Fields::of("write", params)?;
+    let method = methods::find(outer.required("method")?)?;
+    let outer = Fields { method: method.name, ..outer };
+    let meta = outer.inner("meta", "meta.")?;
+    let work = Work::named(method.name, params.get("params").unwrap_or(&Value::Null))?;
+    let request = WriteRequest::new(meta.op_id("request_id")?, meta.source(source)?, meta.deadline()?, work)?;
+    let answer = WriteAnswer { method, whole: meta.flag("ack")?.unwrap_or(false) };
+    Ok((request.for_database(meta.database()?), answer))
+}
+
+/// Returns the result of `db.write`: the row in the documented form, or null.
+///
+/// With `meta.ack` it is `{seq, epoch, durability, results, replayed}`, with a plain row as `results`.
+pub fn write_result(answer: &WriteAnswer, ack: &Ack) -> Value {
+    if answer.whole { json!(ack) } else { answer.method.to_wire(&ack.results) }
+}
+
+/// An event on its way out.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Publication {
+    /// It goes through the journal.
+    Durable(WriteRequest),
+    /// It goes out at once, and may be lost with notice.
+    Ephemeral(Envelope),
+}
+
+/// Reads the params of `events.publish`; `source` is who sent them.
+///
+/// `{topic, payload?, session_id?, project_id?, durable?, op_id?, database?, timeout_ms?, source_instance_id?}`. Without
+/// `durable` the topic decides.
+pub fn parse_publish(params: &Value, source: &str) -> Result<Publication, Fault> {
+    let fields = Fields::of("publish", params)?;
+    let topic = Topic::new(fields.required("topic")?).map_err(|why| fields.bad("topic", &why.to_string()))?;
+    let payload = params.get("payload").cloned().unwrap_or(Value::Null);
+    let session_id = fields.text("session_id")?.unwrap_or("").to_owned();
+    let project_id = fields.text("project_id")?.unwrap_or("").to_owned();
+    let source = fields.source(source)?;
+    if !fields.flag("durable")?.unwrap_or(!topic.is_ephemeral()) {
+        let mut event = Envelope::new(source, topic, payload);
+        (event.session_id, event.project_id) = (session_id, project_id);
+        return Ok(Publication::Ephemeral(event));
+    }
+    let work = Work::Publish { topic, payload, session_id, project_id };
+    let request = WriteRequest::new(fields.op_id("op_id")?, source, fields.deadline()?, work)?;
+    Ok(Publication::Durable(request.for_database(fields.database()?)))
+}
+
+/// Returns the result of a durable `events.publish`: `{seq, epoch, durability, replayed}`.
+pub fn publish_result(ack: &Ack) -> Value {
+    json!({"seq": ack.seq, "epoch": ack.epoch, "durability": ack.durability, "replayed": ack.replayed})
+}
+
+/// The params of `db.query`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Query {
+    /// One statement that only reads.
+    pub statement: Statement,
+    /// The event that the query must see.
+    pub min_seq: Option<u64>,
+    /// When waiting for it ends.
+    pub deadline: Instant,
+}
+
+/// Reads the params of `db.query`: `{sql, params?, min_seq?, timeout_ms?}`.
+pub fn parse_query(params: &Value) -> Result<Query, Fault> {
+    let fields = Fields::of("query", params)?;
+    let values = Params::from_json("query", "params", params.get("params"))?;
+    let statement = Statement { sql: fields.required("sql")?.to_owned(), params: values };
+    Ok(Query { statement, min_seq: fields.number("min_seq")?, deadline: fields.deadline()? })
+}
+
+/// Returns the method and params by which a write travels to the primary.
+pub(crate) fn call(request: &WriteRequest) -> (&'static str, Value) {
+    let left = request.deadline.saturating_duration_since(Instant::now());
+    let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+    let WriteRequest { op_id, database, source, .. } = request;
+    match &request.work {
+        Work::Exec { statements, ddl } => {
+            let statements: Vec<_> = statements
+                .iter()
+                .map(|statement| json!({"sql": statement.sql, "params": statement.params.to_json()}))
+                .collect();
+            let params = json!({
+                "op_id": op_id, "database": database, "ddl": ddl, "statements": statements, "timeout_ms": timeout_ms,
+                "source_instance_id": source,
+            });
+            (EXEC, params)
+        }
+        Work::Named { method, params } => {
+            let params = methods::find(method).map_or_else(|_| params.clone(), |method| method.to_wire(params));
+            let meta = json!({
+                "source_instance_id": source, "request_id": op_id, "timestamp": Timestamp::now(),
+                "database": database, "timeout_ms": timeout_ms, "ack": true,
+            });
+            (WRITE, json!({"meta": meta, "method": method, "params": params}))
+        }
+        Work::Publish { topic, payload, session_id, project_id } => {
+            let params = json!({
+                "topic": topic, "payload": payload, "session_id": session_id, "project_id": project_id, "durable": true,
+                "op_id": op_id, "database": database, "timeout_ms": timeout_ms, "source_instance_id": source,
+            });
+            (PUBLISH, params)
+        }
+    }
+}
+
+/// Reads the primary's answer to [`call`], or says what is wrong with it.
+///
+/// A primary that knows only the documented form answers `db.write` with the bare row: then `seq` and `epoch` are 0.
+pub(crate) fn ack(request: &WriteRequest, result: Value) -> Result<Ack, String> {
+    let is_ack = result.get("seq").is_some() && result.get("epoch").is_some();
+    let read = match &request.work {
+        Work::Named { .. } if !is_ack => Ok(Ack {
+            seq: 0,
+            epoch: 0,
+            durability: Durability::Os,
+            results: Method::from_wire(result),
+            replayed: false,
+        }),
+        Work::Publish { .. } => match result {
+            Value::Object(mut map) => {
+                map.insert("results".to_owned(), Value::Null);
+                serde_json::from_value(Value::Object(map))
+            }
+            _ => Err(serde_json::Error::custom("no object")),
+        },
+        _ => serde_json::from_value(result),
+    };
+    read.map_err(|why| format!("the primary's answer is malformed: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip(work: Work) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let sent = WriteRequest::new("op-1".into(), "inst-B".into(), deadline, work).unwrap();
+        let sent = sent.for_database(Some(Uuid::from_u128(7)));
+        let (method, params) = call(&sent);
+        let params: Value = serde_json::from_str(&params.to_string()).unwrap();
+        let got = match method {
+            EXEC => parse_exec(&params, "peer").unwrap(),
+            WRITE => parse_write(&params, "peer").unwrap().0,
+            _ => match parse_publish(&params, "peer").unwrap() {
+                Publication::Durable(request) => request,
+                Publication::Ephemeral(event) => panic!("{event:?}"),
+            },
+        };
+        assert_eq!(got, WriteRequest { deadline: got.deadline, ..sent });
+        assert!(got.deadline <= deadline + Duration::from_millis(50));
+    }
+
+    #[test]
+    fn a_write_arrives_as_it_was_sent_with_the_same_fingerprint() {
+        use crate::value::SqlValue;
+        let values = vec![SqlValue::Real(f64::INFINITY), SqlValue::Blob(vec![0, 255]), SqlValue::Integer(i64::MIN)];
+        let named = Params::Named(vec![(":a".into(), SqlValue::Real(2.0)), ("b".into(), SqlValue::Null)]);
+        let statements = vec![Statement::new("SELECT ?, ?, ?", values), Statement { sql: "x".into(), params: named }];
+        round_trip(Work::Exec { statements, ddl: true });
+        let message = json!({"id": "m", "session_id": "s", "role": "user", "parts": "[]", "model": null});
+        round_trip(Work::named("CreateMessage", &message).unwrap());
+        round_trip(Work::named("DeleteMessage", &json!("m")).unwrap());
+        round_trip(Work::named("DeactivateLowestSkill", &Value::Null).unwrap());
+        let topic = Topic::known("tool.end");
+        round_trip(Work::Publish {
+            topic,
+            payload: json!([1.0, {"b": 1, "a": null}]),
+            session_id: "s".into(),
+            project_id: String::new(),
+        });
+    }
+
+    #[test]
+    fn a_documented_write_is_read_and_answered_in_the_documented_form() {
+        let params = json!({
+            "meta": {"source_instance_id": "inst-A", "request_id": "req-7", "timestamp": "2026-11-21T03:04:15Z"},
+            "method": "CreateMessage",
+            "params": {"id": "m", "session_id": "s", "role": "user", "parts": "[]", "model": {"String": "", "Valid": false}},
+        });
+        let (request, answer) = parse_write(&params, "peer").unwrap();
+        assert_eq!((request.op_id.as_str(), request.source.as_str()), ("req-7", "inst-A"));
+        let row = json!({"id": "m", "model": null, "finished_at": 7});
+        let ack = Ack { seq: 3, epoch: 1, durability: Durability::Disk, results: row, replayed: false };
+        let expected = r#"{"id":"m","model":{"String":"","Valid":false},"finished_at":{"Int64":7,"Valid":true}}"#;
+        assert_eq!(write_result(&answer, &ack).to_string(), expected);
+        assert_eq!(write_result(&answer, &Ack { results: Value::Null, ..ack }), Value::Null);
+    }
+
+    #[test]
+    fn bad_params_name_the_field() {
+        #[track_caller]
+        fn check<T>(result: Result<T, Fault>, field: &str) {
+            let fault = result.err().expect("refused");
+            assert_eq!(fault.data.unwrap()["field"], field, "{}", fault.message);
+        }
+        check(parse_exec(&json!([]), "i"), "params");
+        check(parse_exec(&json!({}), "i"), "statements");
+        check(parse_exec(&json!({"statements": [{"params": []}]}), "i"), "statements[0].sql");
+        check(parse_exec(&json!({"statements": [{"sql": "x", "params": [1, [2]]}]}), "i"), "statements[0].params[1]");
+        check(parse_exec(&json!({"statements": [7]}), "i"), "statements[0]");
+        check(parse_exec(&json!({"statements": ["x"], "ddl": 1}), "i"), "ddl");
+        check(parse_exec(&json!({"statements": ["x"], "database": "x"}), "i"), "database");
+        check(parse_exec(&json!({"statements": ["x"], "op_id": "x".repeat(200)}), "i"), "op_id");
+        check(parse_write(&json!({"params": null}), "i"), "method");
+        check(parse_write(&json!({"method": "Nope"}), "i"), "method");
+        check(parse_write(&json!({"method": "DeleteFile", "params": 7}), "i"), "params");
+        check(
+            parse_write(&json!({"method": "DeleteFile", "params": "f", "meta": {"request_id": 7}}), "i"),
+            "meta.request_id",
+        );
+        check(parse_publish(&json!({"topic": "a b"}), "i"), "topic");
+        check(parse_query(&json!({"sql": "x", "min_seq": -1})), "min_seq");
+    }
+
+    #[test]
+    fn the_topic_decides_whether_an_event_is_durable() {
+        let durable = |params: Value| matches!(parse_publish(&params, "i").unwrap(), Publication::Durable(_));
+        assert!(durable(json!({"topic": "tool.end"})));
+        assert!(!durable(json!({"topic": "llm.token"})));
+        assert!(!durable(json!({"topic": "tool.end", "durable": false})));
+    }
+}

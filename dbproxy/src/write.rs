@@ -1,0 +1,338 @@
+//! What a write is, and what its acknowledgement says.
+
+use std::hash::Hasher;
+use std::time::{Duration, Instant};
+
+use fnv::FnvHasher;
+use pando_ipc::{Fault, Topic};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use crate::refusal::invalid;
+use crate::store::methods;
+use crate::value::SqlValue;
+
+/// Longest op id, in bytes. A longer one is refused as invalid.
+pub const MAX_OP_ID_BYTES: usize = 128;
+/// Most statements in one write. More are refused as invalid.
+pub const MAX_STATEMENTS: usize = 1_000;
+/// Time a write has when its sender names none.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How sure an acknowledged write is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// On disk: it survives a power failure (`synchronous=FULL`).
+    #[default]
+    Disk,
+    /// Handed to the operating system: it survives any death of a process (`synchronous=NORMAL`).
+    Os,
+}
+
+/// The parameters of a statement.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Params {
+    /// Values for `?`, `?1`, .. in order.
+    Positional(Vec<SqlValue>),
+    /// Values for `:name`, `@name` or `$name`; without its sign a name means `:name`, `@name` or `$name` alike.
+    Named(Vec<(String, SqlValue)>),
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self::Positional(Vec::new())
+    }
+}
+
+impl Params {
+    /// Reads parameters from JSON: an array, an object, or null for none. `field` is named in the fault.
+    pub fn from_json(method: &str, field: &str, value: Option<&Value>) -> Result<Self, Fault> {
+        let read = |path: String, value: &Value| {
+            SqlValue::from_json(value).map_err(|why| invalid(method, &format!("{field}{path}"), why))
+        };
+        match value {
+            None | Some(Value::Null) => Ok(Self::default()),
+            Some(Value::Array(values)) => {
+                let values = values.iter().enumerate().map(|(at, value)| read(format!("[{at}]"), value));
+                values.collect::<Result<_, _>>().map(Self::Positional)
+            }
+            Some(Value::Object(map)) => {
+                let values = map.iter().map(|(name, value)| Ok((name.clone(), read(format!(".{name}"), value)?)));
+                values.collect::<Result<_, _>>().map(Self::Named)
+            }
+            Some(_) => Err(invalid(method, field, "neither an array nor an object")),
+        }
+    }
+
+    /// Returns the parameters as JSON.
+    pub fn to_json(&self) -> Value {
+        match self {
+            Self::Positional(values) => Value::Array(values.iter().map(SqlValue::to_json).collect()),
+            Self::Named(values) => {
+                Value::Object(values.iter().map(|(name, value)| (name.clone(), value.to_json())).collect())
+            }
+        }
+    }
+
+    fn weight(&self) -> usize {
+        match self {
+            Self::Positional(values) => values.iter().map(SqlValue::weight).sum(),
+            Self::Named(values) => values.iter().map(|(name, value)| name.len() + value.weight()).sum(),
+        }
+    }
+}
+
+impl From<Vec<SqlValue>> for Params {
+    fn from(values: Vec<SqlValue>) -> Self {
+        Self::Positional(values)
+    }
+}
+
+impl<const N: usize> From<[SqlValue; N]> for Params {
+    fn from(values: [SqlValue; N]) -> Self {
+        Self::Positional(values.into())
+    }
+}
+
+impl From<()> for Params {
+    fn from((): ()) -> Self {
+        Self::default()
+    }
+}
+
+/// One SQL statement with its parameters.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Statement {
+    /// Exactly one statement.
+    pub sql: String,
+    /// Its parameters.
+    pub params: Params,
+}
+
+impl Statement {
+    /// Returns a statement.
+    pub fn new(sql: impl Into<String>, params: impl Into<Params>) -> Self {
+        Self { sql: sql.into(), params: params.into() }
+    }
+}
+
+/// What a write does. All of it commits, or nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Work {
+    /// Runs SQL statements in order.
+    Exec {
+        /// The statements.
+        statements: Vec<Statement>,
+        /// Whether they may change the schema.
+        ddl: bool,
+    },
+    /// Runs a write of the agent store.
+    Named {
+        /// Its name, such as `CreateSession`.
+        method: String,
+        /// Its params, normalised: plain nulls, every field present.
+        params: Value,
+    },
+    /// Appends one event to the journal.
+    Publish {
+        /// Its topic.
+        topic: Topic,
+        /// Its payload.
+        payload: Value,
+        /// The session it belongs to, or empty.
+        session_id: String,
+        /// The project it belongs to, or empty.
+        project_id: String,
+    },
+}
+
+impl Work {
+    /// Returns the write of the agent store with that name, its params checked and normalised.
+    pub fn named(method: &str, params: &Value) -> Result<Self, Fault> {
+        let params = methods::find(method)?.normalise(params)?;
+        Ok(Self::Named { method: method.to_owned(), params })
+    }
+
+    /// Returns the name that failures and change events carry.
+    pub fn label(&self) -> &str {
+        match self {
+            Self::Exec { .. } => "exec",
+            Self::Named { method, .. } => method,
+            Self::Publish { .. } => "publish",
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        match self {
+            Self::Exec { statements, ddl } => {
+                let statements = statements.iter().map(|statement| json!([statement.sql, statement.params.to_json()]));
+                json!(["exec", ddl, statements.collect::<Vec<_>>()])
+            }
+            Self::Named { method, params } => json!(["named", method, params]),
+            Self::Publish { topic, payload, session_id, project_id } => {
+                json!(["publish", topic, payload, session_id, project_id])
+            }
+        }
+    }
+
+    /// Returns about how many bytes the work takes in the queue.
+    fn weight(&self) -> usize {
+        match self {
+            Self::Exec { statements, .. } => {
+                statements.iter().map(|statement| statement.sql.len() + statement.params.weight()).sum()
+            }
+            Self::Named { method, params } => method.len() + weight_of(params),
+            Self::Publish { topic, payload, .. } => topic.as_str().len() + weight_of(payload),
+        }
+    }
+}
+
+/// A write on its way to the writer. Sent again with the same op id, it applies once.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WriteRequest {
+    /// Names the write: 1 to [`MAX_OP_ID_BYTES`] bytes, unique for ever.
+    pub op_id: String,
+    /// Binds the op id to this very request.
+    pub fingerprint: u64,
+    /// The database it is meant for; `None` takes any.
+    pub database: Option<Uuid>,
+    /// When it must not begin any more.
+    pub deadline: Instant,
+    /// The instance it comes from: change events carry it as `instanceId`.
+    pub source: String,
+    /// What it does.
+    pub work: Work,
+}
+
+impl WriteRequest {
+    /// Returns a request with its fingerprint, or why the op id or the work cannot be.
+    ///
+    /// The source is part of a named write's fingerprint: clients of the documented format count their request ids
+    /// from 1, and two of them must not take each other's answers.
+    pub fn new(op_id: String, source: String, deadline: Instant, work: Work) -> Result<Self, Fault> {
+        let method = work.label();
+        if op_id.is_empty() || op_id.len() > MAX_OP_ID_BYTES {
+            let why = format!("has {} bytes, not 1 to {MAX_OP_ID_BYTES}", op_id.len());
+            return Err(invalid(method, "op_id", why));
+        }
+        if let Work::Exec { statements, .. } = &work {
+            if statements.is_empty() {
+                return Err(invalid(method, "statements", "is empty"));
+            }
+            if statements.len() > MAX_STATEMENTS {
+                let why = format!("{} statements; the limit is {MAX_STATEMENTS}", statements.len());
+                return Err(invalid(method, "statements", why));
+            }
+        }
+        let mut hasher = FnvHasher::default();
+        feed(&mut hasher, &work.to_json());
+        if matches!(work, Work::Named { .. }) {
+            hasher.write(source.as_bytes());
+        }
+        Ok(Self { op_id, fingerprint: hasher.finish(), database: None, deadline, source, work })
+    }
+
+    /// Returns the request, meant for one database alone.
+    #[must_use]
+    pub fn for_database(mut self, database: Option<Uuid>) -> Self {
+        self.database = database;
+        self
+    }
+
+    /// Returns about how many bytes the request takes in the queue.
+    pub(crate) fn weight(&self) -> usize {
+        self.op_id.len() + self.source.len() + self.work.weight()
+    }
+}
+
+/// Hashes JSON so that the order of keys does not matter.
+fn feed(hasher: &mut FnvHasher, value: &Value) {
+    let mut text = |tag: u8, text: &str| {
+        hasher.write_u8(tag);
+        hasher.write(&text.len().to_le_bytes());
+        hasher.write(text.as_bytes());
+    };
+    match value {
+        Value::Null => text(b'0', ""),
+        Value::Bool(truth) => text(b'b', if *truth { "1" } else { "0" }),
+        Value::Number(number) => text(b'n', &number.to_string()),
+        Value::String(string) => text(b's', string),
+        Value::Array(values) => {
+            text(b'a', &values.len().to_string());
+            values.iter().for_each(|value| feed(hasher, value));
+        }
+        Value::Object(map) => {
+            text(b'o', &map.len().to_string());
+            let mut keys: Vec<_> = map.iter().collect();
+            keys.sort_by_key(|(key, _)| *key);
+            for (key, value) in keys {
+                feed(hasher, &Value::String(key.clone()));
+                feed(hasher, value);
+            }
+        }
+    }
+}
+
+fn weight_of(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len() + 2,
+        Value::Array(values) => values.iter().map(weight_of).sum::<usize>() + 2,
+        Value::Object(map) => weight_of_map(map),
+        _ => 8,
+    }
+}
+
+fn weight_of_map(map: &Map<String, Value>) -> usize {
+    map.iter().map(|(key, value)| key.len() + 4 + weight_of(value)).sum::<usize>() + 2
+}
+
+/// The answer to a write that is committed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ack {
+    /// The journal's head after this write: the `seq` of its last event, if it made any.
+    pub seq: u64,
+    /// The term in which it was applied.
+    pub epoch: u64,
+    /// How sure it is.
+    pub durability: Durability,
+    /// For [`Work::Exec`] one `{rows_affected, last_insert_rowid, columns?, rows?}` per statement; for [`Work::Named`]
+    /// the row or null; for [`Work::Publish`] null.
+    ///
+    /// `last_insert_rowid` is 0 when the statement was no INSERT or inserted nothing.
+    pub results: Value,
+    /// Whether an earlier delivery of the same op was found and its answer is given again.
+    #[serde(default)]
+    pub replayed: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn publish(payload: Value) -> u64 {
+        let work =
+            Work::Publish { topic: Topic::known("a.b"), payload, session_id: String::new(), project_id: String::new() };
+        WriteRequest::new("op".into(), "i".into(), Instant::now(), work).unwrap().fingerprint
+    }
+
+    #[test]
+    fn a_fingerprint_is_bound_to_the_content_and_not_to_the_order_of_keys() {
+        assert_eq!(publish(json!({"a": 1, "b": [2.5, null]})), publish(json!({"b": [2.5, null], "a": 1})));
+        assert_ne!(publish(json!({"a": 1})), publish(json!({"a": "1"})));
+        assert_ne!(publish(json!(["ab", "c"])), publish(json!(["a", "bc"])));
+        assert_ne!(publish(json!([[1], 2])), publish(json!([[1, 2]])));
+    }
+
+    #[test]
+    fn a_bad_op_id_and_an_empty_write_are_refused() {
+        let exec = |count| Work::Exec { statements: vec![Statement::new("SELECT 1", ()); count], ddl: false };
+        let make = |op_id: &str, work| WriteRequest::new(op_id.into(), "i".into(), Instant::now(), work);
+        assert!(make("x", exec(1)).is_ok());
+        for refused in [make("", exec(1)), make(&"x".repeat(129), exec(1)), make("x", exec(0)), make("x", exec(1_001))]
+        {
+            assert!(refused.unwrap_err().message.starts_with("dbproxy: INVALID_PARAMS (exec): "));
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! The one writer: a thread that owns the writable connection, and the handle to its queue.
+
+mod apply;
+mod batch;
+mod dedup;
+#[cfg(test)]
+mod tests;
+mod thread;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use pando_ipc::fault::Code;
+use pando_ipc::{Envelope, Fault};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot, watch};
+use uuid::Uuid;
+
+use crate::checkpoint::Checkpointer;
+use crate::journal::KEPT_EVENTS;
+use crate::refusal::{Word, not_primary, queue_is_full, refuse};
+use crate::schema::{self, StoreError};
+use crate::write::{Ack, Durability, WriteRequest};
+use thread::{Command, Job, Signals, Thread};
+
+/// Writes that wait for the writer. When it is full, a write is answered `E_BUSY_QUEUE` at once.
+pub const QUEUE_WRITES: usize = 1_024;
+/// Bytes of the writes that wait. Beyond it a write is answered `E_BUSY_QUEUE` at once.
+pub const QUEUE_BYTES: usize = 64 << 20;
+/// What a refused client is told to wait at least.
+const RETRY_AFTER: Duration = Duration::from_millis(5);
+
+/// Called with the events of each commit, in order, before the writes are answered. It must not block.
+pub type OnCommit = Box<dyn Fn(&[Arc<Envelope>]) + Send>;
+
+/// How to open a [`Writer`].
+pub struct WriterOptions {
+    /// The instance that writes.
+    pub instance_id: String,
+    /// The workdir; change events name it.
+    pub workdir: PathBuf,
+    /// How sure an acknowledged write is.
+    pub durability: Durability,
+    /// Who is told of each commit.
+    pub on_commit: OnCommit,
+}
+
+impl WriterOptions {
+    /// Returns options with `disk` durability and nobody told.
+    pub fn new(instance_id: impl Into<String>, workdir: impl Into<PathBuf>) -> Self {
+        Self {
+            instance_id: instance_id.into(),
+            workdir: workdir.into(),
+            durability: Durability::default(),
+            on_commit: Box::new(|_| {}),
+        }
+    }
+}
+
+impl fmt::Debug for WriterOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WriterOptions")
+            .field("instance_id", &self.instance_id)
+            .field("workdir", &self.workdir)
+            .field("durability", &self.durability)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a writer must not write any more. Its instance steps down.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fenced {
+    /// A newer primary has opened the database.
+    #[error("epoch {own} is over: epoch {newer} has begun")]
+    NewerEpoch {
+        /// This writer's term.
+        own: u64,
+        /// The term found in the database.
+        newer: u64,
+    },
+    /// The path leads to another file than the open one.
+    #[error("the database file was moved, removed or replaced")]
+    Replaced,
+    /// The writer's thread died.
+    #[error("the writer thread ended unexpectedly")]
+    Died,
+}
+
+/// Handle to the one writer. Clones share it; when the last is gone, the thread answers what is queued and ends.
+#[derive(Debug, Clone)]
+pub struct Writer(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    queue: mpsc::Sender<Command>,
+    queued_bytes: Arc<AtomicUsize>,
+    refusing: AtomicBool,
+    epoch: u64,
+    database: Uuid,
+    durability: Durability,
+    head: watch::Receiver<u64>,
+    fenced: watch::Receiver<Option<Fenced>>,
+    ended: watch::Receiver<bool>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+impl Writer {
+    /// Opens or creates the database, migrates it, begins a new term and starts the writer's thread.
+    ///
+    /// Blocks while it migrates. When it returns, read-only connections can open the file.
+    pub fn open(path: &Path, options: WriterOptions) -> Result<Self, StoreError> {
+        Self::open_with(path, options, thread::Tuning::default())
+    }
+
+    fn open_with(path: &Path, options: WriterOptions, tuning: thread::Tuning) -> Result<Self, StoreError> {
+        let opened = schema::open(path, options.durability)?;
+        let (epoch, database, durability) = (opened.epoch, opened.database, options.durability);
+        let checkpointer = Checkpointer::start(&opened.path)?;
+        let (queue, commands) = mpsc::channel(tuning.queue_writes);
+        let queued_bytes = Arc::new(AtomicUsize::new(0));
+        let (signals, watched) = Signals::new();
+        let thread_error = |source| StoreError::Thread { name: thread::NAME, source };
+        let path = opened.path.clone();
+        let mut thread = Thread::new(opened, options, checkpointer, signals, tuning)
+            .map_err(|source| StoreError::Sqlite { path, source })?;
+        let bytes = Arc::clone(&queued_bytes);
+        let handle = std::thread::Builder::new()
+            .name(thread::NAME.to_owned())
+            .spawn(move || thread.run(commands, &bytes))
+            .map_err(thread_error)?;
+        Ok(Self(Arc::new(Inner {
+            queue,
+            queued_bytes,
+            refusing: AtomicBool::new(false),
+            epoch,
+            database,
+            durability,
+            head: watched.head,
+            fenced: watched.fenced,
+            ended: watched.ended,
+            thread: Mutex::new(Some(handle)),
+        })))
+    }
+
+    /// Applies a write and returns once it is committed. Sent again with the same op id, it applies once.
+    ///
+    /// A fault means that nothing was applied, but for `E_OUTCOME_UNKNOWN`. May be dropped at any time; a write that is
+    /// queued is applied nevertheless.
+    pub async fn submit(&self, request: WriteRequest) -> Result<Ack, Fault> {
+        let label = request.work.label().to_owned();
+        if self.0.refusing.load(Ordering::Acquire) {
+            return Err(not_primary(&label));
+        }
+        let weight = request.weight();
+        if self.0.queued_bytes.fetch_add(weight, Ordering::Relaxed) + weight > QUEUE_BYTES {
+            self.0.queued_bytes.fetch_sub(weight, Ordering::Relaxed);
+            return Err(queue_is_full(&label, RETRY_AFTER));
+        }
+        let (answer, answered) = oneshot::channel();
+        if let Err(refused) = self.0.queue.try_send(Command::Write(Job { request, weight, answer })) {
+            self.0.queued_bytes.fetch_sub(weight, Ordering::Relaxed);
+            return Err(match refused {
+                TrySendError::Full(_) => queue_is_full(&label, RETRY_AFTER),
+                TrySendError::Closed(_) => not_primary(&label),
+            });
+        }
+        answered.await.unwrap_or_else(|_| {
+            let message = "the writer died before it answered; send again with the same op id";
+            Err(refuse(Code::OutcomeUnknown, Word::Unreachable, &label, message))
+        })
+    }
+
+    /// Returns the term that began when this writer was opened.
+    pub fn epoch(&self) -> u64 {
+        self.0.epoch
+    }
+
+    /// Returns the database's own id.
+    pub fn database(&self) -> Uuid {
+        self.0.database
+    }
+
+    /// Returns how sure an acknowledged write is.
+    pub fn durability(&self) -> Durability {
+        self.0.durability
+    }
+
+    /// Returns the `seq` of the last committed event.
+    pub fn head(&self) -> u64 {
+        *self.0.head.borrow()
+    }
+
+    /// Returns a watch on the `seq` of the last committed event.
+    pub fn heads(&self) -> watch::Receiver<u64> {
+        self.0.head.clone()
+    }
+
+    /// Waits until this writer must not write any more, and tells why. Pending for ever while all is well.
+    pub async fn fenced(&self) -> Fenced {
+        let mut fenced = self.0.fenced.clone();
+        match fenced.wait_for(Option::is_some).await.map(|why| why.clone()) {
+            Ok(Some(why)) => why,
+            // The thread has ended in good order.
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Answers `E_NOT_PRIMARY` (retryable) to every later write; what is queued is still applied.
+    pub fn refuse_new(&self) {
+        self.0.refusing.store(true, Ordering::Release);
+    }
+
+    /// Ends the writer: refuses new writes, applies and answers what is queued, cuts the WAL, and waits for the threads.
+    pub async fn close(self) {
+        self.refuse_new();
+        // An error means that the thread is ending already.
+        drop(self.0.queue.send(Command::Close).await);
+        let mut ended = self.0.ended.clone();
+        drop(ended.wait_for(|ended| *ended).await);
+        let thread = self.0.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // It has said that it ended: joining it only waits for its last instructions.
+            drop(tokio::task::spawn_blocking(move || thread.join()).await);
+        }
+    }
+
+    /// Returns how many events the journal keeps at least.
+    pub fn kept_events(&self) -> u64 {
+        KEPT_EVENTS
+    }
+}

@@ -1,0 +1,215 @@
+//! Group commit: many writes in one transaction, a savepoint for each, so that a bad one fails alone.
+
+use std::collections::{HashSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use pando_ipc::fault::Code;
+use pando_ipc::{Envelope, Fault};
+use rusqlite::{DEFAULT_NAME, Error, ErrorCode, FileControl};
+
+use super::Fenced;
+use super::apply::Applied;
+use super::thread::{BATCH_TIME, Job, Thread};
+use crate::journal::{self, Mark};
+use crate::refusal::{Word, from_sqlite, panicked, refuse};
+use crate::write::Ack;
+
+/// A write with its answer.
+pub(super) type Answered = Vec<(Job, Result<Ack, Fault>)>;
+
+/// A write in a transaction.
+struct Slot {
+    job: Job,
+    outcome: Option<Result<Ack, Fault>>,
+    /// Whether the outcome stands whatever becomes of the transaction: refused, or committed earlier.
+    settled: bool,
+}
+
+/// What became of a transaction.
+enum Attempt {
+    /// It is committed, with the first so many writes.
+    Committed { taken: usize, events: Vec<Envelope> },
+    /// SQLite rolled it back at this write, which has its answer: the others go again.
+    Lost { culprit: usize },
+    /// A constraint that is checked at COMMIT refused it: some write is to blame, the writes go one by one.
+    Blamed(Fault),
+    /// Nothing can be committed.
+    Failed(Fault),
+}
+
+impl Thread {
+    /// Commits the first writes of `pending`, in one transaction. Those that had no room stay.
+    pub(super) fn commit_some(&mut self, pending: &mut VecDeque<Job>) -> (Answered, Vec<Envelope>) {
+        let count = if self.alone > 0 { 1 } else { pending.len() };
+        self.alone = self.alone.saturating_sub(count);
+        let mut slots: Vec<_> = pending.drain(..count).map(|job| Slot { job, outcome: None, settled: false }).collect();
+        loop {
+            match self.attempt(&mut slots) {
+                Attempt::Committed { taken, events } => {
+                    put_back(&mut slots, taken, pending);
+                    return (answers(slots, None), events);
+                }
+                Attempt::Lost { culprit } => {
+                    put_back(&mut slots, culprit + 1, pending);
+                    for slot in slots.iter_mut().filter(|slot| !slot.settled) {
+                        slot.outcome = None;
+                    }
+                }
+                Attempt::Blamed(fault) => {
+                    if slots.len() == 1 {
+                        return (answers(slots, Some(fault)), Vec::new());
+                    }
+                    self.alone = slots.len() - 1;
+                    put_back(&mut slots, 1, pending);
+                    slots[0].outcome = slots[0].outcome.take().filter(|_| slots[0].settled);
+                }
+                Attempt::Failed(fault) => return (answers(slots, Some(fault)), Vec::new()),
+            }
+        }
+    }
+
+    fn attempt(&mut self, slots: &mut [Slot]) -> Attempt {
+        let label = slots.first().map_or("", |slot| slot.job.request.work.label()).to_owned();
+        if let Err(error) = self.connection.execute_batch("BEGIN IMMEDIATE") {
+            return Attempt::Failed(from_sqlite(&label, &error, None));
+        }
+        let start = self.journal.mark();
+        if let Some(fault) = self.check_fence(&label) {
+            self.abandon(start);
+            return Attempt::Failed(fault);
+        }
+        let began = Instant::now();
+        let (mut events, mut taken, mut fresh) = (Vec::new(), slots.len(), HashSet::new());
+        for (at, slot) in slots.iter_mut().enumerate() {
+            if at > 0 && began.elapsed() > BATCH_TIME {
+                taken = at;
+                break;
+            }
+            if slot.settled {
+                continue;
+            }
+            match self.in_savepoint(slot) {
+                Ok(Applied::Now(ack, new)) => {
+                    fresh.insert(slot.job.request.op_id.clone());
+                    slot.outcome = Some(Ok(ack));
+                    events.extend(new);
+                }
+                Ok(Applied::Before(ack)) => {
+                    slot.settled = !fresh.contains(&slot.job.request.op_id);
+                    slot.outcome = Some(Ok(ack));
+                }
+                Err(fault) => {
+                    (slot.outcome, slot.settled) = (Some(Err(fault)), true);
+                    if self.connection.is_autocommit() {
+                        self.abandon(start);
+                        return Attempt::Lost { culprit: at };
+                    }
+                }
+            }
+        }
+        match self.connection.execute_batch("COMMIT") {
+            Ok(()) => {
+                self.journal.commit();
+                Attempt::Committed { taken, events }
+            }
+            Err(error) => {
+                self.abandon(start);
+                let fault = from_sqlite(&label, &error, None);
+                if is_constraint(&error) {
+                    return Attempt::Blamed(fault);
+                }
+                tracing::error!(%error, "commit failed; nothing was acknowledged");
+                Attempt::Failed(if fault.is(Code::Busy) {
+                    fault
+                } else {
+                    let message = format!("commit failed, nothing was applied: {}", crate::refusal::message_of(&error));
+                    refuse(Code::Storage, Word::Internal, &label, message)
+                })
+            }
+        }
+    }
+
+    /// Applies a write in a savepoint of its own; a fault leaves nothing of it.
+    fn in_savepoint(&mut self, slot: &Slot) -> Result<Applied, Fault> {
+        let request = &slot.job.request;
+        let label = request.work.label();
+        let sqlite = |error: Error| from_sqlite(label, &error, None);
+        let mark = self.journal.mark();
+        self.connection.execute_batch("SAVEPOINT pando_write").map_err(sqlite)?;
+        let applied = catch_unwind(AssertUnwindSafe(|| self.apply(request))).unwrap_or_else(|_| {
+            tracing::error!(write = label, "a write panicked; it is rolled back");
+            Err(panicked(label))
+        });
+        let applied = applied.and_then(|applied| {
+            self.connection.execute_batch("RELEASE pando_write").map_err(sqlite)?;
+            Ok(applied)
+        });
+        if applied.is_err() && !self.connection.is_autocommit() {
+            let back = self.connection.execute_batch("ROLLBACK TO pando_write; RELEASE pando_write");
+            self.journal.roll_back(mark);
+            if let Err(error) = back {
+                // The savepoint cannot be trusted: all of the transaction goes, which the caller notices.
+                tracing::error!(%error, "rolling back a savepoint failed");
+                self.abandon(mark);
+            }
+        }
+        applied
+    }
+
+    /// Rolls the transaction back, if SQLite has not done so, and takes the journal back to its start.
+    fn abandon(&mut self, start: Mark) {
+        if !self.connection.is_autocommit() {
+            if let Err(error) = self.connection.execute_batch("ROLLBACK") {
+                tracing::error!(%error, "rolling back failed");
+            }
+        }
+        self.journal.roll_back(start);
+        self.track.clear();
+    }
+
+    /// Returns the fault for every write, when a newer primary exists or the file is no longer the one at its path.
+    fn check_fence(&mut self, label: &str) -> Option<Fault> {
+        let mut moved = 0;
+        let asked = self.connection.file_control(DEFAULT_NAME, FileControl::HasMoved(&mut moved));
+        if asked.is_ok() && moved != 0 {
+            self.fence(Fenced::Replaced);
+        } else {
+            match journal::epoch(&self.connection) {
+                Ok(Some(epoch)) if epoch == self.epoch => {}
+                Ok(newer) => self.fence(Fenced::NewerEpoch { own: self.epoch, newer: newer.unwrap_or(0) }),
+                Err(error) => return Some(from_sqlite(label, &error, None)),
+            }
+        }
+        let why = self.signals.fenced.borrow().clone()?;
+        Some(refuse(Code::Fenced, Word::Unreachable, label, format!("{why}; nothing was applied")))
+    }
+}
+
+/// Returns the writes from `keep` on to the front of the queue.
+fn put_back(slots: &mut Vec<Slot>, keep: usize, pending: &mut VecDeque<Job>) {
+    for slot in slots.drain(keep..).rev() {
+        pending.push_front(slot.job);
+    }
+}
+
+/// Returns the answers; `instead` goes to every write whose outcome hung on the transaction.
+fn answers(slots: Vec<Slot>, instead: Option<Fault>) -> Answered {
+    slots
+        .into_iter()
+        .map(|Slot { job, outcome, settled }| {
+            let label = job.request.work.label();
+            let result = match (outcome, &instead) {
+                (Some(outcome), None) => outcome,
+                (Some(outcome), Some(_)) if settled => outcome,
+                (_, Some(fault)) => Err(fault.clone()),
+                (None, None) => Err(refuse(Code::Busy, Word::Internal, label, "the write was not reached")),
+            };
+            (job, result)
+        })
+        .collect()
+}
+
+fn is_constraint(error: &Error) -> bool {
+    matches!(error, Error::SqliteFailure(failure, _) if failure.code == ErrorCode::ConstraintViolation)
+}

@@ -1,0 +1,251 @@
+//! The writer's thread: waits for writes, gathers what is queued, commits it, answers.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use pando_ipc::{Envelope, Fault};
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot, watch};
+use uuid::Uuid;
+
+use super::dedup::{self, KEPT_OPS, KEPT_OPS_FOR};
+use super::{Fenced, OnCommit, QUEUE_WRITES, WriterOptions};
+use crate::checkpoint::Checkpointer;
+use crate::guard::Guard;
+use crate::journal::{Journal, KEPT_EVENTS, PRUNE_CHUNK};
+use crate::schema::Opened;
+use crate::track::Track;
+use crate::write::{Ack, Durability, WriteRequest};
+
+/// The thread's name.
+pub(super) const NAME: &str = "pando-writer";
+/// Most writes in one transaction.
+pub(super) const BATCH_WRITES: usize = 64;
+/// Size at which a transaction takes no further write, in bytes.
+pub(super) const BATCH_BYTES: usize = 1 << 20;
+/// Time after which a transaction takes no further write.
+pub(super) const BATCH_TIME: Duration = Duration::from_millis(5);
+/// Longest that the statements of one write may run.
+pub(super) const WRITE_TIME: Duration = Duration::from_secs(5);
+
+/// What tests set smaller than it is.
+#[derive(Debug, Clone)]
+pub(super) struct Tuning {
+    pub(super) queue_writes: usize,
+    pub(super) keep_events: u64,
+    pub(super) keep_ops: u64,
+    pub(super) keep_ops_for: Duration,
+    pub(super) write_time: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            queue_writes: QUEUE_WRITES,
+            keep_events: KEPT_EVENTS,
+            keep_ops: KEPT_OPS,
+            keep_ops_for: KEPT_OPS_FOR,
+            write_time: WRITE_TIME,
+        }
+    }
+}
+
+/// A write and where its answer goes.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) request: WriteRequest,
+    pub(super) weight: usize,
+    pub(super) answer: oneshot::Sender<Result<Ack, Fault>>,
+}
+
+#[derive(Debug)]
+pub(super) enum Command {
+    Write(Job),
+    Close,
+}
+
+/// What the thread tells its handle.
+#[derive(Debug)]
+pub(super) struct Signals {
+    pub(super) head: watch::Sender<u64>,
+    pub(super) fenced: watch::Sender<Option<Fenced>>,
+    ended: watch::Sender<bool>,
+}
+
+/// What the handle sees of it.
+#[derive(Debug)]
+pub(super) struct Watched {
+    pub(super) head: watch::Receiver<u64>,
+    pub(super) fenced: watch::Receiver<Option<Fenced>>,
+    pub(super) ended: watch::Receiver<bool>,
+}
+
+impl Signals {
+    pub(super) fn new() -> (Self, Watched) {
+        let (head, see_head) = watch::channel(0);
+        let (fenced, see_fenced) = watch::channel(None);
+        let (ended, see_ended) = watch::channel(false);
+        (Self { head, fenced, ended }, Watched { head: see_head, fenced: see_fenced, ended: see_ended })
+    }
+}
+
+/// All that the writer's thread owns.
+pub(super) struct Thread {
+    pub(super) connection: Connection,
+    pub(super) guard: Guard,
+    pub(super) track: Track,
+    pub(super) journal: Journal,
+    pub(super) database: Uuid,
+    pub(super) epoch: u64,
+    pub(super) durability: Durability,
+    pub(super) workdir: PathBuf,
+    pub(super) signals: Signals,
+    pub(super) tuning: Tuning,
+    /// Names with the reserved prefix; no write may change their number.
+    pub(super) reserved: i64,
+    /// How many of the next writes go in a transaction of their own.
+    pub(super) alone: usize,
+    on_commit: OnCommit,
+    checkpointer: Option<Checkpointer>,
+    ops_since_pruning: u64,
+}
+
+impl Thread {
+    pub(super) fn new(
+        opened: Opened,
+        options: WriterOptions,
+        checkpointer: Checkpointer,
+        signals: Signals,
+        tuning: Tuning,
+    ) -> rusqlite::Result<Self> {
+        let Opened { connection, guard, database, epoch, .. } = opened;
+        let track = Track::install(&connection)?;
+        let journal = Journal::load(&connection, epoch)?;
+        signals.head.send_replace(journal.head());
+        tracing::info!(instance = options.instance_id, %database, epoch, head = journal.head(), "writer opened");
+        let reserved = super::apply::reserved_names(&connection)?;
+        Ok(Self {
+            connection,
+            guard,
+            track,
+            journal,
+            database,
+            epoch,
+            durability: options.durability,
+            workdir: options.workdir,
+            signals,
+            tuning,
+            reserved,
+            alone: 0,
+            on_commit: options.on_commit,
+            checkpointer: Some(checkpointer),
+            ops_since_pruning: 0,
+        })
+    }
+
+    /// Serves the queue until it is closed. Whatever happens, the handle learns that the thread has ended.
+    pub(super) fn run(&mut self, commands: mpsc::Receiver<Command>, queued_bytes: &AtomicUsize) {
+        if catch_unwind(AssertUnwindSafe(|| self.serve(commands, queued_bytes))).is_err() {
+            tracing::error!("the writer thread panicked; this instance must step down");
+            self.fence(Fenced::Died);
+        }
+        if let Some(checkpointer) = self.checkpointer.take() {
+            checkpointer.finish();
+        }
+        self.signals.ended.send_replace(true);
+    }
+
+    fn serve(&mut self, mut commands: mpsc::Receiver<Command>, queued_bytes: &AtomicUsize) {
+        let mut pending = VecDeque::new();
+        loop {
+            if pending.is_empty() {
+                match commands.blocking_recv() {
+                    Some(Command::Write(job)) => pending.push_back(job),
+                    Some(Command::Close) => commands.close(),
+                    None => return,
+                }
+            }
+            // What is queued goes along; nobody is waited for.
+            let mut bytes = pending.iter().map(|job: &Job| job.weight).sum::<usize>();
+            while pending.len() < BATCH_WRITES && bytes < BATCH_BYTES {
+                match commands.try_recv() {
+                    Ok(Command::Write(job)) => {
+                        bytes += job.weight;
+                        pending.push_back(job);
+                    }
+                    Ok(Command::Close) => commands.close(),
+                    Err(_) => break,
+                }
+            }
+            if !pending.is_empty() {
+                let answered = self.batch(&mut pending);
+                queued_bytes.fetch_sub(answered, Ordering::Relaxed);
+                self.prune();
+            }
+        }
+    }
+
+    /// Applies the first writes of `pending` and answers them. Returns their bytes.
+    fn batch(&mut self, pending: &mut VecDeque<Job>) -> usize {
+        let (answered, events) = self.commit_some(pending);
+        if !answered.is_empty() && answered.iter().any(|(_, result)| result.is_ok()) {
+            if let Some(checkpointer) = &self.checkpointer {
+                checkpointer.wake();
+            }
+        }
+        if !events.is_empty() {
+            let events: Vec<Arc<Envelope>> = events.into_iter().map(Arc::new).collect();
+            self.signals.head.send_replace(self.journal.head());
+            if catch_unwind(AssertUnwindSafe(|| (self.on_commit)(&events))).is_err() {
+                tracing::error!("the observer of commits panicked; its events are in the journal");
+            }
+        }
+        self.ops_since_pruning += answered.len() as u64;
+        let mut bytes = 0;
+        for (job, result) in answered {
+            bytes += job.weight;
+            // Whoever asked may have left; the answer is kept for a retry.
+            drop(job.answer.send(result));
+        }
+        bytes
+    }
+
+    /// Removes a chunk of what is too old, after the answers. A failure costs nothing but space.
+    fn prune(&mut self) {
+        let ops = self.ops_since_pruning >= PRUNE_CHUNK;
+        let events = self.journal.is_prunable(self.tuning.keep_events);
+        if !ops && !events || self.signals.fenced.borrow().is_some() {
+            return;
+        }
+        self.ops_since_pruning = if ops { 0 } else { self.ops_since_pruning };
+        let pruned = self.connection.unchecked_transaction().and_then(|transaction| {
+            if events {
+                self.journal.prune(&transaction, self.tuning.keep_events)?;
+            }
+            if ops {
+                dedup::prune(&transaction, self.tuning.keep_ops, self.tuning.keep_ops_for)?;
+            }
+            transaction.commit()
+        });
+        if let Err(why) = pruned {
+            self.journal.forget_oldest();
+            tracing::warn!(%why, "pruning the journal failed");
+        }
+    }
+
+    /// Notes why this writer must not write any more.
+    pub(super) fn fence(&self, why: Fenced) {
+        tracing::warn!(%why, "writer fenced");
+        self.signals.fenced.send_if_modified(|fenced| {
+            let first = fenced.is_none();
+            if first {
+                *fenced = Some(why);
+            }
+            first
+        });
+    }
+}
