@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
+use pando_ipc::client::{Page, Resync};
 use pando_ipc::{Envelope, Pattern};
 use rusqlite::{Connection, OptionalExtension, params};
-use serde::{Deserialize, Serialize};
 
 /// Events that the journal keeps.
 pub const KEPT_EVENTS: u64 = 1_000_000;
@@ -16,29 +16,6 @@ pub const MAX_PAGE_EVENTS: usize = 10_000;
 pub const MAX_PAGE_BYTES: usize = 4 << 20;
 /// Topics whose last number is kept in memory; when there are more, all are read anew.
 const MAX_TOPICS: usize = 10_000;
-
-/// A stretch of the journal.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Page {
-    /// Events in ascending order of `seq`, all later than the position asked for.
-    pub events: Vec<Envelope>,
-    /// `seq` of the journal's last event, read together with `events`.
-    pub head: u64,
-    /// What can no longer be read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resync: Option<Resync>,
-}
-
-/// Events that are gone: whoever needs them reads the state anew.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Resync {
-    /// First `seq` that is gone.
-    pub from: u64,
-    /// Last `seq` that is gone.
-    pub to: u64,
-    /// Why, for people.
-    pub reason: String,
-}
 
 /// The writer's end: hands out numbers and appends.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
-use pando_ipc::client::{Client, Options};
+use pando_ipc::client::{CallError, Cause, Client, Options};
 use pando_ipc::{Kind, Workdir};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -123,7 +123,13 @@ impl Context {
             dial_timeout: self.globals.timeout.unwrap_or(DIAL_TIMEOUT),
             call_timeout: self.timeout(),
         };
-        Client::connect(workdir.clone(), options).await.map_err(|error| Failure::call(error, workdir))
+        let (patience, began) = (options.dial_timeout, Instant::now());
+        Client::connect(workdir.clone(), options).await.map_err(|error| match error {
+            CallError::NotSent(cause @ Cause::ConnectionFailed { .. }) if began.elapsed() >= patience => {
+                Failure::silent(&cause, patience, workdir)
+            }
+            error => Failure::call(error, workdir),
+        })
     }
 
     /// Connects, calls one method and hangs up; one deadline covers all of it.

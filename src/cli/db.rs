@@ -10,7 +10,7 @@ use super::context::Context;
 use super::failure::Failure;
 use super::output::{Table, cell};
 
-pub(crate) use query::read;
+pub(crate) use query::{read, read_failure};
 
 /// Read and write the workdir's database with SQL
 #[derive(Debug, Subcommand)]

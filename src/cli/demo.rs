@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use pando_dbproxy::Readers;
 use pando_ipc::Workdir;
 use serde_json::Value;
 use uuid::Uuid;
@@ -178,6 +179,7 @@ impl Show {
 
 /// Reads what the database holds.
 async fn find(workdir: &Workdir) -> Result<Found, Failure> {
+    let head = Readers::open(workdir.database_path(), 1).head().await;
     let mut found = Found {
         sessions: ids(workdir, "sessions").await?,
         messages: ids(workdir, "messages").await?,
@@ -187,10 +189,10 @@ async fn find(workdir: &Workdir) -> Result<Found, Failure> {
              ON m.session_id = s.id WHERE s.message_count <> coalesce(m.n, 0)",
         )
         .await?,
-        head: number(workdir, "SELECT coalesce(max(seq), 0) FROM _pando_event").await?,
+        head: head.map_err(|error| db::read_failure(error, workdir))?.seq,
         ..Found::default()
     };
-    for row in db::read(workdir, "SELECT id, usage_count FROM skills", vec![]).await?.rows {
+    for row in db::read(workdir, "SELECT id, usage_count FROM skills", vec![], STEP).await?.rows {
         if let [Value::String(id), uses] = row.as_slice() {
             found.uses.insert(id.clone(), uses.as_u64().unwrap_or_default());
         }
@@ -203,7 +205,7 @@ async fn ids(workdir: &Workdir, table: &str) -> Result<HashSet<String>, Failure>
     let mut ids = HashSet::new();
     let mut last = String::new();
     loop {
-        let page = db::read(workdir, &sql, vec![last.clone().into()]).await?.rows;
+        let page = db::read(workdir, &sql, vec![last.clone().into()], STEP).await?.rows;
         for row in &page {
             if let [Value::String(id)] = row.as_slice() {
                 last.clone_from(id);
@@ -217,7 +219,7 @@ async fn ids(workdir: &Workdir, table: &str) -> Result<HashSet<String>, Failure>
 }
 
 async fn number(workdir: &Workdir, sql: &str) -> Result<u64, Failure> {
-    let rows = db::read(workdir, sql, vec![]).await?.rows;
+    let rows = db::read(workdir, sql, vec![], STEP).await?.rows;
     Ok(rows.first().and_then(|row| row.first()?.as_u64()).unwrap_or_default())
 }
 

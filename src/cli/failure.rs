@@ -144,6 +144,20 @@ impl Failure {
         }
     }
 
+    /// Returns the failure of a command that waited `patience` for the holder of the lock to show that it leads.
+    pub(crate) fn silent(cause: &Cause, patience: Duration, workdir: &Workdir) -> Self {
+        let path = workdir.path().display();
+        match Standing::of(workdir) {
+            Ok(Standing::Held(Some(holder))) => {
+                let message = format!("the primary of {path} gave no answer within {patience:?} ({holder}): {cause}");
+                Self::new(Kind::Timeout, message)
+                    .hint(end_it(holder.info.pid))
+                    .hint("see who holds the workdir: 'pando status'")
+            }
+            _ => Self::cause(cause, workdir),
+        }
+    }
+
     /// Returns the failure of a command that needs a primary where there is none, or a silent one.
     pub(crate) fn no_primary(workdir: &Workdir) -> Self {
         let path = workdir.path().display();
@@ -188,7 +202,7 @@ impl Failure {
                 "schema changes need '--ddl'; transactions, PRAGMA and ATTACH are not for callers",
             ),
             (Code::Deadline, Kind::Timeout, "nothing was applied; give it longer with '--timeout 30s'"),
-            (Code::TooLarge, Kind::Failed, "send it in smaller parts"),
+            (Code::TooLarge, Kind::Failed, "send less, or ask for less, at once"),
             (Code::PeerUnauthorized, Kind::NotAuthorised, "run as the user who owns the workdir"),
             (Code::Version, Kind::Version, "bring both sides to the same release"),
             (Code::Sql, Kind::Failed, "see the tables: pando db query 'SELECT name, sql FROM sqlite_schema'"),

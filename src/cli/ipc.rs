@@ -2,6 +2,7 @@
 
 pub(crate) mod call;
 pub(crate) mod instances;
+mod journal;
 pub(crate) mod methods;
 pub(crate) mod ports;
 pub(crate) mod publish;

@@ -65,6 +65,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         "op_id": op_id,
         "ddl": args.ddl,
         "statements": [{"sql": args.sql, "params": args.params}],
+        "timeout_ms": u64::try_from(context.timeout().as_millis()).unwrap_or(u64::MAX),
     });
     let answer = send(&workdir, params, &op_id, context).await?;
     if context.json() {

@@ -1,7 +1,9 @@
 //! `pando db query`: reads the file itself; needs no primary.
 
-use pando_dbproxy::{ReadError, Readers, wire};
-use pando_ipc::Workdir;
+use std::time::Duration;
+
+use pando_dbproxy::{Params, QueryLimits, ReadError, Readers, SqlValue};
+use pando_ipc::{Code, Workdir};
 use serde_json::{Value, json};
 
 use super::{parse_param, rows};
@@ -24,6 +26,11 @@ pub(crate) struct Args {
     params: Vec<Value>,
 }
 
+/// Most rows that are read: they are held in memory before they are printed.
+const MAX_ROWS: usize = 1_000_000;
+/// Most bytes that are read, as JSON.
+const MAX_BYTES: usize = 256 << 20;
+
 /// What `--json` prints: the shape of the method `db.query`.
 pub(crate) struct Rows {
     /// Names of the columns.
@@ -35,12 +42,7 @@ pub(crate) struct Rows {
 /// Runs it and prints the rows.
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let workdir = context.workdir()?;
-    let deadline = context.timeout();
-    let read = read(&workdir, &args.sql, args.params);
-    let found = tokio::time::timeout(deadline, read).await.map_err(|_elapsed| {
-        Failure::new(Kind::Timeout, format!("the query took longer than {deadline:?}"))
-            .hint("give it longer with '--timeout 1m'")
-    })??;
+    let found = read(&workdir, &args.sql, args.params, context.timeout()).await?;
     if context.json() {
         return output::json_for_reader(&json!({"columns": found.columns, "rows": found.rows}));
     }
@@ -48,17 +50,35 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 }
 
 /// Reads the database of a workdir from its file.
-pub(crate) async fn read(workdir: &Workdir, sql: &str, params: Vec<Value>) -> Result<Rows, Failure> {
+pub(crate) async fn read(workdir: &Workdir, sql: &str, params: Vec<Value>, within: Duration) -> Result<Rows, Failure> {
     let path = workdir.database_path();
     if !path.exists() {
         return Err(Failure::new(Kind::Failed, format!("no database at {}", path.display()))
             .hint("the first primary makes it: 'pando up'"));
     }
-    let params = wire::parse_params(Value::Array(params)).map_err(Failure::refused)?;
-    let table = Readers::open(&path, 1).query(sql, params).await.map_err(|error| match error {
-        ReadError::Refused(fault) => Failure::refused(fault)
-            .hint("write with 'pando db exec'; see the tables with 'SELECT name FROM sqlite_schema'"),
-        error => Failure::new(Kind::Failed, format!("cannot read {}: {error}", path.display())),
-    })?;
-    Ok(Rows { columns: table.columns, rows: table.rows })
+    let params = Params::from_json("query", "param", Some(&Value::Array(params)))
+        .map_err(|fault| Failure { kind: Kind::Usage, ..Failure::refused(fault) })?;
+    let limits = QueryLimits { rows: MAX_ROWS, bytes: MAX_BYTES, time: within };
+    let found =
+        Readers::open(&path, 1).query(sql, params, limits).await.map_err(|error| read_failure(error, workdir))?;
+    let rows = found.rows.iter().map(|row| row.iter().map(SqlValue::to_json).collect()).collect();
+    Ok(Rows { columns: found.columns, rows })
+}
+
+/// Returns the failure to read the database of a workdir.
+pub(crate) fn read_failure(error: ReadError, workdir: &Workdir) -> Failure {
+    match error {
+        ReadError::Refused(fault) if fault.is(Code::Forbidden) => {
+            // The writer's hint speaks of its own options.
+            Failure {
+                hints: vec!["a query only reads; write with 'pando db exec'".to_owned()],
+                ..Failure::refused(fault)
+            }
+        }
+        ReadError::Refused(fault) => Failure::refused(fault),
+        error @ (ReadError::NotReady { .. } | ReadError::Behind { .. } | ReadError::CutOff(_)) => {
+            let path = workdir.database_path();
+            Failure::new(Kind::Failed, format!("cannot read {}: {error}", path.display()))
+        }
+    }
 }
