@@ -10,10 +10,15 @@ use crate::support::{PandoProcess, Sandbox, pando};
 const README: &str = include_str!("../../README.md");
 const WIRE: &str = include_str!("../../docs/wire.md");
 
-/// Returns the first column of the tables under "Methods".
-fn documented_methods() -> BTreeSet<String> {
+/// Returns what stands under "Methods".
+fn methods_section() -> &'static str {
     let (_, section) = WIRE.split_once("\n## Methods\n").unwrap();
-    let (section, _) = section.split_once("\n## ").unwrap();
+    section.split_once("\n## ").unwrap().0
+}
+
+/// Returns the first column of the tables there.
+fn documented_methods() -> BTreeSet<String> {
+    let section = methods_section();
     let name = |line: &str| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned());
     section.lines().filter_map(name).collect()
 }
@@ -35,7 +40,7 @@ fn every_param_in_the_wire_document_is_one_of_the_method() {
     let document: Value = pando(&sandbox, &["ipc", "call", "rpc.discover"]).json();
     for method in document["methods"].as_array().unwrap() {
         let name = method["name"].as_str().unwrap();
-        let row = WIRE.lines().find(|line| line.starts_with(&format!("| `{name}` |"))).unwrap();
+        let row = methods_section().lines().find(|line| line.starts_with(&format!("| `{name}` |"))).unwrap();
         let documented = row.split('|').nth(2).unwrap();
         for param in method["params"].as_array().unwrap() {
             let param = param["name"].as_str().unwrap();
