@@ -109,6 +109,7 @@ impl Show {
         let before = self.tally.acked();
         let killed_at = Instant::now();
         fleet.kill(old)?;
+        self.tally.killed = Some(old);
         self.narrator.say(&format!("SIGKILL to pid {} after {before} acknowledged writes", primary.pid));
         let epoch = primary.epoch;
         self.until(fleet, "a new primary", |tally| tally.primary().is_some_and(|(_, next)| next.epoch > epoch)).await?;
@@ -152,8 +153,8 @@ impl Show {
             listened.map_err(|_elapsed| {
                 Failure::new(Kind::Timeout, format!("the demo waited {STEP:?} in vain for {what}"))
             })?;
-            if self.tally.observer_ended() {
-                return Err(Failure::new(Kind::Failed, format!("the observer ended while the demo waited for {what}")));
+            if let Some(who) = self.tally.ended_unasked() {
+                return Err(Failure::new(Kind::Failed, format!("{who} ended while the demo waited for {what}")));
             }
         }
         Ok(())

@@ -28,6 +28,8 @@ pub(super) struct Tally {
     pub(super) roles: HashMap<usize, Standing>,
     /// Speakers whose load has ended.
     pub(super) done: HashSet<usize>,
+    /// The speaker that was killed.
+    pub(super) killed: Option<usize>,
     /// Speakers whose process has ended.
     pub(super) ended: HashSet<usize>,
     /// Why writes failed.
@@ -98,7 +100,8 @@ impl Tally {
                 *self.uses.entry(speaker).or_default() += uses;
                 self.sessions.extend(sessions);
                 self.messages.extend(messages);
-                if self.primary().is_some_and(|(number, _)| self.ended.iter().any(|ended| *ended != number)) {
+                let led_by_another = self.primary().is_some_and(|(number, _)| Some(number) != self.killed);
+                if self.killed.is_some_and(|killed| killed != speaker) && led_by_another {
                     self.resumed_at.get_or_insert(now);
                 }
             }
@@ -124,9 +127,10 @@ impl Tally {
         self.acked_by.values().sum()
     }
 
-    /// Tells whether the observer has ended, which it should not.
-    pub(super) fn observer_ended(&self) -> bool {
-        self.ended.contains(&OBSERVER)
+    /// Returns who has ended but was not killed, if anybody has.
+    pub(super) fn ended_unasked(&self) -> Option<String> {
+        let speaker = self.ended.iter().find(|speaker| Some(**speaker) != self.killed)?;
+        Some(if *speaker == OBSERVER { "the observer".to_owned() } else { format!("instance {speaker}") })
     }
 }
 
