@@ -1,9 +1,9 @@
 //! The agent store: its rows, its reads, and its 21 writes.
 
 pub(crate) mod methods;
-mod params;
+pub(crate) mod params;
 mod querier;
-mod rows;
+pub(crate) mod rows;
 
 pub use params::*;
 pub use querier::{DbError, Querier};

@@ -49,7 +49,7 @@ struct Activated {
 
 /// What `session.interrupt` answers.
 #[derive(Debug, Serialize, JsonSchema)]
-struct Interrupted {
+struct InterruptAnswer {
     /// Whether an agent runs for the session and was told.
     interrupted: bool,
     /// The instance whose agent was told.
@@ -91,11 +91,11 @@ pub(super) fn methods() -> Vec<Method> {
                 let session = find(&primary, params.id).await?;
                 let Some(instance_id) = primary.shared.agents.running(&session.id) else {
                     let reason = Some("no agent runs for this session");
-                    return Ok(Interrupted { interrupted: false, instance_id: None, reason });
+                    return Ok(InterruptAnswer { interrupted: false, instance_id: None, reason });
                 };
                 let payload = json!({"id": session.id, "instance_id": instance_id});
                 primary.publish(Topic::known(topic::SESSION_INTERRUPT), payload, session.id).await?;
-                Ok(Interrupted { interrupted: true, instance_id: Some(instance_id), reason: None })
+                Ok(InterruptAnswer { interrupted: true, instance_id: Some(instance_id), reason: None })
             },
         ),
     ]

@@ -50,11 +50,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let client = context.client(&workdir, PeerKind::Observer).await?;
     let database = workdir.database_path();
     // Our own journal is read from the file, also while nobody leads. A primary of another make keeps it elsewhere, or keeps none.
-    let history: Arc<dyn History> = if database.exists() {
-        Arc::new(Readers::open(database, 1))
-    } else {
-        Arc::new(RemoteHistory(client.clone()))
-    };
+    let history: Arc<dyn History> =
+        if database.exists() { Arc::new(Readers::open(database, 1)) } else { Arc::new(RemoteHistory(client.clone())) };
     let mut events = client.follow(args.topics, args.since, history);
     let mut left = args.limit.unwrap_or(u64::MAX);
     while left > 0 {
