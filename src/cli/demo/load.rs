@@ -118,7 +118,7 @@ async fn write(db: &Db, skill: &str, acks: mpsc::Sender<Ack>, stop: &Cancellatio
             };
             tell(&acks, db.create_message(row).await.map(|_| Ack::Message(id))).await;
         }
-        tell(&acks, db.increment_skill_usage(skill).await.map(|_| Ack::Use)).await;
+        tell(&acks, db.increment_skill_usage(skill).await.map(|()| Ack::Use)).await;
     }
 }
 
