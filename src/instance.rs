@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pando_bridge::{Hub, HubSubscription};
-use pando_dbproxy::{Db, Durability, Readers, StoreError};
+use pando_dbproxy::{Db, DbOptions, Durability, Readers, SqlValue, StoreError};
 use pando_ipc::bus::BusError;
-use pando_ipc::client::CallError;
-use pando_ipc::{Endpoints, LockError, LockInfo, Pattern, Ports, Timestamp, Workdir, topic};
+use pando_ipc::client::{self, CallError};
+use pando_ipc::{Endpoints, Kind, LockError, LockInfo, Pattern, Ports, Workdir, topic};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -56,7 +56,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        let client = pando_ipc::client::Options::default();
+        let client = client::Options::new("", Kind::Instance);
         Self {
             instance_id: None,
             headless: false,
@@ -116,7 +116,6 @@ pub(crate) struct Shared {
     pub(crate) workdir: Workdir,
     pub(crate) options: Options,
     pub(crate) joined: Instant,
-    pub(crate) joined_at: Timestamp,
     pub(crate) hub: Hub,
     pub(crate) readers: Readers,
     pub(crate) db: Db,
@@ -135,15 +134,22 @@ impl Shared {
         }
     }
 
+    /// Returns how many sessions there are; 0 while there is no database.
+    pub(crate) async fn count_sessions(&self) -> i64 {
+        let counted = self.db.query("SELECT count(*) FROM sessions", ()).await;
+        match counted.as_ref().map(|table| table.rows.first().and_then(|row| row.first())) {
+            Ok(Some(SqlValue::Integer(count))) => *count,
+            _ => 0,
+        }
+    }
+
     /// Returns the payload of this instance's heartbeat.
     async fn heartbeat(&self, role: &str, head: u64) -> Value {
-        let sessions = self.db.query("SELECT count(*) FROM sessions", Vec::new()).await;
-        let session_count = sessions.ok().and_then(|table| table.rows.first()?.first()?.as_u64());
         serde_json::json!({
             "instance_id": self.id,
             "role": role,
             "uptime": self.joined.elapsed().as_secs(),
-            "session_count": session_count.unwrap_or(0),
+            "session_count": self.count_sessions().await,
             "head": head,
         })
     }
@@ -167,14 +173,14 @@ impl Instance {
     pub async fn join(workdir: Workdir, options: Options) -> Result<Self, JoinError> {
         workdir.prepare().map_err(LockError::from)?;
         let id = options.instance_id.clone().unwrap_or_else(|| format!("inst-{}", uuid::Uuid::now_v7().simple()));
-        let readers = Readers::open(&workdir.database_path(), READERS);
+        let readers = Readers::open(workdir.database_path(), READERS);
         let routes = Routes::default();
+        let db_options = DbOptions { timeout: options.call_timeout, ..DbOptions::default() };
         let shared = Arc::new(Shared {
-            db: Db::new(readers.clone(), routes.deliver(), id.clone(), options.call_timeout),
+            db: Db::new(readers.clone(), routes.deliver(), id.clone(), db_options),
             id,
             workdir,
             joined: Instant::now(),
-            joined_at: Timestamp::now(),
             hub: Hub::new(),
             readers,
             agents: Agents::default(),

@@ -82,10 +82,18 @@ impl Method {
 
 /// Every method there is.
 fn table() -> Vec<Method> {
-    [instance::methods(), rpc::methods(), state::methods(), session::methods(), message::methods(), events::methods(), db::methods()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        instance::methods(),
+        rpc::methods(),
+        state::methods(),
+        session::methods(),
+        message::methods(),
+        events::methods(),
+        db::methods(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Returns the table of methods that answer in the name of a primary.

@@ -206,7 +206,9 @@ mod tests {
         }
         assert_eq!(slow.recv().await, Some(Delivery::Lagged(3)));
         hub.deliver(&event("a", Some(QUEUE_EVENTS as u64 + 4)));
-        assert!(matches!(slow.recv().await, Some(Delivery::Event(event)) if event.seq == Some(QUEUE_EVENTS as u64 + 4)));
+        assert!(
+            matches!(slow.recv().await, Some(Delivery::Event(event)) if event.seq == Some(QUEUE_EVENTS as u64 + 4))
+        );
     }
 
     #[tokio::test]

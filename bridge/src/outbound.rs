@@ -70,7 +70,10 @@ impl Outbound {
 
     /// Forgets the counters of a publisher that left.
     pub fn forget(&self, instance_id: &str) {
-        self.counters.lock().unwrap_or_else(PoisonError::into_inner).retain(|(publisher, _), _| publisher != instance_id);
+        self.counters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|(publisher, _), _| publisher != instance_id);
     }
 }
 

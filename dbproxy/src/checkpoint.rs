@@ -126,7 +126,7 @@ impl Worker {
         self.paused_until = match self.connection.wal_checkpoint_v2(DEFAULT_NAME, CheckpointMode::RESTART) {
             Ok(_) => None,
             Err(error) => {
-                let megabytes = frames * self.page_bytes >> 20;
+                let megabytes = (frames * self.page_bytes) >> 20;
                 tracing::warn!(%error, megabytes, "a long read keeps the WAL from beginning anew");
                 Some(now + PAUSE)
             }

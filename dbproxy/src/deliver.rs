@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use pando_ipc::Fault;
+use pando_ipc::client::{CallError, Client};
 use pando_ipc::fault::Code;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -61,6 +62,23 @@ pub trait Caller: Send + Sync {
         params: Value,
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Value, DeliverError>>;
+}
+
+impl Caller for Client {
+    fn call_by<'a>(
+        &'a self,
+        method: &'a str,
+        params: Value,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Value, DeliverError>> {
+        Box::pin(async move {
+            Self::call_by(self, method, params, deadline).await.map_err(|error| match error {
+                CallError::NotSent(cause) => DeliverError::NotSent(cause.to_string()),
+                CallError::Unknown(cause) => DeliverError::Unknown(cause.to_string()),
+                CallError::Refused(fault) => DeliverError::Refused(fault),
+            })
+        })
+    }
 }
 
 /// Delivers over the wire: `db.exec`, `db.write` or `events.publish` of the primary.

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
+use pando_ipc::client::{Page, Resync};
 use pando_ipc::{Envelope, Pattern};
 use rusqlite::{Connection, OptionalExtension, params};
-use serde::{Deserialize, Serialize};
 
 /// Events that the journal keeps.
 pub const KEPT_EVENTS: u64 = 1_000_000;
@@ -16,29 +16,6 @@ pub const MAX_PAGE_EVENTS: usize = 10_000;
 pub const MAX_PAGE_BYTES: usize = 4 << 20;
 /// Topics whose last number is kept in memory; when there are more, all are read anew.
 const MAX_TOPICS: usize = 10_000;
-
-/// A stretch of the journal.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Page {
-    /// Events in ascending order of `seq`, all later than the position asked for.
-    pub events: Vec<Envelope>,
-    /// `seq` of the journal's last event, read together with `events`.
-    pub head: u64,
-    /// What can no longer be read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resync: Option<Resync>,
-}
-
-/// Events that are gone: whoever needs them reads the state anew.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Resync {
-    /// First `seq` that is gone.
-    pub from: u64,
-    /// Last `seq` that is gone.
-    pub to: u64,
-    /// Why, for people.
-    pub reason: String,
-}
 
 /// The writer's end: hands out numbers and appends.
 #[derive(Debug)]
@@ -179,15 +156,12 @@ pub(crate) fn since(connection: &Connection, after: u64, patterns: &[Pattern], l
         to: oldest - 1,
         reason: format!("the journal begins at {oldest}: older events were pruned"),
     });
-    let events = match patterns {
-        [Pattern::Exactly(topic)] => {
-            let sql = "SELECT topic, envelope FROM _pando_event WHERE topic = ?2 AND seq > ?1 ORDER BY seq";
-            collect(transaction.prepare_cached(sql)?.query(params![after, topic.as_str()])?, patterns, limit)?
-        }
-        _ => {
-            let sql = "SELECT topic, envelope FROM _pando_event WHERE seq > ?1 ORDER BY seq";
-            collect(transaction.prepare_cached(sql)?.query([after])?, patterns, limit)?
-        }
+    let events = if let [Pattern::Exactly(topic)] = patterns {
+        let sql = "SELECT topic, envelope FROM _pando_event WHERE topic = ?2 AND seq > ?1 ORDER BY seq";
+        collect(transaction.prepare_cached(sql)?.query(params![after, topic.as_str()])?, patterns, limit)?
+    } else {
+        let sql = "SELECT topic, envelope FROM _pando_event WHERE seq > ?1 ORDER BY seq";
+        collect(transaction.prepare_cached(sql)?.query([after])?, patterns, limit)?
     };
     Ok(Page { events, head, resync })
 }
@@ -284,7 +258,7 @@ mod tests {
             journal.prune(&connection, 10).unwrap();
         }
         let page = all(&connection, 5, "*", 1);
-        assert_eq!(page.events[0].seq, Some(1_001 + PRUNE_CHUNK - 1_000 + 0));
+        assert_eq!(page.events[0].seq, Some(PRUNE_CHUNK + 1));
         let resync = page.resync.unwrap();
         assert_eq!((resync.from, resync.to), (6, PRUNE_CHUNK));
         assert_eq!(all(&connection, PRUNE_CHUNK, "*", 1).resync, None);

@@ -21,6 +21,8 @@ mod refusal;
 mod run;
 mod schema;
 pub mod store;
+#[cfg(test)]
+mod tests;
 mod track;
 pub mod value;
 pub mod wire;
@@ -30,7 +32,6 @@ pub mod writer;
 pub use db::{Db, DbOptions};
 pub use deliver::{Caller, Deliver, DeliverError, Remote, Route, WriteError, deliver_until_answered};
 pub use guard::{MAX_SQL_BYTES, MAX_VALUE_BYTES};
-pub use journal::{Page, Resync};
 pub use readers::{Head, QueryLimits, QueryResult, ReadError, Readers};
 pub use schema::StoreError;
 pub use store::{DbError, Querier};

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
+use pando_ipc::client::{History, HistoryError, Page};
 use pando_ipc::fault::Code;
 use pando_ipc::{Fault, Pattern};
 use rusqlite::{Connection, OpenFlags};
@@ -14,7 +16,7 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::guard::{Guard, Mode};
-use crate::journal::{self, Page};
+use crate::journal;
 use crate::refusal::{Word, from_sqlite, message_of, refuse};
 use crate::run::{Limits, Ran, Runner};
 use crate::schema::STATEMENTS_KEPT;
@@ -86,6 +88,19 @@ pub enum ReadError {
     /// The runtime is shutting down, or the read panicked.
     #[error("the read was cut off: {0}")]
     CutOff(String),
+}
+
+impl History for Readers {
+    fn since<'a>(
+        &'a self,
+        after: u64,
+        patterns: &'a [Pattern],
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Page, HistoryError>> {
+        Box::pin(async move {
+            Self::since(self, after, patterns, limit).await.map_err(|error| HistoryError::Storage(Box::new(error)))
+        })
+    }
 }
 
 impl From<ReadError> for Fault {

@@ -66,7 +66,7 @@ impl Runner<'_> {
     fn step_through(&self, statement: &Statement) -> Result<Ran, Failure> {
         let mut prepared = self.connection.prepare_cached(&format!("{}{}", self.mode.mark(), statement.sql))?;
         let reads = prepared.readonly();
-        let columns: Vec<String> = prepared.column_names().into_iter().map(str::to_owned).collect();
+        let columns: Vec<String> = prepared.column_names().map(str::to_owned).collect();
         if reads && columns.is_empty() {
             return Err(Failure::Refused(invalid(self.method, "sql", "is empty or does nothing")));
         }

@@ -4,7 +4,6 @@
 //! also those of cascades and of the schema's own triggers, and being TEMP they leave no trace in the schema.
 
 use std::collections::HashSet;
-use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pando_ipc::Topic;
@@ -113,19 +112,19 @@ impl Track {
             report(context, &mut lock(&collector));
             Ok(None::<i64>)
         })?;
-        track.renew(connection)?;
+        Self::renew(connection)?;
         Ok(track)
     }
 
     /// Makes the triggers anew, after the schema changed.
-    pub(crate) fn renew(&self, connection: &Connection) -> rusqlite::Result<()> {
-        let mut script = String::new();
+    pub(crate) fn renew(connection: &Connection) -> rusqlite::Result<()> {
+        let mut script = Vec::new();
         let named = format!(
             "SELECT name FROM temp.sqlite_master WHERE type = 'trigger' AND substr(name, 1, {}) = ?1",
             TRACKER.len()
         );
         for name in strings(connection, &named, TRACKER)? {
-            let _ = write!(script, "DROP TRIGGER temp.{};", quoted(&name));
+            script.push(format!("DROP TRIGGER temp.{};", quoted(&name)));
         }
         let sql = "SELECT name FROM pragma_table_list WHERE schema = ?1 AND type = 'table'";
         for (number, table) in strings(connection, sql, "main")?.iter().enumerate() {
@@ -133,7 +132,7 @@ impl Track {
                 triggers(&mut script, number, table, &columns(connection, table)?);
             }
         }
-        connection.execute_batch(&script)
+        connection.execute_batch(&script.concat())
     }
 
     /// Forgets what was collected: a write begins, or was rolled back.
@@ -223,8 +222,9 @@ fn columns(connection: &Connection, table: &str) -> rusqlite::Result<Columns> {
     Ok(Columns { key, session })
 }
 
-fn triggers(script: &mut String, number: usize, table: &str, columns: &Columns) {
-    let keys = |row: &str| columns.key.iter().map(|column| format!(", {row}.{}", quoted(column))).collect::<String>();
+fn triggers(script: &mut Vec<String>, number: usize, table: &str, columns: &Columns) {
+    let keys =
+        |row: &str| columns.key.iter().fold(String::new(), |list, column| list + ", " + row + "." + &quoted(column));
     let session =
         |row: &str| columns.session.as_ref().map_or("NULL".to_owned(), |column| format!("{row}.{}", quoted(column)));
     let literal = format!("'{}'", table.replace('\'', "''"));
@@ -233,14 +233,11 @@ fn triggers(script: &mut String, number: usize, table: &str, columns: &Columns) 
         ("UPDATE", Operation::Updated, "NEW", keys("NEW") + &keys("OLD")),
         ("DELETE", Operation::Deleted, "OLD", keys("OLD")),
     ] {
-        let _ = writeln!(
-            script,
+        let (table, session, operation) = (quoted(table), session(row), operation as usize);
+        script.push(format!(
             "CREATE TEMP TRIGGER {TRACKER}{number}_{event} AFTER {event} ON main.{table} \
-             BEGIN SELECT {CHANGED}({literal}, {operation}, {session}{keys}); END;",
-            table = quoted(table),
-            operation = operation as usize,
-            session = session(row),
-        );
+             BEGIN SELECT {CHANGED}({literal}, {operation}, {session}{keys}); END;"
+        ));
     }
 }
 
@@ -266,7 +263,9 @@ fn topic(table: &str, what: &str) -> Topic {
     };
     let mut clean: String =
         entity.chars().map(|c| if c.is_control() || c.is_whitespace() || c == '*' { '_' } else { c }).collect();
-    clean.truncate(clean.floor_char_boundary(MAX_ENTITY_BYTES));
+    while clean.len() > MAX_ENTITY_BYTES {
+        clean.pop();
+    }
     Topic::new(format!("db.{clean}.{what}")).unwrap_or_else(|_| Topic::known("db.unnamed.updated"))
 }
 
@@ -339,7 +338,7 @@ mod tests {
     fn odd_names_and_a_new_table_are_followed() {
         let (connection, track) = tracked("CREATE TABLE \"a b\"\"'*\" (\"k k\" PRIMARY KEY)");
         connection.execute_batch("CREATE TABLE later (rowid TEXT)").unwrap();
-        track.renew(&connection).unwrap();
+        Track::renew(&connection).unwrap();
         connection.execute_batch("INSERT INTO \"a b\"\"'*\" VALUES (1.5); INSERT INTO later VALUES ('x')").unwrap();
         assert_eq!(taken(&track), ["db.a_b\"'_.created 1.5", "db.later.created 1"]);
     }
@@ -349,11 +348,9 @@ mod tests {
         let (connection, track) =
             tracked("CREATE TABLE t (a INTEGER PRIMARY KEY, b); CREATE TABLE u (a INTEGER PRIMARY KEY)");
         let insert = |count: usize| {
-            let sql = "INSERT INTO t (a) SELECT value FROM generate_series(1, ?1)".replace(
-                "SELECT value FROM generate_series(1, ?1)",
-                "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < ?1) SELECT x FROM n",
-            );
-            connection.execute(&sql, [count]).unwrap();
+            let sql = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < ?1)
+                       INSERT INTO t (a) SELECT x FROM n";
+            connection.execute(sql, [count]).unwrap();
             connection.execute("INSERT OR IGNORE INTO u VALUES (1)", []).unwrap();
         };
         insert(MAX_ROW_EVENTS);

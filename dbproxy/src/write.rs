@@ -261,7 +261,9 @@ fn feed(hasher: &mut FnvHasher, value: &Value) {
         Value::String(string) => text(b's', string),
         Value::Array(values) => {
             text(b'a', &values.len().to_string());
-            values.iter().for_each(|value| feed(hasher, value));
+            for value in values {
+                feed(hasher, value);
+            }
         }
         Value::Object(map) => {
             text(b'o', &map.len().to_string());

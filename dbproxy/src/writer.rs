@@ -3,8 +3,6 @@
 mod apply;
 mod batch;
 mod dedup;
-#[cfg(test)]
-mod tests;
 mod thread;
 
 use std::fmt;
@@ -20,10 +18,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use crate::checkpoint::Checkpointer;
-use crate::journal::KEPT_EVENTS;
 use crate::refusal::{Word, not_primary, queue_is_full, refuse};
 use crate::schema::{self, StoreError};
 use crate::write::{Ack, Durability, WriteRequest};
+pub use dedup::{KEPT_OPS, KEPT_OPS_FOR};
+pub(crate) use thread::Tuning;
 use thread::{Command, Job, Signals, Thread};
 
 /// Writes that wait for the writer. When it is full, a write is answered `E_BUSY_QUEUE` at once.
@@ -112,10 +111,10 @@ impl Writer {
     ///
     /// Blocks while it migrates. When it returns, read-only connections can open the file.
     pub fn open(path: &Path, options: WriterOptions) -> Result<Self, StoreError> {
-        Self::open_with(path, options, thread::Tuning::default())
+        Self::open_with(path, options, Tuning::default())
     }
 
-    fn open_with(path: &Path, options: WriterOptions, tuning: thread::Tuning) -> Result<Self, StoreError> {
+    pub(crate) fn open_with(path: &Path, options: WriterOptions, tuning: Tuning) -> Result<Self, StoreError> {
         let opened = schema::open(path, options.durability)?;
         let (epoch, database, durability) = (opened.epoch, opened.database, options.durability);
         let checkpointer = Checkpointer::start(&opened.path)?;
@@ -160,7 +159,7 @@ impl Writer {
             return Err(queue_is_full(&label, RETRY_AFTER));
         }
         let (answer, answered) = oneshot::channel();
-        if let Err(refused) = self.0.queue.try_send(Command::Write(Job { request, weight, answer })) {
+        if let Err(refused) = self.0.queue.try_send(Command::Write(Box::new(Job { request, weight, answer }))) {
             self.0.queued_bytes.fetch_sub(weight, Ordering::Relaxed);
             return Err(match refused {
                 TrySendError::Full(_) => queue_is_full(&label, RETRY_AFTER),
@@ -225,10 +224,5 @@ impl Writer {
             // It has said that it ended: joining it only waits for its last instructions.
             drop(tokio::task::spawn_blocking(move || thread.join()).await);
         }
-    }
-
-    /// Returns how many events the journal keeps at least.
-    pub fn kept_events(&self) -> u64 {
-        KEPT_EVENTS
     }
 }

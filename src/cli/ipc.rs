@@ -2,7 +2,6 @@
 
 pub(crate) mod call;
 pub(crate) mod instances;
-mod journal;
 pub(crate) mod methods;
 pub(crate) mod ports;
 pub(crate) mod publish;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pando_dbproxy::WriteError;
 use pando_ipc::client::CallError;
 use pando_ipc::hello::PUBLISH;
-use pando_ipc::{TopicError, Topic};
+use pando_ipc::{Topic, TopicError};
 use serde_json::{Value, json};
 
 use super::Shared;
@@ -44,7 +44,6 @@ impl Events {
             self.0.routes.notify(PUBLISH, params).await?;
             return Ok(None);
         }
-        let ack = self.0.db.publish(topic, payload, session_id.to_owned()).await?;
-        Ok(Some(ack.seq))
+        Ok(Some(self.0.db.publish(topic, payload, session_id).await?))
     }
 }

@@ -41,7 +41,7 @@ pub(super) async fn follow(
             call_timeout: shared.options.call_timeout,
         },
     );
-    shared.routes.set(Route::Remote(client.clone()), Some(Arc::new(Remote::new(client.clone()))));
+    shared.routes.set(Route::Remote(client.clone()), Some(Arc::new(Remote::new(Arc::new(client.clone())))));
     let term = stop.child_token();
     let tasks = TaskTracker::new();
     tasks.spawn(listen(Arc::clone(shared), client.clone(), term.clone()));
@@ -92,7 +92,7 @@ async fn listen(shared: Arc<Shared>, client: Client, stop: CancellationToken) {
     let mut link: watch::Receiver<Option<Link>> = client.link();
     let Some(Ok(_)) = stop.run_until_cancelled(link.wait_for(Option::is_some)).await else { return };
     // A primary that keeps no journal (an older peer) has no head; its events come without numbers.
-    shared.place_hub(shared.readers.head().await.unwrap_or(0));
+    shared.place_hub(shared.readers.head().await.map_or(0, |head| head.seq));
     let history = Arc::new(shared.readers.clone());
     let follower = client.follow(vec![Pattern::All], Since::Seq(shared.hub.position()), history);
     inbound(follower, shared.hub.clone(), stop).await;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pando_bridge::Outbound;
-use pando_dbproxy::{Ack, Readers, Work, WriteRequest, Writer, WriterOptions};
+use pando_dbproxy::{Ack, Fenced, Readers, Work, WriteRequest, Writer, WriterOptions};
 use pando_ipc::bus::{Bus, BusOptions, Limits};
 use pando_ipc::lock::Lease;
 use pando_ipc::methods::{Caller, Door};
@@ -88,7 +88,7 @@ impl Primary {
 
 enum Step {
     Stop,
-    Deposed(&'static str),
+    Deposed(Fenced),
     Beat,
     CheckLock,
     Arrived(Hello),
@@ -224,7 +224,7 @@ async fn serve(
     loop {
         let step = tokio::select! {
             () = stop.cancelled() => Step::Stop,
-            () = primary.writer.fenced() => Step::Deposed("a newer primary wrote to the database"),
+            why = primary.writer.fenced() => Step::Deposed(why),
             _ = beat.tick() => Step::Beat,
             _ = check.tick() => Step::CheckLock,
             Some(hello) = arrived.recv() => Step::Arrived(hello),
@@ -233,7 +233,7 @@ async fn serve(
         match step {
             Step::Stop => return Ended::Stopped,
             Step::Deposed(why) => {
-                tracing::error!(why, "stepping down");
+                tracing::error!(%why, "stepping down");
                 return Ended::Deposed;
             }
             Step::CheckLock if lease.is_current() => {}

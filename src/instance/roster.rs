@@ -35,7 +35,8 @@ impl Roster {
     pub(crate) fn strike(&self, peer: u64) -> Option<Member> {
         let mut members = self.members();
         let gone = members.remove(&peer)?;
-        let is_last = gone.hello.kind == Kind::Instance && !members.values().any(|known| same(&known.hello, &gone.hello));
+        let is_last =
+            gone.hello.kind == Kind::Instance && !members.values().any(|known| same(&known.hello, &gone.hello));
         is_last.then_some(gone)
     }
 

@@ -1,5 +1,6 @@
 //! Where the primary is now, for calls and for writes.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,10 +24,15 @@ pub(super) enum Route {
 }
 
 /// The one place that knows where the primary is: set by the terms, read by everyone.
-#[derive(Debug)]
 pub(super) struct Routes {
     calls: watch::Sender<Route>,
     writes: watch::Sender<Option<Arc<dyn Deliver>>>,
+}
+
+impl fmt::Debug for Routes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Routes").field(&*self.calls.borrow()).finish()
+    }
 }
 
 impl Default for Routes {
@@ -63,7 +69,9 @@ impl Routes {
                 Route::Local(methods) => {
                     let call = Call { method: method.into(), params, caller: Caller::local() };
                     let answer = timeout_at(deadline, methods.dispatch(call)).await;
-                    return answer.map_err(|_| CallError::Unknown(Cause::Timeout { after: within }))?.map_err(CallError::Refused);
+                    return answer
+                        .map_err(|_| CallError::Unknown(Cause::Timeout { after: within }))?
+                        .map_err(CallError::Refused);
                 }
                 Route::Remote(client) => match client.call_by(method, params.clone(), deadline).await {
                     // The term ended before the call was sent; the next one takes it.

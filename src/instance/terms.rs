@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pando_ipc::lock::{self, Claim, Lease};
 use pando_ipc::acquire_lock;
+use pando_ipc::lock::{self, Claim, Lease};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 

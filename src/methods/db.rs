@@ -1,17 +1,15 @@
 //! `db.*`: the database for those who do not read the file themselves.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
-use pando_dbproxy::{ReadError, wire};
+use pando_dbproxy::{DbError, QueryLimits, WriteError, wire};
+use pando_ipc::methods::Call;
 use pando_ipc::{Code, Fault};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Method;
-
-/// How long `db.query` waits for `min_seq`.
-const MIN_SEQ_WAIT: Duration = Duration::from_secs(2);
+use super::{Method, write_result};
+use crate::instance::Primary;
 
 /// One SQL statement.
 #[derive(Debug, JsonSchema)]
@@ -77,19 +75,22 @@ struct Write {
 }
 
 /// What `db.query` takes.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, JsonSchema)]
+#[expect(dead_code, reason = "describes the shape that wire::parse_query reads")]
 struct Query {
     /// One statement that only reads.
     sql: String,
     /// An array for `?`, an object for `:name`.
-    #[serde(default)]
-    params: Value,
-    /// Wait, up to 2 s, until the event of this number is visible.
+    params: Option<Value>,
+    /// Wait until the event of this number is visible.
     min_seq: Option<u64>,
+    /// How long to wait for it, in milliseconds.
+    timeout_ms: Option<u64>,
 }
 
 /// What `db.query` answers.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, JsonSchema)]
+#[expect(dead_code, reason = "describes the shape of QueryResult")]
 struct Table {
     /// Names of the columns.
     columns: Vec<String>,
@@ -99,34 +100,39 @@ struct Table {
 
 pub(super) fn methods() -> Vec<Method> {
     vec![
-        Method::raw::<Write, Option<Value>, _, _>("db.write", "Performs a named write of the agent store.", |primary, call| async move {
-            let source = primary.name_of(&call.caller);
-            let request = wire::parse_write(call.params, &source)?;
-            let ack = primary.writer.submit(request).await?;
-            Ok(wire::write_result(&ack))
-        }),
-        Method::raw::<Exec, ExecResult, _, _>("db.exec", "Executes SQL statements in one transaction.", |primary, call| async move {
-            let source = primary.name_of(&call.caller);
-            let request = wire::parse_exec(call.params, &source)?;
-            let ack = primary.writer.submit(request).await?;
-            Ok(wire::exec_result(&ack))
-        }),
-        Method::new("db.query", "Reads the database with one SQL statement.", |primary, _caller, query: Query| async move {
-            let readers = &primary.shared.readers;
-            if let Some(seq) = query.min_seq {
-                readers.wait_for(seq, Instant::now() + MIN_SEQ_WAIT).await.map_err(read_fault)?;
-            }
-            let params = wire::parse_params(query.params)?;
-            let table = readers.query(&query.sql, params).await.map_err(read_fault)?;
-            Ok(Table { columns: table.columns, rows: table.rows })
-        }),
+        Method::raw::<Write, Option<Value>, _, _>("db.write", "Performs a named write of the agent store.", write),
+        Method::raw::<Exec, ExecResult, _, _>("db.exec", "Executes SQL statements in one transaction.", exec),
+        Method::raw::<Query, Table, _, _>("db.query", "Reads the database with one SQL statement.", query),
     ]
 }
 
-/// Turns a failed read into the answer of a call.
-pub(super) fn read_fault(error: ReadError) -> Fault {
+async fn write(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
+    let (request, answer) = wire::parse_write(&call.params, &primary.name_of(&call.caller))?;
+    let ack = primary.writer.submit(request).await?;
+    Ok(wire::write_result(&answer, &ack))
+}
+
+async fn exec(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
+    let request = wire::parse_exec(&call.params, &primary.name_of(&call.caller))?;
+    let ack = primary.writer.submit(request).await?;
+    Ok(wire::exec_result(&ack))
+}
+
+async fn query(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
+    let wire::Query { statement, min_seq, deadline } = wire::parse_query(&call.params)?;
+    let readers = &primary.shared.readers;
+    if let Some(seq) = min_seq {
+        readers.wait_for(seq, deadline).await?;
+    }
+    write_result(readers.query(statement.sql, statement.params, QueryLimits::default()).await?)
+}
+
+/// Turns a failure of the agent store into the answer of a call.
+pub(super) fn fault(error: DbError) -> Fault {
     match error {
-        ReadError::Refused(fault) => fault,
-        error => Fault::new(Code::Storage, error.to_string()),
+        DbError::Write(WriteError::Refused(fault)) => fault,
+        DbError::Read(error) => error.into(),
+        DbError::Write(error) => Fault::new(Code::OutcomeUnknown, error.to_string()),
+        DbError::Shape(error) => Fault::internal(error),
     }
 }

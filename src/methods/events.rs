@@ -1,16 +1,18 @@
 //! `events.*`: publish, and read the journal.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use pando_dbproxy::wire;
+use pando_dbproxy::wire::{self, Publication};
 use pando_ipc::client::Resync;
-use pando_ipc::{Code, Envelope, Fault, Pattern, Topic};
+use pando_ipc::methods::Call;
+use pando_ipc::{Fault, Pattern};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::{Method, NoParams, read_params};
+use super::{Method, NoParams, write_result};
 use crate::instance::Primary;
 
 /// Events per answer when the caller does not say.
@@ -21,24 +23,20 @@ const MAX_LIMIT: usize = 5_000;
 const MAX_WAIT_MS: u64 = 30_000;
 
 /// What `events.publish` takes.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, JsonSchema)]
+#[expect(dead_code, reason = "describes the shape that wire::parse_publish reads")]
 struct Publish {
     /// What kind of event it is.
     topic: String,
     /// What happened.
-    #[serde(default)]
-    payload: Value,
+    payload: Option<Value>,
     /// The session it belongs to.
-    #[serde(default)]
-    session_id: String,
+    session_id: Option<String>,
     /// The project it belongs to.
-    #[serde(default)]
-    project_id: String,
+    project_id: Option<String>,
     /// Whether it is journaled; by default as its topic says.
     durable: Option<bool>,
     /// Makes a repeated call journal the event once.
-    #[serde(default)]
-    #[expect(dead_code, reason = "wire::parse_publish reads it; here it is described")]
     op_id: Option<String>,
 }
 
@@ -87,27 +85,26 @@ struct Head {
 
 pub(super) fn methods() -> Vec<Method> {
     vec![
-        Method::raw::<Publish, Published, _, _>("events.publish", "Publishes an event in the caller's name.", |primary, call| async move {
-            let params: Publish = read_params(call.params.clone())?;
-            let topic = Topic::new(params.topic).map_err(|error| Fault::invalid_params("topic", error))?;
-            let source = primary.name_of(&call.caller);
-            if params.durable.unwrap_or(!topic.is_ephemeral()) {
-                let request = wire::parse_publish(call.params, &source)?;
-                let ack = primary.writer.submit(request).await?;
-                return Ok(json!({"seq": ack.seq}));
-            }
-            let mut event = Envelope::new(source, topic, params.payload);
-            (event.session_id, event.project_id) = (params.session_id, params.project_id);
-            primary.outbound.ephemeral(event);
-            Ok(json!({}))
-        }),
-        Method::new("events.since", "Reads the journal, or waits for its next event.", |primary, _caller, params: Since| async move {
-            since(&primary, params).await
-        }),
-        Method::new("events.head", "Tells where the journal ends.", |primary, _caller, NoParams {}| async move {
-            Ok(Head { seq: primary.writer.head(), epoch: primary.writer.epoch() })
+        Method::raw::<Publish, Published, _, _>("events.publish", "Publishes an event in the caller's name.", publish),
+        Method::new(
+            "events.since",
+            "Reads the journal, or waits for its next event.",
+            |primary, _caller, params: Since| async move { since(&primary, params).await },
+        ),
+        Method::inline::<NoParams, Head>("events.head", "Tells where the journal ends.", |primary, _call| {
+            write_result(Head { seq: primary.writer.head(), epoch: primary.writer.epoch() })
         }),
     ]
+}
+
+async fn publish(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
+    match wire::parse_publish(&call.params, &primary.name_of(&call.caller))? {
+        Publication::Durable(request) => Ok(wire::publish_result(&primary.writer.submit(request).await?)),
+        Publication::Ephemeral(event) => {
+            primary.outbound.ephemeral(event);
+            Ok(json!({}))
+        }
+    }
 }
 
 async fn since(primary: &Primary, params: Since) -> Result<SinceResult, Fault> {
@@ -121,10 +118,7 @@ async fn since(primary: &Primary, params: Since) -> Result<SinceResult, Fault> {
     let limit = params.limit.unwrap_or(DEFAULT_LIMIT).clamp(1, MAX_LIMIT);
     // Subscribed before the journal is read, so that no event falls in between.
     let mut arriving = primary.shared.hub.subscribe(patterns.clone());
-    let read = || async {
-        let page = primary.shared.readers.since(params.after, &patterns, limit).await;
-        page.map_err(|error| Fault::new(Code::Storage, error.to_string()))
-    };
+    let read = || async { primary.shared.readers.since(params.after, &patterns, limit).await };
     let mut page = read().await?;
     if let Some(wait_ms) = params.wait_ms
         && page.events.is_empty()

@@ -84,7 +84,7 @@ struct Info {
     /// Number of the last journaled event.
     head: u64,
     /// Rows in the sessions table.
-    sessions: u64,
+    sessions: i64,
     /// TCP ports; null when that door is closed.
     ports: Option<PortPair>,
     /// ZeroMQ endpoints, best first.
@@ -131,18 +131,26 @@ pub(super) fn methods() -> Vec<Method> {
     vec![
         Method::inline::<NoParams, Pong>(PING, "Tells that the primary is alive.", |primary, _call| {
             let shared = &primary.shared;
-            write_result(Pong { status: "ok", instance_id: shared.id.clone(), uptime: shared.joined.elapsed().as_secs() })
+            write_result(Pong {
+                status: "ok",
+                instance_id: shared.id.clone(),
+                uptime: shared.joined.elapsed().as_secs(),
+            })
         }),
         Method::inline::<HelloParams, WelcomeResult>(HELLO, "Introduces a peer and tells who leads.", hello),
-        Method::new("instance.info", "Tells everything about the primary.", |primary, _caller, NoParams {}| async move {
-            info(&primary).await
-        }),
+        Method::new(
+            "instance.info",
+            "Tells everything about the primary.",
+            |primary, _caller, NoParams {}| async move { info(&primary).await },
+        ),
         Method::new("instance.list", "Lists who is connected.", |primary, _caller, NoParams {}| async move {
             Ok(List { instances: list(&primary) })
         }),
-        Method::new("instance.stop", "Asks headless instances to leave.", |primary, _caller, params: Stop| async move {
-            stop(&primary, params).await
-        }),
+        Method::new(
+            "instance.stop",
+            "Asks headless instances to leave.",
+            |primary, _caller, params: Stop| async move { stop(&primary, params).await },
+        ),
     ]
 }
 
@@ -173,8 +181,6 @@ fn hello(primary: &Primary, call: Call) -> Result<Value, Fault> {
 async fn info(primary: &Primary) -> Result<Info, Fault> {
     let shared = &primary.shared;
     let bus = primary.bus().ok_or_else(|| Fault::new(Code::NotPrimary, "the primary is leaving"))?;
-    let counted = shared.db.query("SELECT count(*) FROM sessions", Vec::new()).await;
-    let sessions = counted.map_err(Fault::internal)?.rows.first().and_then(|row| row.first()?.as_u64()).unwrap_or(0);
     Ok(Info {
         instance_id: shared.id.clone(),
         role: "primary",
@@ -187,7 +193,7 @@ async fn info(primary: &Primary) -> Result<Info, Fault> {
         started_at: primary.since.to_string(),
         uptime: Instant::now().duration_since(shared.joined).as_secs(),
         head: primary.writer.head(),
-        sessions,
+        sessions: shared.count_sessions().await,
         ports: bus.ports().map(|ports| PortPair { r#pub: ports.publish, rpc: ports.rpc }),
         endpoints: write_result(bus.endpoints())?,
         bus: write_result(bus.stats())?,
@@ -216,11 +222,8 @@ pub(super) fn list(primary: &Primary) -> Vec<Listed> {
 }
 
 async fn stop(primary: &Primary, params: Stop) -> Result<Asked, Fault> {
-    let mut asked: Vec<String> = list(primary)
-        .into_iter()
-        .filter(|listed| listed.role != "client")
-        .map(|listed| listed.instance_id)
-        .collect();
+    let mut asked: Vec<String> =
+        list(primary).into_iter().filter(|listed| listed.role != "client").map(|listed| listed.instance_id).collect();
     if let Some(wanted) = params.instance_id {
         if !asked.contains(&wanted) {
             let why = format!("no instance {wanted:?} is here; 'pando ipc instances' lists them");
@@ -229,7 +232,8 @@ async fn stop(primary: &Primary, params: Stop) -> Result<Asked, Fault> {
         asked = vec![wanted];
     }
     // The primary goes last, so that its secondaries still hear that they were asked.
-    asked.rotate_left(usize::from(asked.len() > 1));
+    let others = usize::from(asked.len() > 1);
+    asked.rotate_left(others);
     primary.publish(Topic::known(topic::STOP), json!({"instances": asked}), String::new()).await?;
     Ok(Asked { asked })
 }

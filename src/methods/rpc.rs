@@ -11,9 +11,11 @@ use super::{Method, NoParams, table};
 struct Document(Map<String, Value>);
 
 pub(super) fn methods() -> Vec<Method> {
-    vec![Method::new("rpc.discover", "Describes every method as an OpenRPC document.", |_primary, _caller, NoParams {}| async {
-        Ok(document())
-    })]
+    vec![Method::new(
+        "rpc.discover",
+        "Describes every method as an OpenRPC document.",
+        |_primary, _caller, NoParams {}| async { Ok(document()) },
+    )]
 }
 
 fn document() -> Document {

@@ -1,14 +1,14 @@
 //! `session.*`: sessions as an observer sees them.
 
+use pando_dbproxy::Querier;
 use pando_dbproxy::store::Session;
-use pando_dbproxy::{Page, Querier};
 use pando_ipc::{Code, Fault, Topic, topic};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Method;
-use super::db::read_fault;
+use super::db::fault;
 use crate::instance::Primary;
 
 /// Sessions per answer when the caller does not say.
@@ -62,11 +62,15 @@ struct Interrupted {
 
 pub(super) fn methods() -> Vec<Method> {
     vec![
-        Method::new("session.list", "Lists sessions, newest first.", |primary, _caller, params: ListParams| async move {
-            let page = Page { limit: params.limit.unwrap_or(DEFAULT_LIMIT).clamp(1, MAX_LIMIT), offset: params.offset };
-            let sessions = primary.shared.db.list_sessions(page).await.map_err(read_fault)?;
-            Ok(List { sessions })
-        }),
+        Method::new(
+            "session.list",
+            "Lists sessions, newest first.",
+            |primary, _caller, params: ListParams| async move {
+                let limit = params.limit.unwrap_or(DEFAULT_LIMIT).clamp(1, MAX_LIMIT);
+                let sessions = primary.shared.db.list_sessions(limit, params.offset).await.map_err(fault)?;
+                Ok(List { sessions })
+            },
+        ),
         Method::new("session.get", "Returns one session.", |primary, _caller, params: Named| async move {
             find(&primary, params.id).await
         }),
@@ -99,6 +103,6 @@ pub(super) fn methods() -> Vec<Method> {
 
 /// Returns a session, or the fault that names it.
 pub(super) async fn find(primary: &Primary, id: String) -> Result<Session, Fault> {
-    let found = primary.shared.db.get_session(&id).await.map_err(read_fault)?;
+    let found = primary.shared.db.get_session(&id).await.map_err(fault)?;
     found.ok_or_else(|| Fault::new(Code::NotFound, format!("no session {id:?}; 'session.list' names them")))
 }

@@ -1,13 +1,13 @@
 //! `state.sync`: a snapshot and the place in the journal from which to follow.
 
+use pando_dbproxy::Querier;
 use pando_dbproxy::store::Session;
-use pando_dbproxy::{Page, Querier};
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::instance::{Listed, list};
 use super::{Method, NoParams};
-use crate::methods::db::read_fault;
+use crate::methods::db::fault;
 
 /// What `state.sync` answers. Follow the journal after `seq`: nothing is missed, though the snapshot may already show an event that comes again.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -26,11 +26,14 @@ struct Snapshot {
 const SNAPSHOT_SESSIONS: u32 = 1_000;
 
 pub(super) fn methods() -> Vec<Method> {
-    vec![Method::new("state.sync", "Returns a snapshot and where to follow from.", |primary, _caller, NoParams {}| async move {
-        // The position first: what commits in between is seen twice, never missed.
-        let (seq, epoch) = (primary.writer.head(), primary.writer.epoch());
-        let page = Page { limit: SNAPSHOT_SESSIONS, offset: 0 };
-        let sessions = primary.shared.db.list_sessions(page).await.map_err(read_fault)?;
-        Ok(Snapshot { seq, epoch, sessions, instances: list(&primary) })
-    })]
+    vec![Method::new(
+        "state.sync",
+        "Returns a snapshot and where to follow from.",
+        |primary, _caller, NoParams {}| async move {
+            // The position first: what commits in between is seen twice, never missed.
+            let (seq, epoch) = (primary.writer.head(), primary.writer.epoch());
+            let sessions = primary.shared.db.list_sessions(SNAPSHOT_SESSIONS, 0).await.map_err(fault)?;
+            Ok(Snapshot { seq, epoch, sessions, instances: list(&primary) })
+        },
+    )]
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use pando_ipc::Kind;
+use pando_ipc::client::{Client, Options};
 use serde_json::{Value, json};
 
 use crate::support::{PandoProcess, Sandbox, eventually, pando};
@@ -29,14 +31,19 @@ fn with_session() -> (Sandbox, PandoProcess) {
     (sandbox, instance)
 }
 
-#[test]
-fn a_message_is_stored_told_and_counted_once() {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_is_stored_told_and_counted_once() {
     let (sandbox, _instance) = with_session();
     let params = json!({"session_id": "s-1", "content": "hello", "op_id": "op-1"});
-    let sent = call(&sandbox, "message.send", &params);
+    let send = async || {
+        let client = Client::connect(sandbox.workdir(), Options::new("inst-ui", Kind::Client)).await.unwrap();
+        let sent = client.call("message.send", params.clone()).await.unwrap();
+        client.close().await;
+        sent
+    };
+    let sent = send().await;
     assert_eq!(sent["agent"]["running"], false, "the answer says that nobody will answer: {sent}");
-    let again = call(&sandbox, "message.send", &params);
-    assert_eq!(again["message"]["id"], sent["message"]["id"], "a repeated call is the same message");
+    assert_eq!(send().await["message"]["id"], sent["message"]["id"], "a repeated call is the same message");
 
     let listed = call(&sandbox, "message.list", &json!({"session_id": "s-1"}));
     let messages = listed["messages"].as_array().unwrap();

@@ -1,4 +1,4 @@
-//! Params of the agent store's writes. The caller gives the ids; time-ordered ones (UUIDv7) are fastest.
+//! Params of the agent store's writes. The caller gives the ids; time-ordered ones (`UUIDv7`) are fastest.
 
 use super::record;
 

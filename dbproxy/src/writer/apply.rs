@@ -13,7 +13,7 @@ use crate::guard::Mode;
 use crate::refusal::{Word, expired, from_sqlite, refuse};
 use crate::run::{Limits, Ran, Runner};
 use crate::store::methods;
-use crate::track::Change;
+use crate::track::{Change, Track};
 use crate::value::SqlValue;
 use crate::write::{Ack, Params, Statement, Work, WriteRequest};
 
@@ -119,7 +119,7 @@ impl Thread {
     /// Makes the trackers anew, whatever the statement did to them, and sees that nothing reserved came to be.
     fn after_schema_change(&self, method: &str) -> Result<(), Fault> {
         let sqlite = |error: rusqlite::Error| from_sqlite(method, &error, None);
-        self.track.renew(&self.connection).map_err(sqlite)?;
+        Track::renew(&self.connection).map_err(sqlite)?;
         if reserved_names(&self.connection).map_err(sqlite)? == self.reserved {
             return Ok(());
         }

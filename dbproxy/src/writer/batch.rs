@@ -58,13 +58,13 @@ impl Thread {
                 }
                 Attempt::Blamed(fault) => {
                     if slots.len() == 1 {
-                        return (answers(slots, Some(fault)), Vec::new());
+                        return (answers(slots, Some(&fault)), Vec::new());
                     }
                     self.alone = slots.len() - 1;
                     put_back(&mut slots, 1, pending);
                     slots[0].outcome = slots[0].outcome.take().filter(|_| slots[0].settled);
                 }
-                Attempt::Failed(fault) => return (answers(slots, Some(fault)), Vec::new()),
+                Attempt::Failed(fault) => return (answers(slots, Some(&fault)), Vec::new()),
             }
         }
     }
@@ -159,10 +159,10 @@ impl Thread {
 
     /// Rolls the transaction back, if SQLite has not done so, and takes the journal back to its start.
     fn abandon(&mut self, start: Mark) {
-        if !self.connection.is_autocommit() {
-            if let Err(error) = self.connection.execute_batch("ROLLBACK") {
-                tracing::error!(%error, "rolling back failed");
-            }
+        if !self.connection.is_autocommit()
+            && let Err(error) = self.connection.execute_batch("ROLLBACK")
+        {
+            tracing::error!(%error, "rolling back failed");
         }
         self.journal.roll_back(start);
         self.track.clear();
@@ -194,12 +194,12 @@ fn put_back(slots: &mut Vec<Slot>, keep: usize, pending: &mut VecDeque<Job>) {
 }
 
 /// Returns the answers; `instead` goes to every write whose outcome hung on the transaction.
-fn answers(slots: Vec<Slot>, instead: Option<Fault>) -> Answered {
+fn answers(slots: Vec<Slot>, instead: Option<&Fault>) -> Answered {
     slots
         .into_iter()
         .map(|Slot { job, outcome, settled }| {
             let label = job.request.work.label();
-            let result = match (outcome, &instead) {
+            let result = match (outcome, instead) {
                 (Some(outcome), None) => outcome,
                 (Some(outcome), Some(_)) if settled => outcome,
                 (_, Some(fault)) => Err(fault.clone()),

@@ -34,12 +34,12 @@ pub(super) const WRITE_TIME: Duration = Duration::from_secs(5);
 
 /// What tests set smaller than it is.
 #[derive(Debug, Clone)]
-pub(super) struct Tuning {
-    pub(super) queue_writes: usize,
-    pub(super) keep_events: u64,
-    pub(super) keep_ops: u64,
-    pub(super) keep_ops_for: Duration,
-    pub(super) write_time: Duration,
+pub(crate) struct Tuning {
+    pub(crate) queue_writes: usize,
+    pub(crate) keep_events: u64,
+    pub(crate) keep_ops: u64,
+    pub(crate) keep_ops_for: Duration,
+    pub(crate) write_time: Duration,
 }
 
 impl Default for Tuning {
@@ -64,7 +64,7 @@ pub(super) struct Job {
 
 #[derive(Debug)]
 pub(super) enum Command {
-    Write(Job),
+    Write(Box<Job>),
     Close,
 }
 
@@ -164,7 +164,7 @@ impl Thread {
         loop {
             if pending.is_empty() {
                 match commands.blocking_recv() {
-                    Some(Command::Write(job)) => pending.push_back(job),
+                    Some(Command::Write(job)) => pending.push_back(*job),
                     Some(Command::Close) => commands.close(),
                     None => return,
                 }
@@ -175,7 +175,7 @@ impl Thread {
                 match commands.try_recv() {
                     Ok(Command::Write(job)) => {
                         bytes += job.weight;
-                        pending.push_back(job);
+                        pending.push_back(*job);
                     }
                     Ok(Command::Close) => commands.close(),
                     Err(_) => break,
@@ -192,10 +192,10 @@ impl Thread {
     /// Applies the first writes of `pending` and answers them. Returns their bytes.
     fn batch(&mut self, pending: &mut VecDeque<Job>) -> usize {
         let (answered, events) = self.commit_some(pending);
-        if !answered.is_empty() && answered.iter().any(|(_, result)| result.is_ok()) {
-            if let Some(checkpointer) = &self.checkpointer {
-                checkpointer.wake();
-            }
+        if let Some(checkpointer) = &self.checkpointer
+            && answered.iter().any(|(_, result)| result.is_ok())
+        {
+            checkpointer.wake();
         }
         if !events.is_empty() {
             let events: Vec<Arc<Envelope>> = events.into_iter().map(Arc::new).collect();

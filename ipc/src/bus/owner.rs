@@ -73,8 +73,24 @@ mod tests {
         check_owner(false).await;
     }
 
+    #[tokio::test]
+    async fn an_ipv6_socket_that_carries_an_ipv4_connection_has_an_owner_too() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = v4(listener.local_addr().unwrap());
+        let mapped = SocketAddr::from((ours.ip().to_ipv6_mapped(), ours.port()));
+        // A machine without IPv6 has no such peers.
+        let Ok(_stream) = TcpStream::connect(mapped) else { return };
+        let (_accepted, peer) = listener.accept().unwrap();
+        let peer = v4(peer);
+        let mut owners = Owners::new([ours.port(), 0]);
+        let uid = rustix::process::geteuid().as_raw();
+        assert_eq!(owners.uid_of(peer, ours).await, Some(uid));
+        owners.diag = None;
+        assert_eq!(owners.uid_of(peer, ours).await, Some(uid));
+    }
+
     #[test]
-    fn netlink_and_the_tables_agree() {
+    fn netlink_answers_where_it_is_there() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let ours = v4(listener.local_addr().unwrap());
         let stream = TcpStream::connect(ours).unwrap();

@@ -7,7 +7,7 @@ use std::io::{self, BufRead};
 use std::time::Duration;
 
 use futures::future::join_all;
-use pando::store::params::{CreateMessage, CreateSession, InsertSkill};
+use pando::store::{CreateMessage, CreateSession, InsertSkill};
 use pando::{Db, Instance, Querier};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;

@@ -7,7 +7,6 @@ use pando_ipc::client::{Followed, History, RemoteHistory, Resync, Since};
 use pando_ipc::{Envelope, Kind as PeerKind, Pattern};
 use serde_json::json;
 
-use super::journal::Journal;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Kind};
 use crate::cli::output::{self, Palette, printable};
@@ -52,7 +51,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let database = workdir.database_path();
     // Our own journal is read from the file, also while nobody leads. A primary of another make keeps it elsewhere, or keeps none.
     let history: Arc<dyn History> = if database.exists() {
-        Arc::new(Journal(Readers::open(database, 1)))
+        Arc::new(Readers::open(database, 1))
     } else {
         Arc::new(RemoteHistory(client.clone()))
     };

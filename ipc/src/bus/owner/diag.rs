@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLM_F_REQUEST: u16 = 1;
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
 const ESTABLISHED: u8 = 1;
 /// Length of `nlmsghdr`.
@@ -20,6 +21,7 @@ const SEQUENCE_AT: usize = 8;
 /// Length of `nlmsghdr` and `inet_diag_req_v2`.
 const QUESTION_BYTES: u32 = 16 + 56;
 /// Where the fields of `inet_diag_msg` stand behind the header.
+const FAMILY_AT: usize = HEADER_BYTES;
 const STATE_AT: usize = HEADER_BYTES + 1;
 const SOCKET_AT: usize = HEADER_BYTES + 4;
 const UID_AT: usize = HEADER_BYTES + 64;
@@ -46,7 +48,7 @@ impl Diag {
     ///
     /// An error, `NOENT` too, says that the kernel cannot tell: it may lack the module that answers.
     pub(super) fn uid_of(&mut self, own: SocketAddrV4, remote: SocketAddrV4) -> Result<Option<u32>> {
-        let socket = socket_id(own, remote);
+        let socket = socket_id(AF_INET, own, remote);
         self.sequence = self.sequence.wrapping_add(1);
         send(&self.socket, &question(self.sequence, &socket), SendFlags::DONTWAIT)?;
         let mut answer = [0; 512];
@@ -54,19 +56,25 @@ impl Diag {
             let (_, length) = recv(&self.socket, &mut answer, RecvFlags::DONTWAIT)?;
             let answer = answer.get(..length).unwrap_or_default();
             if word(answer, SEQUENCE_AT)? == self.sequence {
-                return read(answer, &socket);
+                return read(answer, own, remote);
             }
         }
     }
 }
 
-/// Returns the head of `inet_diag_sockid`: ports and addresses in network order, each address padded to 16 bytes.
-fn socket_id(own: SocketAddrV4, remote: SocketAddrV4) -> [u8; SOCKET_BYTES] {
+/// Returns the head of `inet_diag_sockid`: ports and addresses in network order, each address in 16 bytes: padded, or
+/// mapped when an IPv6 socket carries the IPv4 connection.
+fn socket_id(family: u8, own: SocketAddrV4, remote: SocketAddrV4) -> [u8; SOCKET_BYTES] {
     let mut socket = [0; SOCKET_BYTES];
     socket[0..2].copy_from_slice(&own.port().to_be_bytes());
     socket[2..4].copy_from_slice(&remote.port().to_be_bytes());
-    socket[4..8].copy_from_slice(&own.ip().octets());
-    socket[20..24].copy_from_slice(&remote.ip().octets());
+    for (at, ip) in [(4, own.ip()), (20, remote.ip())] {
+        if family == AF_INET6 {
+            socket[at..at + 16].copy_from_slice(&ip.to_ipv6_mapped().octets());
+        } else {
+            socket[at..at + 4].copy_from_slice(&ip.octets());
+        }
+    }
     socket
 }
 
@@ -92,14 +100,15 @@ fn word(bytes: &[u8], at: usize) -> Result<u32> {
     word.map(u32::from_ne_bytes).ok_or(Errno::BADMSG)
 }
 
-/// Reads the answer about `socket`.
-fn read(answer: &[u8], socket: &[u8; SOCKET_BYTES]) -> Result<Option<u32>> {
+/// Reads the answer about the socket with these addresses.
+fn read(answer: &[u8], own: SocketAddrV4, remote: SocketAddrV4) -> Result<Option<u32>> {
     let kind = answer.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes);
     if kind != Some(SOCK_DIAG_BY_FAMILY) {
         return Err(Errno::NOENT);
     }
     let (uid, inode) = (word(answer, UID_AT)?, word(answer, INODE_AT)?);
     // A listener on the same port may stand in for a connection that is gone; a closed socket has no owner and shows uid 0.
-    let same = answer.get(SOCKET_AT..SOCKET_AT + SOCKET_BYTES) == Some(socket);
+    let asked = socket_id(answer[FAMILY_AT], own, remote);
+    let same = answer.get(SOCKET_AT..SOCKET_AT + SOCKET_BYTES) == Some(&asked);
     Ok((same && answer[STATE_AT] == ESTABLISHED && inode != 0).then_some(uid))
 }

@@ -1,0 +1,133 @@
+//! Change events: every row, in the write's own transaction, numbered without a gap.
+
+use super::*;
+
+#[tokio::test]
+async fn a_change_event_has_the_documented_keys_and_the_rows_key() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, session("s1")).await;
+    let event = bench.events.lock().unwrap()[0].clone();
+    assert_eq!((event.instance_id.as_str(), event.session_id.as_str()), ("inst-A", "s1"));
+    let expected = json!({
+        "instance_id": "inst-A",
+        "path": "/w",
+        "topic": "db.session.created",
+        "payload": {"method": "CreateSession", "table": "sessions", "key": "s1"},
+        "timestamp": event.timestamp,
+    });
+    assert_eq!(event.payload.to_string(), expected.to_string());
+    assert_eq!((event.seq, event.prev, event.epoch), (Some(1), Some(0), Some(1)));
+}
+
+#[tokio::test]
+async fn a_deleted_session_emits_its_messages_and_files() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    for work in [session("s"), message("m1", "s"), message("m2", "s")] {
+        apply(&writer, work).await;
+    }
+    let file = json!({"id": "f", "session_id": "s", "path": "p", "content": "", "version": "v1"});
+    apply(&writer, named("CreateFile", &file)).await;
+    bench.forget();
+    apply(&writer, named("DeleteSession", &json!("s"))).await;
+    let mut seen = bench.seen();
+    seen.sort();
+    let expected = ["db.file.deleted f", "db.message.deleted m1", "db.message.deleted m2", "db.session.deleted s"];
+    assert_eq!(seen, expected);
+    assert!(bench.events.lock().unwrap().iter().all(|event| event.session_id == "s"));
+    bench.check_journal().await;
+}
+
+#[tokio::test]
+async fn replace_and_a_bare_delete_emit_the_rows_they_remove() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, session("s")).await;
+    bench.forget();
+    apply(&writer, exec(&["REPLACE INTO sessions (id, title) VALUES ('s', 'new')"])).await;
+    assert_eq!(bench.seen(), ["db.session.deleted s", "db.session.created s"]);
+    bench.forget();
+    apply(&writer, exec(&["DELETE FROM sessions"])).await;
+    assert_eq!(bench.seen(), ["db.session.deleted s"]);
+}
+
+#[tokio::test]
+async fn a_new_a_renamed_and_a_dropped_table_are_followed() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, ddl(&["CREATE TABLE notes (k TEXT PRIMARY KEY, v)", "INSERT INTO notes VALUES ('a', 1)"])).await;
+    apply(&writer, ddl(&["ALTER TABLE notes RENAME TO memos", "UPDATE memos SET v = 2"])).await;
+    apply(&writer, ddl(&["ALTER TABLE memos RENAME COLUMN k TO id", "DELETE FROM memos"])).await;
+    assert_eq!(bench.seen(), ["db.notes.created a", "db.memos.updated a", "db.memos.deleted a"]);
+    bench.forget();
+    let failing = ddl(&["CREATE TABLE gone (a)", "INSERT INTO gone VALUES (1)", "SELECT nothing"]);
+    assert!(submit(&writer, failing).await.is_err());
+    apply(&writer, ddl(&["DROP TABLE memos", "CREATE TABLE gone (a)", "DROP TRIGGER temp._pando_track_0_INSERT"]))
+        .await;
+    apply(&writer, exec(&["INSERT INTO gone VALUES (1)"])).await;
+    apply(&writer, session("still")).await;
+    assert_eq!(bench.seen(), ["db.gone.created 1", "db.session.created still"]);
+    assert_eq!(bench.value("SELECT count(*) FROM sqlite_schema WHERE name LIKE '%track%'").await, 0);
+    bench.check_journal().await;
+}
+
+#[tokio::test]
+async fn many_rows_become_one_bulk_event() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let many = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 1001)
+                INSERT INTO sessions (id, title) SELECT x, '' FROM n";
+    let ack = apply(&writer, exec(&[many])).await;
+    assert_eq!((bench.seen(), ack.seq), (vec!["db.session.bulk".to_owned()], 1));
+    let payload = bench.events.lock().unwrap()[0].payload["payload"].clone();
+    let expected = json!({"method": "exec", "table": "sessions", "created": 1001, "updated": 0, "deleted": 0});
+    assert_eq!(payload, expected);
+}
+
+#[tokio::test]
+async fn numbers_are_dense_over_failures_restarts_and_terms() {
+    let bench = Bench::new();
+    for round in 0..4 {
+        let writer = bench.writer();
+        let works = (0..40).map(|at| match at % 4 {
+            0 => session(&format!("{round}-{at}")),
+            1 => session("same"),
+            2 => exec(&["INSERT OR ROLLBACK INTO sessions (id, title) VALUES ('0-0', '')"]),
+            _ => message(&format!("{round}-{at}"), &format!("{round}-{}", at - 3)),
+        });
+        let results = futures::future::join_all(works.map(|work| submit(&writer, work))).await;
+        assert!(results.iter().filter(|result| result.is_ok()).count() >= 20);
+        let heads = results.iter().flatten().map(|ack| ack.seq).max().unwrap();
+        assert_eq!(heads, writer.head());
+        if round % 2 == 0 {
+            writer.close().await;
+        }
+    }
+    // 10 sessions a round, and once "same"; 10 messages, each of which also changes its session.
+    assert_eq!(bench.check_journal().await, 4 * 10 + 1 + 4 * 20);
+}
+
+#[tokio::test]
+async fn a_write_and_its_events_are_committed_together() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let readers = bench.readers();
+    let count = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM _pando_event WHERE topic = 'db.session.created'),
+                        (SELECT count(*) FROM _pando_op)";
+    let writes = async {
+        for at in 0..200 {
+            apply(&writer, session(&format!("s{at}"))).await;
+        }
+    };
+    let look = async {
+        loop {
+            let row = readers.query(count, (), QueryLimits::default()).await.unwrap().rows.remove(0);
+            assert!(row[0] == row[1] && row[1] == row[2], "{row:?}");
+            if row[0] == 200_i64.into() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), futures::future::join(writes, look)).await.unwrap();
+}

@@ -1,0 +1,101 @@
+//! Local reads: only reading, limited, and never of a stale file.
+
+use pando_ipc::fault::Code;
+
+use super::*;
+use crate::ReadError;
+
+#[tokio::test]
+async fn a_query_cannot_write_by_any_route() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, session("a")).await;
+    let readers = bench.readers();
+    for sql in [
+        "DELETE FROM sessions",
+        "INSERT INTO sessions (id, title) VALUES ('b', '') RETURNING id",
+        "WITH x AS (SELECT 1) UPDATE sessions SET title = 'x' RETURNING id",
+        "CREATE TABLE t (a)",
+        "CREATE TEMP TABLE t (a)",
+        "PRAGMA query_only = OFF",
+        "PRAGMA journal_mode = DELETE",
+        "PRAGMA wal_checkpoint(TRUNCATE)",
+        "SELECT * FROM pragma_wal_checkpoint",
+        "ATTACH '/tmp/never.db' AS other",
+        "VACUUM",
+        "VACUUM INTO '/tmp/never.db'",
+        "BEGIN IMMEDIATE",
+        "BEGIN",
+        "SELECT load_extension('x')",
+        "REINDEX",
+        "ANALYZE",
+        "SELECT 1; DELETE FROM sessions",
+        "",
+    ] {
+        let error = readers.query(sql, (), QueryLimits::default()).await.expect_err(sql);
+        let ReadError::Refused(fault) = &error else { panic!("{sql}: {error:?}") };
+        assert!(fault.is(Code::Forbidden) || fault.code == -32602, "{sql}: {fault}");
+    }
+    assert_eq!(bench.value("SELECT count(*) FROM sessions").await, 1);
+    assert_eq!(bench.value("SELECT count(*) FROM pragma_table_info('sessions')").await, 10);
+}
+
+#[tokio::test]
+async fn rows_bytes_and_time_of_a_query_are_limited() {
+    let bench = Bench::new();
+    let _writer = bench.writer();
+    let readers = bench.readers();
+    let endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x FROM n";
+    let limits = QueryLimits { rows: 5, bytes: 1_000, time: Duration::from_millis(50) };
+    for (sql, code) in [
+        (endless.to_owned(), Code::TooLarge),
+        (format!("{endless} LIMIT 5"), Code::Sql),
+        ("SELECT hex(zeroblob(1000))".to_owned(), Code::TooLarge),
+        (format!("{endless} WHERE x < 0"), Code::Deadline),
+    ] {
+        match readers.query(sql.clone(), (), limits).await {
+            Ok(result) => assert_eq!((code, result.rows.len()), (Code::Sql, 5), "{sql}"),
+            Err(error) => assert!(Fault::from(error.clone()).is(code), "{sql}: {error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn readers_wait_for_a_database_and_follow_a_replaced_one() {
+    let bench = Bench::new();
+    let readers = bench.readers();
+    let error = readers.head().await.unwrap_err();
+    assert!(matches!(error, ReadError::NotReady { .. }), "{error:?}");
+    assert!(Fault::from(error).is_retryable());
+    std::fs::write(bench.path(), "").unwrap();
+    assert!(matches!(readers.head().await, Err(ReadError::NotReady { .. })));
+    let writer = bench.writer();
+    apply(&writer, session("a")).await;
+    assert_eq!(readers.head().await.unwrap(), crate::Head { seq: 1, epoch: 1 });
+    let first = readers.database().await.unwrap();
+    assert_eq!(first, writer.database());
+    writer.close().await;
+    for suffix in ["", "-wal", "-shm"] {
+        let path = bench.dir.path().join(format!("pando.db{suffix}"));
+        drop(std::fs::remove_file(path));
+    }
+    let writer = bench.writer();
+    assert_eq!(readers.head().await.unwrap().seq, 0);
+    assert_eq!(readers.database().await.unwrap(), writer.database());
+    assert_ne!(writer.database(), first);
+}
+
+#[tokio::test]
+async fn a_wait_ends_when_the_event_is_there_or_says_how_far_it_came() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let readers = bench.readers();
+    let behind = readers.wait_for(1, Instant::now() + Duration::from_millis(20)).await;
+    assert_eq!(behind, Err(ReadError::Behind { wanted: 1, head: 0 }));
+    let wait = readers.wait_for(2, Instant::now() + Duration::from_secs(20));
+    let write = async {
+        apply(&writer, session("a")).await;
+        apply(&writer, session("b")).await;
+    };
+    assert_eq!(futures::future::join(wait, write).await.0, Ok(2));
+}

@@ -1,0 +1,309 @@
+//! One writer: exactly once, alone in failure, honest at the end.
+
+use std::sync::mpsc;
+
+use pando_ipc::Topic;
+use pando_ipc::fault::Code;
+use uuid::Uuid;
+
+use super::*;
+use crate::{Fenced, Params, SqlValue};
+
+#[tokio::test]
+async fn a_retried_write_applies_once_and_gets_the_same_answer() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, ddl(&["CREATE TABLE n (v)"])).await;
+    let insert = || request("once", exec(&["INSERT INTO n VALUES (1) RETURNING v"]));
+    let first = writer.submit(insert()).await.unwrap();
+    let again = writer.submit(insert()).await.unwrap();
+    assert!(!first.replayed && again.replayed);
+    assert_eq!(Ack { replayed: false, ..again }, first);
+    writer.close().await;
+    let writer = bench.writer();
+    let late = writer.submit(insert()).await.unwrap();
+    assert_eq!((late.seq, late.epoch, late.results), (first.seq, first.epoch, first.results));
+    assert_eq!(bench.value("SELECT count(*) FROM n").await, 1);
+    bench.check_journal().await;
+}
+
+#[tokio::test]
+async fn copies_of_a_write_in_one_batch_apply_once() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, ddl(&["CREATE TABLE n (v)"])).await;
+    let insert = || request("once", exec(&["INSERT INTO n VALUES (1)"]));
+    let copies = (0..40).map(|_| writer.submit(insert()));
+    let acks = futures::future::join_all(copies).await;
+    assert_eq!(acks.iter().filter(|ack| !ack.as_ref().unwrap().replayed).count(), 1);
+    assert_eq!(bench.value("SELECT count(*) FROM n").await, 1);
+}
+
+#[tokio::test]
+async fn the_same_key_with_another_body_is_refused() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    writer.submit(request("key", session("a"))).await.unwrap();
+    let fault = writer.submit(request("key", session("b"))).await.unwrap_err();
+    assert!(fault.is(Code::KeyReused) && !fault.is_retryable(), "{fault}");
+    assert_eq!(bench.value("SELECT count(*) FROM sessions").await, 1);
+}
+
+/// Sends all at once and checks which fail; the journal must be dense, with the others' events alone.
+async fn check_alone(writer: &Writer, bench: &Bench, works: Vec<Work>, failing: &[usize]) -> Vec<Fault> {
+    let results = futures::future::join_all(works.into_iter().map(|work| submit(writer, work))).await;
+    let failed: Vec<_> = results.iter().enumerate().filter(|(_, result)| result.is_err()).map(|(at, _)| at).collect();
+    assert_eq!(failed, failing, "{results:?}");
+    bench.check_journal().await;
+    results.into_iter().filter_map(Result::err).collect()
+}
+
+#[tokio::test]
+async fn a_bad_write_in_a_batch_fails_alone() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let works = vec![
+        session("a"),
+        session("a"),
+        exec(&["INSERT INTO sessions (id, title) VALUES ('half', '')", "INSERT INTO nowhere VALUES (1)"]),
+        session("b"),
+        message("m", "nobody"),
+        session("c"),
+    ];
+    let faults = check_alone(&writer, &bench, works, &[1, 2, 4]).await;
+    assert_eq!(faults[0].message, "dbproxy: CONFLICT (CreateSession): UNIQUE constraint failed: sessions.id");
+    assert!(faults[0].is(Code::Conflict));
+    assert_eq!(faults[1].message, "dbproxy: INVALID_PARAMS (exec): no such table: nowhere");
+    assert!(faults[1].is(Code::Sql));
+    assert_eq!(faults[2].message, "dbproxy: CONFLICT (CreateMessage): FOREIGN KEY constraint failed");
+    assert_eq!(bench.value("SELECT group_concat(id) FROM sessions").await, "a,b,c");
+    assert_eq!(bench.seen(), ["db.session.created a", "db.session.created b", "db.session.created c"]);
+}
+
+#[tokio::test]
+async fn a_write_that_rolls_the_whole_transaction_back_fails_alone() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let works = vec![
+        session("a"),
+        exec(&["INSERT OR ROLLBACK INTO sessions (id, title) VALUES ('a', '')"]),
+        session("b"),
+        exec(&[
+            "INSERT INTO sessions (id, title) VALUES ('x', '')",
+            "INSERT OR ROLLBACK INTO sessions (id, title) VALUES ('b', '')",
+        ]),
+        session("c"),
+    ];
+    let faults = check_alone(&writer, &bench, works, &[1, 3]).await;
+    assert!(faults.iter().all(|fault| fault.is(Code::Conflict)), "{faults:?}");
+    apply(&writer, ddl(&["CREATE TRIGGER no BEFORE DELETE ON sessions BEGIN SELECT RAISE(ROLLBACK, 'keep it'); END"]))
+        .await;
+    let works = vec![session("d"), named("DeleteSession", &json!("a")), session("e")];
+    let faults = check_alone(&writer, &bench, works, &[1]).await;
+    assert_eq!(faults[0].message, "dbproxy: CONFLICT (DeleteSession): keep it");
+    assert_eq!(bench.value("SELECT group_concat(id) FROM sessions").await, "a,b,c,d,e");
+}
+
+#[tokio::test]
+async fn a_constraint_checked_at_commit_refuses_its_own_write_alone() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let child = "CREATE TABLE child (id PRIMARY KEY, s REFERENCES sessions DEFERRABLE INITIALLY DEFERRED)";
+    apply(&writer, ddl(&[child])).await;
+    let works = vec![
+        session("a"),
+        exec(&["INSERT INTO child VALUES (1, 'a')"]),
+        exec(&["INSERT INTO child VALUES (2, 'nobody')"]),
+        session("b"),
+        exec(&["INSERT INTO child VALUES (3, 'later')", "INSERT INTO sessions (id, title) VALUES ('later', '')"]),
+    ];
+    let faults = check_alone(&writer, &bench, works, &[2]).await;
+    assert!(faults[0].is(Code::Conflict));
+    assert_eq!(bench.value("SELECT group_concat(id) FROM child").await, "1,3");
+}
+
+#[tokio::test]
+async fn a_panicking_write_fails_alone_and_the_writer_lives_on() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let mut params = session_params("p");
+    params["title"] = json!("panic!");
+    let works = vec![session("a"), named("CreateSession", &params), session("b")];
+    let faults = check_alone(&writer, &bench, works, &[1]).await;
+    assert_eq!(faults[0].message, "dbproxy: INTERNAL (CreateSession): the write panicked and was rolled back");
+    apply(&writer, session("c")).await;
+}
+
+#[tokio::test]
+async fn an_endless_statement_is_interrupted_and_its_neighbours_are_applied() {
+    let bench = Bench::new();
+    let writer = bench.tuned(Tuning { write_time: Duration::from_millis(50), ..Tuning::default() });
+    let endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n)
+                   INSERT INTO sessions (id, title) SELECT x, '' FROM n WHERE x < 0";
+    let works = vec![session("a"), exec(&[endless]), session("b")];
+    let faults = check_alone(&writer, &bench, works, &[1]).await;
+    assert!(faults[0].is(Code::Deadline) && faults[0].message.starts_with("dbproxy: TIMEOUT (exec): "), "{faults:?}");
+    assert_eq!(bench.value("SELECT group_concat(id) FROM sessions").await, "a,b");
+}
+
+#[tokio::test]
+async fn an_expired_or_misdirected_write_is_not_applied() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let late = WriteRequest { deadline: Instant::now(), ..request("late", session("a")) };
+    let fault = writer.submit(late.clone()).await.unwrap_err();
+    assert!(fault.is(Code::Deadline) && fault.message.contains("not applied"), "{fault}");
+    let elsewhere = request("elsewhere", session("a")).for_database(Some(Uuid::new_v4()));
+    assert!(writer.submit(elsewhere).await.unwrap_err().is(Code::WrongDatabase));
+    let here = request("here", session("a")).for_database(Some(writer.database()));
+    writer.submit(here.clone()).await.unwrap();
+    let replay = writer.submit(WriteRequest { deadline: Instant::now(), ..here }).await.unwrap();
+    assert!(replay.replayed, "an applied write is told even when its deadline is over");
+}
+
+#[tokio::test]
+async fn a_newer_term_fences_the_older_writer() {
+    let bench = Bench::new();
+    let old = bench.writer();
+    apply(&old, session("a")).await;
+    let new = Writer::open(&bench.path(), WriterOptions::new("inst-B", "/w")).unwrap();
+    assert_eq!((new.epoch(), new.database()), (old.epoch() + 1, old.database()));
+    let both = futures::future::join(submit(&old, session("b")), submit(&old, session("c"))).await;
+    for fault in [both.0.unwrap_err(), both.1.unwrap_err()] {
+        assert!(fault.is(Code::Fenced) && fault.is_retryable(), "{fault}");
+    }
+    let why = tokio::time::timeout(Duration::from_secs(5), old.fenced()).await.unwrap();
+    assert_eq!(why, Fenced::NewerEpoch { own: old.epoch(), newer: new.epoch() });
+    apply(&new, session("b")).await;
+    old.close().await;
+    assert_eq!(apply(&new, session("c")).await.seq, 3);
+}
+
+#[tokio::test]
+async fn a_replaced_file_fences_the_writer() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, session("a")).await;
+    std::fs::rename(bench.path(), bench.dir.path().join("moved.db")).unwrap();
+    assert!(submit(&writer, session("b")).await.unwrap_err().is(Code::Fenced));
+    assert_eq!(writer.fenced().await, Fenced::Replaced);
+}
+
+#[tokio::test]
+async fn a_full_queue_answers_at_once() {
+    let bench = Bench::new();
+    let (hold, held) = mpsc::channel::<()>();
+    let (entered, enter) = tokio::sync::oneshot::channel();
+    let entered = Mutex::new(Some(entered));
+    let held = Mutex::new(held);
+    let mut options = bench.options();
+    options.on_commit = Box::new(move |_| {
+        if let Some(entered) = entered.lock().unwrap().take() {
+            entered.send(()).unwrap();
+            held.lock().unwrap().recv().unwrap_err();
+        }
+    });
+    let tuning = Tuning { queue_writes: 3, ..Tuning::default() };
+    let writer = Writer::open_with(&bench.path(), options, tuning).unwrap();
+    let mut first = Box::pin(submit(&writer, session("first")));
+    tokio::select! { _ = &mut first => panic!("answered before the commit was seen"), _ = enter => {} }
+    let mut queued: Vec<_> = (0..3).map(|at| Box::pin(submit(&writer, session(&format!("q{at}"))))).collect();
+    for write in &mut queued {
+        assert!(futures::poll!(write).is_pending());
+    }
+    let fault = submit(&writer, session("refused")).await.unwrap_err();
+    assert!(fault.is(Code::BusyQueue) && fault.is_retryable(), "{fault}");
+    assert!(fault.data.unwrap()["retry_after_ms"].as_u64() > Some(0));
+    drop(hold);
+    first.await.unwrap();
+    for write in queued {
+        write.await.unwrap();
+    }
+    apply(&writer, session("refused")).await;
+    assert_eq!(bench.value("SELECT count(*) FROM sessions").await, 5);
+}
+
+#[tokio::test]
+async fn closing_answers_what_is_queued_and_refuses_the_rest() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let mut writes: Vec<_> = (0..300).map(|at| Box::pin(submit(&writer, session(&format!("s{at}"))))).collect();
+    for write in &mut writes {
+        assert!(futures::poll!(write).is_pending());
+    }
+    let close = writer.clone().close();
+    let (answers, ()) = futures::future::join(futures::future::join_all(writes), close).await;
+    assert!(answers.iter().all(Result::is_ok));
+    let fault = submit(&writer, session("late")).await.unwrap_err();
+    assert!(fault.is(Code::NotPrimary) && fault.is_retryable());
+    assert_eq!(std::fs::metadata(bench.path().with_extension("db-wal")).map_or(0, |wal| wal.len()), 0);
+    assert_eq!(bench.value("SELECT count(*) FROM sessions").await, 300, "a reader opens what the writer left");
+}
+
+#[tokio::test]
+async fn an_exec_tells_rows_ids_and_what_it_returns() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, ddl(&["CREATE TABLE t (id INTEGER PRIMARY KEY, v ANY)"])).await;
+    let named = Params::Named(vec![("v".into(), SqlValue::Integer(i64::MAX)), (":w".into(), SqlValue::Blob(vec![1]))]);
+    let statements = vec![
+        Statement::new("INSERT INTO t (v) VALUES (?1), (?2)", [SqlValue::Null, SqlValue::Real(f64::INFINITY)]),
+        Statement::new("/* c */ INSERT INTO t (v) VALUES (:v), (:w) RETURNING id, v", named),
+        Statement::new("UPDATE t SET v = 'a' || char(0) WHERE id < ?", [2.into()]),
+        Statement::new("SELECT v FROM t ORDER BY id", ()),
+        Statement::new("INSERT OR IGNORE INTO t (id) VALUES (1)", ()),
+    ];
+    let ack = apply(&writer, Work::Exec { statements, ddl: false }).await;
+    let expected = json!([
+        {"rows_affected": 2, "last_insert_rowid": 2},
+        {"rows_affected": 2, "last_insert_rowid": 4, "columns": ["id", "v"],
+         "rows": [[3, i64::MAX], [4, {"$blob": "AQ=="}]]},
+        {"rows_affected": 1, "last_insert_rowid": 0},
+        {"rows_affected": 0, "last_insert_rowid": 0, "columns": ["v"],
+         "rows": [["a\u{0}"], [{"$real": "inf"}], [i64::MAX], [{"$blob": "AQ=="}]]},
+        {"rows_affected": 0, "last_insert_rowid": 0},
+    ]);
+    assert_eq!(ack.results, expected);
+}
+
+#[tokio::test]
+async fn an_event_is_published_once_and_in_the_journal() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let publish = || Work::Publish {
+        topic: Topic::known("tool.end"),
+        payload: json!({"z": 1, "a": [true]}),
+        session_id: "s".into(),
+        project_id: "p".into(),
+    };
+    let ack = writer.submit(request("event", publish())).await.unwrap();
+    assert_eq!((ack.seq, writer.submit(request("event", publish())).await.unwrap().seq), (1, 1));
+    let page = bench.readers().since(0, &[Pattern::All], 10).await.unwrap();
+    let event = &page.events[0];
+    assert_eq!(
+        (event.instance_id.as_str(), event.session_id.as_str(), event.project_id.as_str()),
+        ("inst-A", "s", "p")
+    );
+    assert_eq!(event.payload.to_string(), r#"{"z":1,"a":[true]}"#);
+    assert_eq!(page.events.len(), 1);
+    assert_eq!(**bench.events.lock().unwrap().first().unwrap(), *event);
+}
+
+#[tokio::test]
+async fn journal_and_op_rows_are_pruned_beside_the_writes() {
+    let bench = Bench::new();
+    let tuning = Tuning { keep_events: 100, keep_ops: 50, keep_ops_for: Duration::ZERO, ..Tuning::default() };
+    let writer = bench.tuned(tuning);
+    for round in 0..4 {
+        let writes = (0..800).map(|at| submit(&writer, session(&format!("{round}-{at}"))));
+        assert!(futures::future::join_all(writes).await.iter().all(Result::is_ok));
+    }
+    let kept = bench.value("SELECT count(*) FROM _pando_event").await.as_u64().unwrap();
+    assert!((100..=1_200).contains(&kept), "{kept} events kept");
+    assert_eq!(bench.value("SELECT max(seq) FROM _pando_event").await, 3_200);
+    // An op is pruned when a second has passed since, so only its bound is sure here.
+    assert!(bench.value("SELECT count(*) FROM _pando_op").await.as_u64().unwrap() <= 3_200);
+    let page = bench.readers().since(0, &[Pattern::All], 1).await.unwrap();
+    assert_eq!(page.resync.unwrap().from, 1);
+    assert_eq!(page.events[0].prev, Some(page.events[0].seq.unwrap() - 1));
+}
