@@ -118,7 +118,8 @@ impl Context {
             }
         }
         let options = Options {
-            instance_id: format!("cli-{}", Uuid::new_v4().simple()),
+            // A label for one short connection: short enough to read in a table.
+            instance_id: format!("cli-{}", &Uuid::new_v4().simple().to_string()[..12]),
             kind,
             dial_timeout: self.globals.timeout.unwrap_or(DIAL_TIMEOUT),
             call_timeout: self.timeout(),

@@ -5,6 +5,8 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use pando_dbproxy::StoreError;
+use pando_ipc::bus::BusError;
 use pando_ipc::client::{CallError, Cause};
 use pando_ipc::{Code, Fault, LockError, Workdir, WorkdirError, fault};
 use serde::{Deserialize, Serialize};
@@ -253,6 +255,44 @@ impl Failure {
             WorkdirError::Foreign { .. } => Self::new(Kind::NotAuthorised, message)
                 .hint("run as its owner, or work in a directory of your own with '--workdir DIR'"),
         }
+    }
+
+    /// Returns the failure to open the database.
+    pub(crate) fn store(error: &StoreError) -> Self {
+        let (kind, hint) = match error {
+            StoreError::NewerSchema { .. } => {
+                (Kind::Version, "install the newer release, or work in another directory".into())
+            }
+            StoreError::MigrationDiffers { path, .. } | StoreError::MigrationFailed { path, .. } => {
+                (Kind::Failed, format!("keep a copy and move it away; Pando then makes a new one: {}", path.display()))
+            }
+            StoreError::File { path, .. } => {
+                (Kind::Failed, format!("check who owns it and its mode: 'ls -l {}'", path.display()))
+            }
+            StoreError::NotAFile { path } => (Kind::Failed, format!("look at it: 'ls -l {}'", path.display())),
+            StoreError::HardLinked { path, .. } => {
+                (Kind::Failed, format!("find its other name: 'find / -xdev -samefile {}'", path.display()))
+            }
+            StoreError::NoWal { .. } => (Kind::Failed, "work in a directory on a local disk".into()),
+            StoreError::Sqlite { path, .. } => {
+                (Kind::Failed, format!("if it is no database of Pando's, move it away: {}", path.display()))
+            }
+            StoreError::Thread { .. } => (Kind::Failed, "look at the limit of processes: 'ulimit -u'".into()),
+        };
+        Self::new(kind, error.to_string()).hint(hint)
+    }
+
+    /// Returns the failure to open the doors.
+    pub(crate) fn bus(error: &BusError) -> Self {
+        let hint = match error {
+            BusError::Workdir(error) => return Self::workdir(error),
+            BusError::Socket { path, .. } => {
+                let dir = path.parent().unwrap_or(path);
+                format!("make it yours and writable: 'ls -ld {}'", dir.display())
+            }
+            BusError::Port { .. } => "leave TCP closed: 'pando up --no-tcp'".into(),
+        };
+        Self::new(Kind::Failed, error.to_string()).hint(hint)
     }
 
     /// Returns the failure of an instance that was told to be primary while another is.

@@ -11,7 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::context::Context;
 use super::demo::load;
-use super::failure::{Failure, Kind};
+use super::failure::Failure;
 use super::holder::Holder;
 
 use role::Reporter;
@@ -177,6 +177,7 @@ fn join_failure(error: JoinError, workdir: &Workdir) -> Failure {
     match error {
         JoinError::PrimaryExists(info) => Failure::lost_election(&Holder::new(*info), workdir),
         JoinError::Lock(error) => Failure::lock(&error),
-        error => Failure::new(Kind::Failed, format!("cannot join {}: {error}", workdir.path().display())),
+        JoinError::Store(error) => Failure::store(&error),
+        JoinError::Bus(error) => Failure::bus(&error),
     }
 }

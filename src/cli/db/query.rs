@@ -56,8 +56,11 @@ pub(crate) async fn read(workdir: &Workdir, sql: &str, params: Vec<Value>, withi
         return Err(Failure::new(Kind::Failed, format!("no database at {}", path.display()))
             .hint("the first primary makes it: 'pando up'"));
     }
-    let params = Params::from_json("query", "param", Some(&Value::Array(params)))
-        .map_err(|fault| Failure { kind: Kind::Usage, ..Failure::refused(fault) })?;
+    let params = Params::from_json("query", "param", Some(&Value::Array(params))).map_err(|fault| Failure {
+        kind: Kind::Usage,
+        hints: vec!["repeat '--param' once for each '?'".to_owned()],
+        ..Failure::refused(fault)
+    })?;
     let limits = QueryLimits { rows: MAX_ROWS, bytes: MAX_BYTES, time: within };
     let found =
         Readers::open(&path, 1).query(sql, params, limits).await.map_err(|error| read_failure(error, workdir))?;
