@@ -6,6 +6,7 @@ mod role;
 
 use clap::ValueEnum;
 use pando::{Instance, JoinError, Options};
+use pando_dbproxy::StoreError;
 use pando_ipc::Workdir;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -177,6 +178,12 @@ fn join_failure(error: JoinError, workdir: &Workdir) -> Failure {
     match error {
         JoinError::PrimaryExists(info) => Failure::lost_election(&Holder::new(*info), workdir),
         JoinError::Lock(error) => Failure::lock(&error),
-        error => Failure::new(Kind::Failed, format!("cannot join {}: {error}", workdir.path().display())),
+        JoinError::Store(error @ StoreError::NewerSchema { .. }) => Failure::new(Kind::Version, error.to_string())
+            .hint("start the newer release: 'pando --version' tells which one this is"),
+        JoinError::Store(error) => Failure::new(Kind::Failed, error.to_string())
+            .hint(format!("look at it: 'ls -l {}'", workdir.database_path().display()))
+            .hint("move it away to begin with an empty one, or put a backup in its place"),
+        JoinError::Bus(error) => Failure::new(Kind::Failed, error.to_string())
+            .hint("see who listens: 'ss -ltnp'; or open no TCP ports: 'pando up --no-tcp'"),
     }
 }

@@ -10,9 +10,9 @@ use crate::journal::PRUNE_CHUNK;
 use crate::write::WriteRequest;
 
 /// Applied writes that are remembered at least.
-pub(super) const KEPT_OPS: u64 = 100_000;
+pub const KEPT_OPS: u64 = 100_000;
 /// How long an applied write is remembered at least.
-pub(super) const KEPT_OPS_FOR: Duration = Duration::from_secs(3_600);
+pub const KEPT_OPS_FOR: Duration = Duration::from_secs(3_600);
 
 /// What is stored of an applied write.
 #[derive(Debug, Clone, PartialEq)]
