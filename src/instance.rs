@@ -172,7 +172,7 @@ impl Instance {
     /// A primary that does not answer within [`Options::dial_timeout`] is no error: the instance is [`Role::Seeking`], reads locally and goes on trying.
     pub async fn join(workdir: Workdir, options: Options) -> Result<Self, JoinError> {
         workdir.prepare().map_err(LockError::from)?;
-        let id = options.instance_id.clone().unwrap_or_else(|| format!("inst-{}", uuid::Uuid::now_v7().simple()));
+        let id = options.instance_id.clone().unwrap_or_else(new_id);
         let readers = Readers::open(workdir.database_path(), READERS);
         let routes = Routes::default();
         let db_options = DbOptions { timeout: options.call_timeout, ..DbOptions::default() };
@@ -248,6 +248,12 @@ impl Instance {
         self.stop.cancel();
         self.tasks.wait().await;
     }
+}
+
+/// Returns an id short enough to be read, with 48 random bits: two instances of one workdir do not meet.
+fn new_id() -> String {
+    let random = uuid::Uuid::new_v4().simple().to_string();
+    format!("inst-{}", &random[..12])
 }
 
 impl Drop for Instance {

@@ -153,7 +153,7 @@ fn objection(mode: Mode, context: &AuthContext<'_>) -> Option<String> {
     if mode == Mode::Internal {
         return None;
     }
-    let deny = |what: &str| Some(format!("{what} is not allowed in forwarded SQL"));
+    let deny = |what: &str| Some(format!("{what} is not allowed here"));
     match context.action {
         A::Select | A::Recursive => None,
         A::Read { table_name, .. } => match table_name.get("pragma_".len()..) {
@@ -208,7 +208,7 @@ fn judge_function(name: &str, accessor: Option<&str>) -> Option<String> {
     let ours = accessor.is_some_and(|trigger| begins(trigger, TRACKER));
     let forbidden = ["load_extension", "fts3_tokenizer"].iter().any(|bad| bad.eq_ignore_ascii_case(name))
         || (begins(name, "pando_") && !ours);
-    forbidden.then(|| format!("function {name}() is not allowed in forwarded SQL"))
+    forbidden.then(|| format!("function {name}() is not allowed here"))
 }
 
 fn judge_change(mode: Mode, table: &str, database: Option<&str>) -> Option<String> {

@@ -54,6 +54,9 @@ pub struct Hello {
     pub version: String,
     /// Its wire version, see [`PROTOCOL`].
     pub protocol: u32,
+    /// Whether it is an instance that leaves when `pando down` asks.
+    #[serde(default)]
+    pub headless: bool,
 }
 
 /// Result of [`HELLO`]: who answers, and for what.

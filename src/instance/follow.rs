@@ -37,6 +37,7 @@ pub(super) async fn follow(
         client::Options {
             instance_id: shared.id.clone(),
             kind: Kind::Instance,
+            headless: shared.options.headless,
             dial_timeout: shared.options.dial_timeout,
             call_timeout: shared.options.call_timeout,
         },

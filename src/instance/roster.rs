@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     fn hello(id: &str, kind: Kind) -> Hello {
-        Hello { instance_id: id.into(), kind, pid: 1, version: String::new(), protocol: 1 }
+        Hello { instance_id: id.into(), kind, pid: 1, version: String::new(), protocol: 1, headless: false }
     }
 
     #[test]

@@ -40,11 +40,11 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, failed: on
             Ok(Ended::Elected(lease)) => Ok(Some(lease)),
             Ok(Ended::Deposed) => lock::try_lock(&shared.workdir).map_err(JoinError::Lock),
             Err(error) => {
-                tracing::error!(%error, "the term could not begin");
                 if let Some(failed) = failed.take() {
                     drop(failed.send(error));
                     break;
                 }
+                tracing::error!(%error, "the term could not begin");
                 if stop.run_until_cancelled(tokio::time::sleep(FAILED_TERM_PAUSE)).await.is_none() {
                     break;
                 }

@@ -38,6 +38,8 @@ struct HelloParams {
     version: String,
     /// The caller's wire version.
     protocol: u32,
+    /// Whether it is an instance that leaves when `pando down` asks; false when left out.
+    headless: Option<bool>,
 }
 
 /// What `instance.hello` answers.
@@ -102,6 +104,8 @@ pub(super) struct Listed {
     role: &'static str,
     pid: u32,
     version: String,
+    /// Whether it leaves when `pando down` asks.
+    headless: bool,
     /// Since when it leads, or is connected to this primary; RFC 3339.
     since: String,
 }
@@ -123,7 +127,7 @@ struct Stop {
 /// What `instance.stop` answers.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Asked {
-    /// Who was asked. Those that are not headless (`pando up`) stay.
+    /// Who was asked: headless instances (`pando up`) alone, the primary last.
     asked: Vec<String>,
 }
 
@@ -208,6 +212,7 @@ pub(super) fn list(primary: &Primary) -> Vec<Listed> {
         role: "primary",
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        headless: primary.shared.options.headless,
         since: primary.since.to_string(),
     };
     let others = primary.roster.list().into_iter().map(|Member { hello, since }| Listed {
@@ -216,6 +221,7 @@ pub(super) fn list(primary: &Primary) -> Vec<Listed> {
         kind: hello.kind.to_string(),
         pid: hello.pid,
         version: hello.version,
+        headless: hello.headless,
         since: since.to_string(),
     });
     std::iter::once(leader).chain(others).collect()
@@ -223,17 +229,18 @@ pub(super) fn list(primary: &Primary) -> Vec<Listed> {
 
 async fn stop(primary: &Primary, params: Stop) -> Result<Asked, Fault> {
     let mut asked: Vec<String> =
-        list(primary).into_iter().filter(|listed| listed.role != "client").map(|listed| listed.instance_id).collect();
+        list(primary).into_iter().filter(|listed| listed.headless).map(|listed| listed.instance_id).collect();
     if let Some(wanted) = params.instance_id {
         if !asked.contains(&wanted) {
-            let why = format!("no instance {wanted:?} is here; 'pando ipc instances' lists them");
+            let why = format!("no headless instance {wanted:?} is here; 'pando ipc instances' lists all");
             return Err(Fault::new(Code::NotFound, why));
         }
         asked = vec![wanted];
     }
     // The primary goes last, so that its secondaries still hear that they were asked.
-    let others = usize::from(asked.len() > 1);
-    asked.rotate_left(others);
+    if asked.first() == Some(&primary.shared.id) {
+        asked.rotate_left(1);
+    }
     primary.publish(Topic::known(topic::STOP), json!({"instances": asked}), String::new()).await?;
     Ok(Asked { asked })
 }

@@ -18,6 +18,8 @@ fn check_fails(sandbox: &Sandbox, code: i32, args: &[&str]) -> Outcome {
     assert_eq!(outcome.code, Some(code), "{outcome}");
     assert_eq!(outcome.stdout, "", "stdout is for data: {outcome}");
     assert!(outcome.stderr.starts_with("error: "), "{outcome}");
+    let next_step = ["hint: ", "'"].iter().any(|mark| outcome.stderr.contains(mark));
+    assert!(next_step, "the next step is named: {outcome}");
     outcome
 }
 
@@ -26,17 +28,43 @@ fn a_workdir_that_is_not_there_is_a_usage_error() {
     let sandbox = Sandbox::new();
     let _redacted = sandbox.redact();
     let missing = check_fails(&sandbox, 2, &["--workdir", "/nowhere/at/all", "status"]);
-    assert_snapshot!(missing, @"");
+    assert_snapshot!(missing, @r"
+    $ pando --workdir /nowhere/at/all status
+    error: no workdir at /nowhere/at/all: No such file or directory (os error 2)
+    hint: make it first, 'mkdir -p /nowhere/at/all', or name another with '--workdir DIR'
+    exit 2
+    ");
     fs::write(sandbox.path().join("file"), "").unwrap();
     let file = check_fails(&sandbox, 2, &["--workdir", "file", "up"]);
-    assert_snapshot!(file, @"");
+    assert_snapshot!(file, @r"
+    $ pando --workdir file up
+    error: workdir [workdir]/file is not a directory
+    hint: name the directory that holds it with '--workdir DIR'
+    exit 2
+    ");
 }
 
 #[test]
 fn a_command_that_is_not_there_is_a_usage_error() {
     let sandbox = Sandbox::new();
-    assert_snapshot!(check_fails(&sandbox, 2, &["statsu"]), @"");
-    assert_snapshot!(check_fails(&sandbox, 2, &["status", "--timeout", "soon"]), @"");
+    assert_snapshot!(check_fails(&sandbox, 2, &["statsu"]), @r"
+    $ pando statsu
+    error: unrecognized subcommand 'statsu'
+
+      tip: a similar subcommand exists: 'status'
+
+    Usage: pando [OPTIONS] <COMMAND>
+
+    For more information, try '--help'.
+    exit 2
+    ");
+    assert_snapshot!(check_fails(&sandbox, 2, &["status", "--timeout", "soon"]), @r"
+    $ pando status --timeout soon
+    error: invalid value 'soon' for '--timeout <TIME>': write a number and a unit, such as 500ms, 5s or 1m
+
+    For more information, try '--help'.
+    exit 2
+    ");
 }
 
 #[test]
@@ -44,7 +72,12 @@ fn a_file_in_place_of_the_directory_is_named() {
     let sandbox = Sandbox::new();
     let _redacted = sandbox.redact();
     fs::write(sandbox.path().join(".pando"), "mine").unwrap();
-    assert_snapshot!(check_fails(&sandbox, 1, &["up"]), @"");
+    assert_snapshot!(check_fails(&sandbox, 1, &["up"]), @r"
+    $ pando up
+    error: cannot use [workdir]/.pando: not a directory
+    hint: make it a directory you may write to: 'ls -ld [workdir]/.pando'
+    exit 1
+    ");
     assert_eq!(fs::read_to_string(sandbox.path().join(".pando")).unwrap(), "mine");
 }
 
@@ -54,10 +87,20 @@ fn something_foreign_in_place_of_the_lock_is_named_and_left_alone() {
     let _redacted = sandbox.redact();
     sandbox.workdir().prepare().unwrap();
     fs::create_dir(sandbox.workdir().lock_path()).unwrap();
-    assert_snapshot!(check_fails(&sandbox, 1, &["up"]), @"");
+    assert_snapshot!(check_fails(&sandbox, 1, &["up"]), @r"
+    $ pando up
+    error: [workdir]/.pando/ipc.lock is not a regular file; move it away, Pando makes its own
+    hint: look at it: 'ls -l [workdir]/.pando/ipc.lock'
+    exit 1
+    ");
     fs::remove_dir(sandbox.workdir().lock_path()).unwrap();
     std::os::unix::fs::symlink("/dev/null", sandbox.workdir().lock_path()).unwrap();
-    assert_snapshot!(check_fails(&sandbox, 1, &["up"]), @"");
+    assert_snapshot!(check_fails(&sandbox, 1, &["up"]), @r"
+    $ pando up
+    error: [workdir]/.pando/ipc.lock is not a regular file; move it away, Pando makes its own
+    hint: look at it: 'ls -l [workdir]/.pando/ipc.lock'
+    exit 1
+    ");
 }
 
 #[test]
@@ -67,7 +110,13 @@ fn a_database_that_is_none_is_named_and_left_alone() {
     sandbox.workdir().prepare().unwrap();
     let text = "this is no database, and longer than the header of one would be: ".repeat(20);
     fs::write(sandbox.workdir().database_path(), &text).unwrap();
-    assert_snapshot!(check_fails(&sandbox, 1, &["up"]), @"");
+    assert_snapshot!(check_fails(&sandbox, 1, &["up"]), @r"
+    $ pando up
+    error: cannot open database [workdir]/.pando/pando.db: file is not a database
+    hint: look at it: 'ls -l [workdir]/.pando/pando.db'
+    hint: move it away to begin with an empty one, or put a backup in its place
+    exit 1
+    ");
     assert_eq!(fs::read_to_string(sandbox.workdir().database_path()).unwrap(), text);
 }
 
@@ -75,8 +124,18 @@ fn a_database_that_is_none_is_named_and_left_alone() {
 fn a_workdir_without_primary_is_said_at_once() {
     let sandbox = Sandbox::new();
     let _redacted = sandbox.redact();
-    assert_snapshot!(check_fails(&sandbox, 3, &["ipc", "call", "instance.ping"]), @"");
-    assert_snapshot!(check_fails(&sandbox, 3, &["ipc", "tail"]), @"");
+    assert_snapshot!(check_fails(&sandbox, 3, &["ipc", "call", "instance.ping"]), @r"
+    $ pando ipc call instance.ping
+    error: no primary in [workdir] (lock is free)
+    hint: start one with 'pando up'
+    exit 3
+    ");
+    assert_snapshot!(check_fails(&sandbox, 3, &["ipc", "tail"]), @r"
+    $ pando ipc tail
+    error: no primary in [workdir] (lock is free)
+    hint: start one with 'pando up'
+    exit 3
+    ");
 }
 
 #[test]
@@ -87,13 +146,23 @@ fn a_lock_whose_holder_is_silent_is_no_primary() {
     fs::write(sandbox.workdir().lock_path(), "not what you think").unwrap();
     let lock = fs::File::open(sandbox.workdir().lock_path()).unwrap();
     lock.lock().unwrap();
-    assert_snapshot!(check_fails(&sandbox, 3, &["--timeout", "300ms", "ipc", "call", "instance.ping"]), @"");
+    assert_snapshot!(check_fails(&sandbox, 3, &["--timeout", "300ms", "ipc", "call", "instance.ping"]), @r"
+    $ pando --timeout 300ms ipc call instance.ping
+    error: no primary answers in [workdir] (its lock is held, by whom is not said)
+    hint: find the holder: 'fuser -v [workdir]/.pando/ipc.lock'
+    exit 3
+    ");
 }
 
 #[test]
 fn params_that_are_not_json_are_a_usage_error() {
     let sandbox = Sandbox::new();
-    assert_snapshot!(check_fails(&sandbox, 2, &["ipc", "call", "session.get", "{id: 1}"]), @"");
+    assert_snapshot!(check_fails(&sandbox, 2, &["ipc", "call", "session.get", "{id: 1}"]), @r#"
+    $ pando ipc call session.get {id: 1}
+    error: params are not JSON: key must be a string at line 1 column 2, in "{id: 1}"
+    hint: keep JSON in single quotes, so that the shell leaves it alone: '{"session_id":"s1"}'
+    exit 2
+    "#);
 }
 
 #[test]
@@ -102,14 +171,39 @@ fn a_refused_call_says_why_and_what_to_do() {
     let _redacted = sandbox.redact();
     let (_instance, _) = PandoProcess::primary(&sandbox);
     // An unknown method, and the one that was meant.
-    assert_snapshot!(check_fails(&sandbox, 1, &["ipc", "call", "sesion.list"]), @"");
+    assert_snapshot!(check_fails(&sandbox, 1, &["ipc", "call", "sesion.list"]), @r#"
+    $ pando ipc call sesion.list
+    error: the primary has no method "sesion.list"
+    hint: did you mean 'instance.list' or 'message.list' or 'session.list'?
+    hint: list them: 'pando ipc methods'
+    exit 1
+    "#);
     // Params that do not fit name the field.
-    assert_snapshot!(check_fails(&sandbox, 1, &["ipc", "call", "session.get", r#"{"id":5}"#]), @"");
-    assert_snapshot!(check_fails(&sandbox, 1, &["ipc", "call", "session.get"]), @"");
+    assert_snapshot!(check_fails(&sandbox, 1, &["ipc", "call", "session.get", r#"{"id":5}"#]), @r#"
+    $ pando ipc call session.get {"id":5}
+    error: ipc: invalid params: id: invalid type: integer `5`, expected a string
+    hint: see what each method takes: 'pando ipc methods'
+    exit 1
+    "#);
+    assert_snapshot!(check_fails(&sandbox, 1, &["ipc", "call", "session.get"]), @r"
+    $ pando ipc call session.get
+    error: ipc: invalid params: missing field `id`
+    hint: see what each method takes: 'pando ipc methods'
+    exit 1
+    ");
     // A session that is not there.
-    assert_snapshot!(check_fails(&sandbox, 1, &["ipc", "call", "session.get", r#"{"id":"s-404"}"#]), @"");
+    assert_snapshot!(check_fails(&sandbox, 1, &["ipc", "call", "session.get", r#"{"id":"s-404"}"#]), @r#"
+    $ pando ipc call session.get {"id":"s-404"}
+    error: no session "s-404"; 'session.list' names them
+    exit 1
+    "#);
     // A topic that is none.
-    assert_snapshot!(check_fails(&sandbox, 1, &["ipc", "call", "events.publish", r#"{"topic":"a b"}"#]), @"");
+    assert_snapshot!(check_fails(&sandbox, 1, &["ipc", "call", "events.publish", r#"{"topic":"a b"}"#]), @r#"
+    $ pando ipc call events.publish {"topic":"a b"}
+    error: dbproxy: INVALID_PARAMS (publish): topic: topic "a b" holds ' '; a topic has no spaces, control characters or '*' (patterns are 'a.b', 'a.*' and '*')
+    hint: see what each method takes: 'pando ipc methods'
+    exit 1
+    "#);
 }
 
 #[test]
@@ -117,17 +211,47 @@ fn bad_sql_says_what_sqlite_says() {
     let sandbox = Sandbox::new();
     let _redacted = sandbox.redact();
     let (_instance, _) = PandoProcess::primary(&sandbox);
-    assert_snapshot!(check_fails(&sandbox, 1, &["db", "exec", "SELEC 1"]), @"");
-    assert_snapshot!(check_fails(&sandbox, 1, &["db", "query", "SELECT * FROM nowhere"]), @"");
+    assert_snapshot!(check_fails(&sandbox, 1, &["db", "exec", "SELEC 1"]), @r#"
+    $ pando db exec SELEC 1
+    error: dbproxy: INVALID_PARAMS (exec): near "SELEC": syntax error
+    hint: see the tables: pando db query 'SELECT name, sql FROM sqlite_schema'
+    exit 1
+    "#);
+    assert_snapshot!(check_fails(&sandbox, 1, &["db", "query", "SELECT * FROM nowhere"]), @r"
+    $ pando db query SELECT * FROM nowhere
+    error: dbproxy: INVALID_PARAMS (query): no such table: nowhere
+    hint: see the tables: pando db query 'SELECT name, sql FROM sqlite_schema'
+    exit 1
+    ");
     // A constraint is a conflict.
     let project = "INSERT INTO projects (id, name, path, status, initialized, created_at, updated_at) \
                    VALUES ('p', 'p', '/p', 'open', 0, 0, 0)";
     assert_eq!(pando(&sandbox, &["db", "exec", project]).code, Some(0));
-    assert_snapshot!(check_fails(&sandbox, 6, &["db", "exec", project]), @"");
+    assert_snapshot!(check_fails(&sandbox, 6, &["db", "exec", project]), @r"
+    $ pando db exec INSERT INTO projects (id, name, path, status, initialized, created_at, updated_at) VALUES ('p', 'p', '/p', 'open', 0, 0, 0)
+    error: dbproxy: CONFLICT (exec): UNIQUE constraint failed: projects.path
+    hint: read the row that is there, then decide
+    exit 6
+    ");
     // What is not for callers.
-    assert_snapshot!(check_fails(&sandbox, 4, &["db", "exec", "PRAGMA journal_mode = DELETE"]), @"");
-    assert_snapshot!(check_fails(&sandbox, 4, &["db", "exec", "DELETE FROM _pando_event"]), @"");
-    assert_snapshot!(check_fails(&sandbox, 4, &["db", "exec", "CREATE TABLE notes (id TEXT PRIMARY KEY)"]), @"");
+    assert_snapshot!(check_fails(&sandbox, 4, &["db", "exec", "PRAGMA journal_mode = DELETE"]), @r"
+    $ pando db exec PRAGMA journal_mode = DELETE
+    error: dbproxy: INVALID_PARAMS (exec): PRAGMA journal_mode is not allowed in forwarded SQL
+    hint: schema changes need '--ddl'; transactions, PRAGMA and ATTACH are not for callers
+    exit 4
+    ");
+    assert_snapshot!(check_fails(&sandbox, 4, &["db", "exec", "DELETE FROM _pando_event"]), @r"
+    $ pando db exec DELETE FROM _pando_event
+    error: dbproxy: INVALID_PARAMS (exec): writing to _pando_event is not allowed: names with _pando_ are reserved
+    hint: schema changes need '--ddl'; transactions, PRAGMA and ATTACH are not for callers
+    exit 4
+    ");
+    assert_snapshot!(check_fails(&sandbox, 4, &["db", "exec", "CREATE TABLE notes (id TEXT PRIMARY KEY)"]), @r#"
+    $ pando db exec CREATE TABLE notes (id TEXT PRIMARY KEY)
+    error: dbproxy: INVALID_PARAMS (exec): changing the schema (sqlite_master) is not allowed without "ddl": true; applications use migrations
+    hint: schema changes need '--ddl'; transactions, PRAGMA and ATTACH are not for callers
+    exit 4
+    "#);
 }
 
 #[test]
@@ -138,7 +262,13 @@ fn a_primary_that_is_stopped_is_a_timeout_that_names_it() {
     instance.signal(Signal::STOP);
     let silent = check_fails(&sandbox, 5, &["--timeout", "300ms", "ipc", "call", "instance.info"]);
     instance.signal(Signal::CONT);
-    assert_snapshot!(silent, @"");
+    assert_snapshot!(silent, @r"
+    $ pando --timeout 300ms ipc call instance.info
+    error: the primary of [workdir] gave no answer within 300ms ([inst], pid [pid], [pando], since [time]): connection to [inst] failed: it has not answered yet
+    hint: if it stays silent, end it and another instance takes over: 'kill -9 [pid]'
+    hint: see who holds the workdir: 'pando status'
+    exit 5
+    ");
 }
 
 #[test]
@@ -146,7 +276,13 @@ fn a_lost_election_names_the_holder() {
     let sandbox = Sandbox::new();
     let _redacted = sandbox.redact();
     let (_instance, _) = PandoProcess::primary(&sandbox);
-    assert_snapshot!(check_fails(&sandbox, 75, &["up", "--require-primary"]), @"");
+    assert_snapshot!(check_fails(&sandbox, 75, &["up", "--require-primary"]), @r"
+    $ pando up --require-primary
+    error: [workdir] already has a primary: [inst], pid [pid], [pando], since [time]
+    hint: join as a secondary: leave out '--require-primary'
+    hint: or end the others first: 'pando down'
+    exit 75
+    ");
 }
 
 #[test]

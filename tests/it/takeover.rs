@@ -18,7 +18,7 @@ const TAKEOVER_WITHIN: Duration = Duration::from_secs(1);
 /// How long the others may take to follow the next one, and writes to flow again.
 const SETTLED_WITHIN: Duration = Duration::from_secs(5);
 /// Acknowledged writes of each writer before the next kill: the primary dies in the middle of the load.
-const WRITES_PER_ROUND: usize = 20;
+const WRITES_PER_ROUND: usize = 100;
 /// How long the end of the load may take: all that is in flight is answered.
 const DONE_WITHIN: Duration = Duration::from_secs(30);
 

@@ -70,6 +70,7 @@ async fn introduce(endpoint: &str, info: &LockInfo, options: &Options) -> Result
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         protocol: PROTOCOL,
+        headless: options.headless,
     };
     let asking = async {
         match ask(&mut dealer, 1, HELLO, json!(hello)).await? {

@@ -11,6 +11,8 @@ pub struct Options {
     pub instance_id: String,
     /// What the caller is.
     pub kind: Kind,
+    /// Whether it is an instance that leaves when `pando down` asks.
+    pub headless: bool,
     /// How long a call waits for a primary before it fails as not sent. 5 s.
     pub dial_timeout: Duration,
     /// How long a call takes at most: dial, queueing and answer together. 10 s.
@@ -23,6 +25,7 @@ impl Options {
         Self {
             instance_id: instance_id.into(),
             kind,
+            headless: false,
             dial_timeout: Duration::from_secs(5),
             call_timeout: Duration::from_secs(10),
         }

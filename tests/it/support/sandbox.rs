@@ -72,7 +72,7 @@ impl Sandbox {
         settings.add_filter(r"\b(inst|cli)-[0-9a-f]{32}\b", "[$1]");
         settings.add_filter(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "[uuid]");
         settings.add_filter(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "[time]");
-        settings.add_filter(r"\b(pid|kill) \d+", "$1 [pid]");
+        settings.add_filter(r"\b(pid|kill|kill -9) \d+", "$1 [pid]");
         settings.add_filter(r#""pid":\d+"#, r#""pid":"[pid]""#);
         settings.add_filter(r"\b[45]\d{4}\b", "[port]");
         settings.bind_to_scope()
