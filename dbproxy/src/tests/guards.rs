@@ -178,7 +178,7 @@ async fn the_schema_may_be_changed_when_that_is_said() {
         "ALTER TABLE t DROP COLUMN d",
         "INSERT INTO v VALUES (7)",
         "ANALYZE",
-        "REINDEX t",
+        "REINDEX",
         "DROP TRIGGER g",
         "DROP VIEW v",
         "DROP INDEX t_b",
