@@ -49,14 +49,10 @@ pub(crate) struct Checkpointer {
 impl Checkpointer {
     /// Starts the thread with a connection of its own.
     pub(crate) fn start(path: &Path) -> Result<Self, StoreError> {
-        let failed = |source| StoreError::Sqlite { path: path.to_owned(), source };
-        let connection = schema::connect(path).map_err(failed)?;
-        connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
-        connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(())).map_err(failed)?;
-        let page_bytes = connection.query_row("PRAGMA page_size", [], |row| row.get(0)).map_err(failed)?;
+        let worker = Worker::open(path);
+        let mut worker = worker.map_err(|source| StoreError::Sqlite { path: path.to_owned(), source })?;
         let shared = Arc::new(Shared::default());
         let own = Arc::clone(&shared);
-        let mut worker = Worker { connection, path: path.to_owned(), page_bytes, paused_until: None };
         let thread = std::thread::Builder::new()
             .name(NAME.to_owned())
             .spawn(move || worker.run(&own))
@@ -91,6 +87,16 @@ struct Worker {
 }
 
 impl Worker {
+    fn open(path: &Path) -> rusqlite::Result<Self> {
+        let connection = schema::connect(path)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
+        let page_bytes = connection.query_row("PRAGMA page_size", [], |row| row.get(0))?;
+        // A connection that has read nothing does not know that there is a WAL, and would do nothing.
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+        Ok(Self { connection, path: path.to_owned(), page_bytes, paused_until: None })
+    }
+
     fn run(&mut self, shared: &Shared) {
         loop {
             let mut state = shared.lock();
@@ -131,5 +137,71 @@ impl Worker {
                 Some(now + PAUSE)
             }
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::write::Durability;
+
+    struct Loaded {
+        _dir: tempfile::TempDir,
+        path: PathBuf,
+        writer: Connection,
+    }
+
+    fn loaded() -> Loaded {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pando.db");
+        let writer = schema::open(&path, Durability::Os).unwrap().connection;
+        writer.execute_batch("CREATE TABLE blobs (b)").unwrap();
+        Loaded { _dir: dir, path, writer }
+    }
+
+    impl Loaded {
+        fn write(&self, megabytes: u32) {
+            self.writer.execute("INSERT INTO blobs VALUES (zeroblob(?1))", [megabytes << 20]).unwrap();
+        }
+
+        fn wal_bytes(&self) -> u64 {
+            std::fs::metadata(self.path.with_extension("db-wal")).unwrap().len()
+        }
+    }
+
+    #[test]
+    fn frames_move_to_the_database_and_the_wal_is_cut_at_the_end() {
+        let loaded = loaded();
+        let checkpointer = Checkpointer::start(&loaded.path).unwrap();
+        loaded.write(3);
+        checkpointer.wake();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while std::fs::metadata(&loaded.path).unwrap().len() < 3 << 20 {
+            assert!(Instant::now() < deadline, "the pages were never moved");
+            std::thread::yield_now();
+        }
+        assert!(loaded.wal_bytes() > 3 << 20);
+        checkpointer.finish();
+        assert_eq!(loaded.wal_bytes(), 0);
+    }
+
+    #[test]
+    fn a_large_wal_begins_anew_unless_a_reader_holds_it() {
+        let loaded = loaded();
+        let mut worker = Worker::open(&loaded.path).unwrap();
+        let reader = schema::connect(&loaded.path).unwrap();
+        let held = reader.unchecked_transaction().unwrap();
+        held.query_row("SELECT count(*) FROM blobs", [], |_| Ok(())).unwrap();
+        loaded.write(40);
+        worker.checkpoint();
+        assert!(worker.paused_until.is_some(), "the reader was in the way");
+        drop(held);
+        worker.checkpoint();
+        assert!(worker.paused_until.is_some(), "the pause is kept");
+        worker.paused_until = None;
+        worker.checkpoint();
+        assert!(worker.paused_until.is_none());
+        loaded.write(1);
+        assert!(loaded.wal_bytes() <= RESTART_BYTES, "the WAL has {} bytes", loaded.wal_bytes());
     }
 }

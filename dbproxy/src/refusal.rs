@@ -78,11 +78,14 @@ pub(crate) fn not_primary(method: &str) -> Fault {
 /// Returns what SQLite's error means to the caller.
 pub(crate) fn from_sqlite(method: &str, error: &Error, guard: Option<&Guard>) -> Fault {
     let message = message_of(error);
+    // SQLite reports some denials as plain errors; what the guard denied is the reason all the same.
+    if let Some(denied) = guard.and_then(Guard::denied) {
+        return refuse(Code::Forbidden, Word::InvalidParams, method, denied);
+    }
     let code = match error {
         Error::MultipleStatement => {
             return invalid(method, "sql", "more than one statement; send one statement per string");
         }
-        Error::NulError(_) => return invalid(method, "sql", "holds a NUL"),
         Error::InvalidParameterCount(given, wanted) => {
             return invalid(method, "params", format!("{given} given, {wanted} wanted"));
         }
@@ -95,10 +98,7 @@ pub(crate) fn from_sqlite(method: &str, error: &Error, guard: Option<&Guard>) ->
     };
     match code {
         ErrorCode::ConstraintViolation => refuse(Code::Conflict, Word::Conflict, method, message),
-        ErrorCode::AuthorizationForStatementDenied => {
-            let denied = guard.and_then(Guard::denied).unwrap_or(message);
-            refuse(Code::Forbidden, Word::InvalidParams, method, denied)
-        }
+        ErrorCode::AuthorizationForStatementDenied => refuse(Code::Forbidden, Word::InvalidParams, method, message),
         ErrorCode::OperationInterrupted => {
             refuse(Code::Deadline, Word::Timeout, method, "the statement ran into its time limit; not applied")
         }

@@ -55,6 +55,10 @@ impl Runner<'_> {
             let message = format!("statement has {} bytes; the limit is {MAX_SQL_BYTES}", statement.sql.len());
             return Err(too_large(self.method, message));
         }
+        if statement.sql.contains('\0') {
+            // SQLite would read up to it and no further.
+            return Err(invalid(self.method, "sql", "holds a NUL"));
+        }
         // The fault is made outside: it asks the guard what was denied.
         let ran = self.guard.run(self.mode, self.deadline, || self.step_through(statement));
         ran.map_err(|failure| match failure {

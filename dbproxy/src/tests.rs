@@ -9,7 +9,6 @@ mod store;
 mod writes;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -25,10 +24,8 @@ struct Bench {
     events: Arc<Mutex<Vec<Arc<Envelope>>>>,
 }
 
-static OPS: AtomicU64 = AtomicU64::new(0);
-
 fn fresh_op() -> String {
-    format!("op-{}", OPS.fetch_add(1, Ordering::Relaxed))
+    uuid::Uuid::now_v7().to_string()
 }
 
 fn exec(sql: &[&str]) -> Work {

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use crate::checkpoint::Checkpointer;
-use crate::refusal::{Word, not_primary, queue_is_full, refuse};
+use crate::refusal::{Word, not_primary, queue_is_full, refuse, too_large};
 use crate::schema::{self, StoreError};
 use crate::write::{Ack, Durability, WriteRequest};
 pub use dedup::{KEPT_OPS, KEPT_OPS_FOR};
@@ -29,6 +29,8 @@ use thread::{Command, Job, Signals, Thread};
 pub const QUEUE_WRITES: usize = 1_024;
 /// Bytes of the writes that wait. Beyond it a write is answered `E_BUSY_QUEUE` at once.
 pub const QUEUE_BYTES: usize = 64 << 20;
+/// Bytes of one write. A larger one is refused with `E_TOO_LARGE`.
+pub const MAX_WRITE_BYTES: usize = 16 << 20;
 /// What a refused client is told to wait at least.
 const RETRY_AFTER: Duration = Duration::from_millis(5);
 
@@ -154,6 +156,9 @@ impl Writer {
             return Err(not_primary(&label));
         }
         let weight = request.weight();
+        if weight > MAX_WRITE_BYTES {
+            return Err(too_large(&label, format!("the write has {weight} bytes; the limit is {MAX_WRITE_BYTES}")));
+        }
         if self.0.queued_bytes.fetch_add(weight, Ordering::Relaxed) + weight > QUEUE_BYTES {
             self.0.queued_bytes.fetch_sub(weight, Ordering::Relaxed);
             return Err(queue_is_full(&label, RETRY_AFTER));

@@ -61,7 +61,7 @@ async fn a_new_a_renamed_and_a_dropped_table_are_followed() {
     apply(&writer, ddl(&["ALTER TABLE memos RENAME COLUMN k TO id", "DELETE FROM memos"])).await;
     assert_eq!(bench.seen(), ["db.notes.created a", "db.memos.updated a", "db.memos.deleted a"]);
     bench.forget();
-    let failing = ddl(&["CREATE TABLE gone (a)", "INSERT INTO gone VALUES (1)", "SELECT nothing"]);
+    let failing = ddl(&["CREATE TABLE gone (a)", "INSERT INTO gone VALUES (1)", "SELECT missing"]);
     assert!(submit(&writer, failing).await.is_err());
     apply(&writer, ddl(&["DROP TABLE memos", "CREATE TABLE gone (a)", "DROP TRIGGER temp._pando_track_0_INSERT"]))
         .await;
@@ -115,7 +115,7 @@ async fn a_write_and_its_events_are_committed_together() {
     let readers = bench.readers();
     let count = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM _pando_event WHERE topic = 'db.session.created'),
                         (SELECT count(*) FROM _pando_op)";
-    let writes = async {
+    let work = async {
         for at in 0..200 {
             apply(&writer, session(&format!("s{at}"))).await;
         }
@@ -129,5 +129,5 @@ async fn a_write_and_its_events_are_committed_together() {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), futures::future::join(writes, look)).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), futures::future::join(work, look)).await.unwrap();
 }

@@ -162,3 +162,29 @@ async fn parameters_must_fit() {
         assert!(fault.message.starts_with("dbproxy: INVALID_PARAMS (exec): params: "), "{sql}: {fault}");
     }
 }
+
+#[tokio::test]
+async fn the_schema_may_be_changed_when_that_is_said() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    for sql in [
+        "CREATE TABLE t (a INTEGER PRIMARY KEY, b)",
+        "CREATE TABLE c AS SELECT 1 AS x",
+        "CREATE UNIQUE INDEX t_b ON t (b)",
+        "CREATE VIEW v AS SELECT b FROM t",
+        "CREATE TRIGGER g INSTEAD OF INSERT ON v BEGIN INSERT INTO t (b) VALUES (NEW.b); END",
+        "ALTER TABLE t ADD COLUMN d",
+        "ALTER TABLE c RENAME COLUMN x TO y",
+        "ALTER TABLE t DROP COLUMN d",
+        "INSERT INTO v VALUES (7)",
+        "ANALYZE",
+        "REINDEX",
+        "DROP TRIGGER g",
+        "DROP VIEW v",
+        "DROP INDEX t_b",
+        "DROP TABLE t",
+    ] {
+        submit(&writer, ddl(&[sql])).await.expect(sql);
+    }
+    assert_eq!(bench.seen(), ["db.t.created 1"]);
+}

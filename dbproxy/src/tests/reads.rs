@@ -20,7 +20,7 @@ async fn a_query_cannot_write_by_any_route() {
         "PRAGMA query_only = OFF",
         "PRAGMA journal_mode = DELETE",
         "PRAGMA wal_checkpoint(TRUNCATE)",
-        "SELECT * FROM pragma_wal_checkpoint",
+        "SELECT * FROM pragma_database_list",
         "ATTACH '/tmp/never.db' AS other",
         "VACUUM",
         "VACUUM INTO '/tmp/never.db'",

@@ -132,8 +132,8 @@ async fn projects_templates_scores_and_skills_round_trip() {
     };
     let made = db.insert_prompt_template(template).await.unwrap();
     assert_eq!((made.version, made.is_active), (2, 1));
-    assert_eq!(db.list_prompt_templates().await.unwrap(), [made.clone()]);
-    assert_eq!(db.get_prompt_template("t").await.unwrap(), Some(made));
+    assert_eq!(db.get_prompt_template("t").await.unwrap().as_ref(), Some(&made));
+    assert_eq!(db.list_prompt_templates().await.unwrap(), [made]);
 
     let score = params::InsertSessionScore {
         id: "sc".into(),
@@ -227,6 +227,6 @@ async fn a_bad_call_names_method_and_field() {
     let error = DbError::from(db.named("CreateFile", &json!({"id": 7})).await.unwrap_err());
     let fault = error.fault().unwrap();
     assert_eq!(fault.message, "dbproxy: INVALID_PARAMS (CreateFile): params.id: expected a string");
-    let error = db.query("SELECT nothing", ()).await.unwrap_err();
-    assert_eq!(error.to_string(), "dbproxy: INVALID_PARAMS (query): no such column: nothing");
+    let error = db.query("SELECT missing", ()).await.unwrap_err();
+    assert_eq!(error.to_string(), "dbproxy: INVALID_PARAMS (query): no such column: missing");
 }

@@ -71,7 +71,7 @@ impl Thread {
 
     fn attempt(&mut self, slots: &mut [Slot]) -> Attempt {
         let label = slots.first().map_or("", |slot| slot.job.request.work.label()).to_owned();
-        if let Err(error) = self.connection.execute_batch("BEGIN IMMEDIATE") {
+        if let Err(error) = self.control("BEGIN IMMEDIATE") {
             return Attempt::Failed(from_sqlite(&label, &error, None));
         }
         let start = self.journal.mark();
@@ -108,7 +108,7 @@ impl Thread {
                 }
             }
         }
-        match self.connection.execute_batch("COMMIT") {
+        match self.control("COMMIT") {
             Ok(()) => {
                 self.journal.commit();
                 Attempt::Committed { taken, events }
@@ -136,17 +136,17 @@ impl Thread {
         let label = request.work.label();
         let sqlite = |error: Error| from_sqlite(label, &error, None);
         let mark = self.journal.mark();
-        self.connection.execute_batch("SAVEPOINT pando_write").map_err(sqlite)?;
+        self.control("SAVEPOINT pando_write").map_err(sqlite)?;
         let applied = catch_unwind(AssertUnwindSafe(|| self.apply(request))).unwrap_or_else(|_| {
             tracing::error!(write = label, "a write panicked; it is rolled back");
             Err(panicked(label))
         });
         let applied = applied.and_then(|applied| {
-            self.connection.execute_batch("RELEASE pando_write").map_err(sqlite)?;
+            self.control("RELEASE pando_write").map_err(sqlite)?;
             Ok(applied)
         });
         if applied.is_err() && !self.connection.is_autocommit() {
-            let back = self.connection.execute_batch("ROLLBACK TO pando_write; RELEASE pando_write");
+            let back = self.control("ROLLBACK TO pando_write").and_then(|()| self.control("RELEASE pando_write"));
             self.journal.roll_back(mark);
             if let Err(error) = back {
                 // The savepoint cannot be trusted: all of the transaction goes, which the caller notices.
@@ -157,10 +157,15 @@ impl Thread {
         applied
     }
 
+    /// Runs one statement of transaction control, prepared once.
+    fn control(&self, sql: &str) -> rusqlite::Result<()> {
+        self.connection.prepare_cached(sql)?.execute([]).map(drop)
+    }
+
     /// Rolls the transaction back, if SQLite has not done so, and takes the journal back to its start.
     fn abandon(&mut self, start: Mark) {
         if !self.connection.is_autocommit()
-            && let Err(error) = self.connection.execute_batch("ROLLBACK")
+            && let Err(error) = self.control("ROLLBACK")
         {
             tracing::error!(%error, "rolling back failed");
         }

@@ -78,3 +78,33 @@ pub(super) fn prune(connection: &Connection, keep: u64, keep_for: Duration) -> r
         .execute(params![keep, 2 * PRUNE_CHUNK, before])
         .map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_op_is_forgotten_only_when_it_is_old_and_many_came_after_it() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(include_str!("../migrations/0001_pando.sql")).unwrap();
+        let now = Timestamp::now().unix_seconds();
+        let mut insert = connection
+            .prepare(
+                "INSERT INTO _pando_op (op_id, fingerprint, at, epoch, seq, results) VALUES (?1, -1, ?2, 1, 1, '[7]')",
+            )
+            .unwrap();
+        for n in 1..=100 {
+            insert.execute(params![format!("op-{n}"), if n <= 60 { now - 7_200 } else { now }]).unwrap();
+        }
+        let kept = |keep| {
+            prune(&connection, keep, KEPT_OPS_FOR).unwrap();
+            connection.query_row("SELECT count(*) FROM _pando_op", [], |row| row.get::<_, u64>(0)).unwrap()
+        };
+        assert_eq!(kept(100), 100);
+        assert_eq!(kept(70), 70, "60 are old enough, 30 are too many");
+        assert_eq!(kept(10), 40, "the young ones stay");
+        let stored = find(&connection, "op-61").unwrap().unwrap();
+        assert_eq!((stored.fingerprint, stored.results), (u64::MAX, serde_json::json!([7])));
+        assert_eq!(find(&connection, "op-60").unwrap(), None);
+    }
+}
