@@ -121,6 +121,7 @@ impl Context {
             // A label for one short connection: short enough to read in a table.
             instance_id: format!("cli-{}", &Uuid::new_v4().simple().to_string()[..12]),
             kind,
+            headless: false,
             dial_timeout: self.globals.timeout.unwrap_or(DIAL_TIMEOUT),
             call_timeout: self.timeout(),
         };

@@ -6,7 +6,6 @@ mod role;
 
 use clap::ValueEnum;
 use pando::{Instance, JoinError, Options};
-use pando_dbproxy::StoreError;
 use pando_ipc::Workdir;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 

@@ -242,7 +242,7 @@ async fn closing_answers_what_is_queued_and_refuses_the_rest() {
     let mut queued: Vec<_> = submitted.collect();
     for write in &mut queued {
         // It is in the queue after this, or answered already.
-        drop(futures::poll!(write));
+        let _pending = futures::poll!(write);
     }
     futures::future::join(futures::future::join_all(queued.iter_mut()), writer.clone().close()).await;
     assert!(queued.iter_mut().all(|write| write.as_mut().take_output().unwrap().is_ok()));
