@@ -328,6 +328,16 @@ mod tests {
     }
 
     #[test]
+    fn two_clients_that_count_alike_do_not_take_each_others_answers() {
+        let skill = |source: &str| {
+            let work = Work::named("IncrementSkillUsage", &json!("skill")).unwrap();
+            WriteRequest::new("req-1".into(), source.into(), Instant::now(), work).unwrap().fingerprint
+        };
+        assert_eq!(skill("inst-A"), skill("inst-A"));
+        assert_ne!(skill("inst-A"), skill("inst-B"));
+    }
+
+    #[test]
     fn a_bad_op_id_and_an_empty_write_are_refused() {
         let exec = |count| Work::Exec { statements: vec![Statement::new("SELECT 1", ()); count], ddl: false };
         let make = |op_id: &str, work| WriteRequest::new(op_id.into(), "i".into(), Instant::now(), work);

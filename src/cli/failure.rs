@@ -274,9 +274,13 @@ impl Failure {
                 (Kind::Failed, format!("find its other name: 'find / -xdev -samefile {}'", path.display()))
             }
             StoreError::NoWal { .. } => (Kind::Failed, "work in a directory on a local disk".into()),
-            StoreError::Sqlite { path, .. } => {
-                (Kind::Failed, format!("if it is no database of Pando's, move it away: {}", path.display()))
-            }
+            StoreError::Sqlite { path, .. } => (
+                Kind::Failed,
+                format!(
+                    "if it is no database of Pando's, move it away; Pando then makes a new one: 'mv {} elsewhere'",
+                    path.display()
+                ),
+            ),
             StoreError::Thread { .. } => (Kind::Failed, "look at the limit of processes: 'ulimit -u'".into()),
         };
         Self::new(kind, error.to_string()).hint(hint)

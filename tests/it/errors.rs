@@ -113,8 +113,7 @@ fn a_database_that_is_none_is_named_and_left_alone() {
     assert_snapshot!(check_fails(&sandbox, 1, &["up"]), @r"
     $ pando up
     error: cannot open database [workdir]/.pando/pando.db: file is not a database
-    hint: look at it: 'ls -l [workdir]/.pando/pando.db'
-    hint: move it away to begin with an empty one, or put a backup in its place
+    hint: if it is no database of Pando's, move it away; Pando then makes a new one: 'mv [workdir]/.pando/pando.db elsewhere'
     exit 1
     ");
     assert_eq!(fs::read_to_string(sandbox.workdir().database_path()).unwrap(), text);
@@ -236,7 +235,7 @@ fn bad_sql_says_what_sqlite_says() {
     // What is not for callers.
     assert_snapshot!(check_fails(&sandbox, 4, &["db", "exec", "PRAGMA journal_mode = DELETE"]), @r"
     $ pando db exec PRAGMA journal_mode = DELETE
-    error: dbproxy: INVALID_PARAMS (exec): PRAGMA journal_mode is not allowed in forwarded SQL
+    error: dbproxy: INVALID_PARAMS (exec): PRAGMA journal_mode is not allowed here
     hint: schema changes need '--ddl'; transactions, PRAGMA and ATTACH are not for callers
     exit 4
     ");

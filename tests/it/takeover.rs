@@ -169,7 +169,8 @@ fn a_killed_primary_takes_no_acknowledged_write_along_and_is_replaced_within_a_s
             writers.iter().find(|writer| writer.has_role("primary", next_epoch))?.role.clone()
         });
         takeovers.push(heir.read_at.saturating_duration_since(killed_at));
-        assert!(takeovers[round - 1] < TAKEOVER_WITHIN, "round {round} of {takeovers:?}");
+        let logs = || writers.iter().map(|writer| writer.process.stderr()).collect::<String>();
+        assert!(takeovers[round - 1] < TAKEOVER_WITHIN, "round {round} of {takeovers:?}\n{}", logs());
         wait_for("everyone follows", SETTLED_WITHIN, &mut writers, |writer| {
             writer.role.as_ref().is_some_and(|role| role.epoch == next_epoch)
         });

@@ -74,7 +74,9 @@ async fn writes_until_the_disk_is_full() {
     let path = PathBuf::from(std::env::var(DATABASE).unwrap());
     let writer = Writer::open(&path, WriterOptions::new("child", "/w")).unwrap();
     let readers = Readers::open(&path, 1);
-    let mut applied = 0;
+    let first = || request("first", session("first"));
+    writer.submit(first()).await.unwrap();
+    let mut applied = 1;
     let fault = loop {
         let blob =
             Statement::new("INSERT INTO sessions (id, title) VALUES (?1, hex(zeroblob(20000)))", [applied.into()]);
@@ -85,6 +87,10 @@ async fn writes_until_the_disk_is_full() {
         assert!(applied < 1_000, "the disk is never full");
     };
     assert!(fault.is(pando_ipc::fault::Code::Storage), "{fault}");
+    let bad = (0..8).map(|at| submit(&writer, session(&format!("full-{at}"))));
+    let (replay, bad) = futures::future::join(writer.submit(first()), futures::future::join_all(bad)).await;
+    assert!(replay.unwrap().replayed, "what was applied earlier is told, whatever becomes of its neighbours");
+    assert!(bad.iter().all(Result::is_err), "the disk is still full: {bad:?}");
     let count = readers.query("SELECT count(*) FROM sessions", (), QueryLimits::default()).await.unwrap();
     assert_eq!(count.rows[0][0], applied.into(), "reads go on, and see what was acknowledged");
     assert_eq!(readers.head().await.unwrap().seq, writer.head());

@@ -69,7 +69,7 @@ impl Sandbox {
         settings.add_filter(&escape(&self.workdir.display().to_string()), "[workdir]");
         settings.add_filter(&escape(&self.root.path().display().to_string()), "[sandbox]");
         settings.add_filter(&escape(env!("CARGO_BIN_EXE_pando")), "[pando]");
-        settings.add_filter(r"\b(inst|cli)-[0-9a-f]{32}\b", "[$1]");
+        settings.add_filter(r"\b(inst|cli)-[0-9a-f]{12}\b", "[$1]");
         settings.add_filter(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "[uuid]");
         settings.add_filter(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "[time]");
         settings.add_filter(r"\b(pid|kill|kill -9) \d+", "$1 [pid]");
