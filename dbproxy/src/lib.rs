@@ -13,11 +13,13 @@
 
 pub mod batch;
 mod checkpoint;
+mod client;
 pub mod db;
 pub mod deliver;
 mod guard;
 pub mod journal;
 pub mod named;
+pub mod op;
 pub mod params;
 pub mod readers;
 mod refusal;
@@ -39,6 +41,7 @@ pub use db::{Db, DbOptions, ReadAt};
 pub use deliver::{Caller, Deliver, DeliverError, Remote, Route, WriteError, deliver_until_answered};
 pub use guard::{MAX_SQL_BYTES, MAX_VALUE_BYTES};
 pub use named::{NameTaken, Writes};
+pub use op::OpId;
 pub use params::{Param, Params};
 pub use readers::{Head, QueryLimits, QueryResult, ReadError, Readers};
 pub use row::{Column, FromValue, Row, RowError};
@@ -47,5 +50,5 @@ pub use store::{DbError, Querier};
 pub use track::MAX_ROW_EVENTS;
 pub use tx::Tx;
 pub use value::SqlValue;
-pub use write::{Ack, Durability, Statement, StatementResult, Work, WriteRequest};
+pub use write::{Ack, Durability, Outcome, Statement, StatementResult, Work, WriteRequest};
 pub use writer::{Fenced, Writer, WriterOptions};

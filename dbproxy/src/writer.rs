@@ -22,7 +22,7 @@ use crate::named::Writes;
 use crate::refusal::{Word, not_primary, queue_is_full, refuse, too_large};
 use crate::schema::{self, StoreError};
 use crate::write::{Ack, Durability, WriteRequest};
-pub use dedup::{KEPT_OPS, KEPT_OPS_FOR};
+pub use dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR};
 pub(crate) use thread::Tuning;
 use thread::{Command, Job, Signals, Thread};
 
@@ -177,7 +177,7 @@ impl Writer {
         }
         answered.await.unwrap_or_else(|_| {
             let message = "the writer died before it answered; send again with the same op id";
-            Err(refuse(Code::OutcomeUnknown, Word::Unreachable, &label, message))
+            Err(refuse(Code::OutcomeUnknown, Word::Unreachable, &label, message).with("retryable", true))
         })
     }
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
+use super::db::Frame;
 use super::{Method, NoParams, write_result};
 use crate::instance::Primary;
 
@@ -38,6 +39,8 @@ struct Publish {
     durable: Option<bool>,
     /// Makes a repeated call journal the event once.
     op_id: Option<String>,
+    #[schemars(flatten)]
+    frame: Frame,
 }
 
 /// What `events.publish` answers.
