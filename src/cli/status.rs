@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pando_ipc::{Kind as PeerKind, LockInfo, Timestamp, Workdir};
+use pando_ipc::{Kind as PeerKind, LockInfo, Timestamp, Workdir, read_lock_for_path};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -109,11 +109,13 @@ async fn look(workdir: &Workdir, context: &Context) -> Result<(Report, Option<Fa
             report.last_holder = last;
             report.hints.push("start a primary with 'pando up'".to_owned());
         }
-        Standing::Held(holder) => {
-            if let Some(Holder { info, executable }) = holder {
+        Standing::Held(_) => {
+            let answer = ask(context, workdir).await;
+            // Looked up after the answer: until a new primary has advertised itself, the file names the one before.
+            if let Some(Holder { info, executable }) = read_lock_for_path(workdir).ok().map(Holder::new) {
                 (report.holder, report.executable) = (Some(info), executable);
             }
-            match ask(context, workdir).await {
+            match answer {
                 Ok((info, instances)) => {
                     report.state = State::Led;
                     (report.primary, report.instances) = (Some(info), instances);
