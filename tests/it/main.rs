@@ -8,6 +8,7 @@ mod documents;
 mod election;
 mod errors;
 mod events;
+mod fencing;
 mod golden;
 mod house;
 mod interop;

@@ -34,10 +34,11 @@ fn single(shared: &Arc<Shared>, peer: &Arc<Peer>, request: Request) {
     let Request { id, method, params } = request;
     let found = shared.methods.find(&method);
     let caller = peer.caller.clone();
-    let outcome = match found {
-        None => Err(Fault::method_not_found(&method)),
-        Some((method, Handler::Inline(handler))) => run_inline(&*handler, Call { method, params, caller }),
-        Some((method, handler)) => match permits(shared, peer) {
+    let outcome = match (shared.refusal.get(), found) {
+        (Some(refusal), _) => Err(refusal.clone()),
+        (None, None) => Err(Fault::method_not_found(&method)),
+        (None, Some((method, Handler::Inline(handler)))) => run_inline(&*handler, Call { method, params, caller }),
+        (None, Some((method, handler))) => match permits(shared, peer) {
             Err(busy) => Err(busy),
             Ok(permits) => {
                 let (shared_too, peer) = (Arc::clone(shared), Arc::clone(peer));
@@ -60,11 +61,12 @@ fn single(shared: &Arc<Shared>, peer: &Arc<Peer>, request: Request) {
 
 fn batch(shared: &Arc<Shared>, peer: &Arc<Peer>, parts: Vec<Result<Request, Response>>) {
     shared.counters.calls.fetch_add(parts.len() as u64, Relaxed);
-    let permits = match permits(shared, peer) {
+    let admitted = shared.refusal.get().map_or_else(|| permits(shared, peer), |refusal| Err(refusal.clone()));
+    let permits = match admitted {
         Ok(permits) => permits,
-        Err(busy) => {
+        Err(fault) => {
             let refuse = |part: Result<Request, Response>| match part {
-                Ok(request) => request.id.map(|id| Response { id, outcome: Err(busy.clone()) }),
+                Ok(request) => request.id.map(|id| Response { id, outcome: Err(fault.clone()) }),
                 Err(refusal) => Some(refusal),
             };
             return answer_all(shared, peer, parts.into_iter().filter_map(refuse).collect());
