@@ -40,6 +40,8 @@ pub const JOINED: &str = "instance.joined";
 pub const LEFT: &str = "instance.left";
 /// An instance became the primary.
 pub const PROMOTED: &str = "instance.promoted";
+/// The database was replaced by a copy: what was known of its rows is out of date.
+pub const RESTORED: &str = "db.restored";
 /// Headless instances named in the payload are asked to leave.
 pub const STOP: &str = "instance.stop";
 /// First part of the topics by which a subscriber proves that its subscription is live; ephemeral.
