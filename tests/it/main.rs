@@ -5,6 +5,7 @@
 mod calls;
 mod demo;
 mod documents;
+mod doors_access;
 mod election;
 mod errors;
 mod events;
