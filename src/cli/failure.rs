@@ -205,7 +205,7 @@ impl Failure {
             ),
             (Code::Deadline, Kind::Timeout, "nothing was applied; give it longer with '--timeout 30s'"),
             (Code::TooLarge, Kind::Failed, "send less, or ask for less, at once"),
-            (Code::PeerUnauthorized, Kind::NotAuthorised, "run as the user who owns the workdir"),
+            (Code::PeerUnauthorized, Kind::NotAuthorised, "see what each method needs: 'pando ipc methods'"),
             (Code::Version, Kind::Version, "bring both sides to the same release"),
             (Code::Sql, Kind::Failed, "see the tables: pando db query 'SELECT name, sql FROM sqlite_schema'"),
             (Code::Storage, Kind::Failed, "check the disk of the workdir: 'df -h'"),

@@ -65,7 +65,7 @@ impl Primary {
     pub(crate) fn name_of(&self, caller: &Caller) -> String {
         match caller.door {
             Door::Local => self.shared.id.clone(),
-            _ => self.roster.name_of(caller.peer).unwrap_or_else(|| format!("peer-{}", caller.peer)),
+            _ => caller.hello().map_or_else(|| format!("peer-{}", caller.peer), |hello| hello.instance_id.clone()),
         }
     }
 

@@ -6,6 +6,7 @@ mod calls;
 mod database;
 mod demo;
 mod documents;
+mod doors_access;
 mod election;
 mod errors;
 mod events;
