@@ -6,6 +6,7 @@ mod follow;
 mod lead;
 mod roster;
 mod route;
+mod silence;
 mod terms;
 
 use std::sync::Arc;
@@ -54,6 +55,10 @@ pub struct Options {
     pub dial_timeout: Duration,
     /// How long a call or a write may take in all.
     pub call_timeout: Duration,
+    /// After how long a primary that holds the lock but says nothing is ended, so that the next one takes over; never when `None`.
+    ///
+    /// It is known as silent after 2 s. Time in which this process was stopped itself does not count.
+    pub evict_after: Option<Duration>,
 }
 
 impl Default for Options {
@@ -68,6 +73,7 @@ impl Default for Options {
             durability: Durability::Disk,
             dial_timeout: client.dial_timeout,
             call_timeout: client.call_timeout,
+            evict_after: None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `pando ipc`: talk to the primary of this workdir.
 
 pub(crate) mod call;
+pub(crate) mod evict;
 pub(crate) mod instances;
 pub(crate) mod methods;
 pub(crate) mod ports;
@@ -23,6 +24,7 @@ pub(crate) enum Command {
     Tail(tail::Args),
     Publish(publish::Args),
     Methods(methods::Args),
+    Evict(evict::Args),
 }
 
 /// Runs one of them.
@@ -35,5 +37,6 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
         Command::Tail(args) => tail::run(args, context).await,
         Command::Publish(args) => publish::run(args, context).await,
         Command::Methods(args) => methods::run(args, context).await,
+        Command::Evict(args) => evict::run(args, context).await,
     }
 }

@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::lead::LOCK_CHECK;
 use super::route::Route;
 use super::terms::Ended;
-use super::{HEARTBEAT, JoinError, Role, Shared};
+use super::{HEARTBEAT, JoinError, Role, Shared, silence};
 
 enum Step {
     Stop,
@@ -48,6 +48,7 @@ pub(super) async fn follow(
     let term = stop.child_token();
     let tasks = TaskTracker::new();
     tasks.spawn(listen(Arc::clone(shared), client.clone(), term.clone()));
+    tasks.spawn(silence::watch(Arc::clone(shared), client.clone(), term.clone()));
     tasks.close();
 
     let mut link = client.link();

@@ -8,6 +8,7 @@ use pando_dbproxy::{Ack, Fenced, Readers, Work, WriteRequest, Writer, WriterOpti
 use pando_ipc::bus::{Bus, BusOptions, Limits};
 use pando_ipc::lock::Lease;
 use pando_ipc::methods::{Caller, Door};
+use pando_ipc::process::ProcessId;
 use pando_ipc::{
     Code, Envelope, Fault, Hello, LockInfo, PROTOCOL, Pattern, Timestamp, Topic, read_lock_for_path, topic,
 };
@@ -176,6 +177,7 @@ async fn begin(
         protocol: Some(PROTOCOL),
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         endpoints: Some(endpoints.clone()),
+        process: ProcessId::of(std::process::id()),
     })?;
     shared.routes.set(Route::Local(table), Some(Arc::new(writer.clone())));
     shared.role.send_replace(Role::Primary { epoch: writer.epoch(), ports, endpoints });

@@ -17,4 +17,5 @@ mod interop;
 mod ports;
 mod support;
 mod takeover;
+mod wedged;
 mod writes;
