@@ -23,6 +23,7 @@ mod refusal;
 pub mod restore;
 mod run;
 mod schema;
+pub mod settings;
 pub mod store;
 #[cfg(test)]
 mod tests;
@@ -32,13 +33,16 @@ pub mod wire;
 pub mod write;
 pub mod writer;
 
+pub use checkpoint::{PINNED_BYTES, Pinned, ReaderProcess};
 pub use db::{Db, DbOptions};
 pub use deliver::{Caller, Deliver, DeliverError, Remote, Route, WriteError, deliver_until_answered};
 pub use guard::{MAX_SQL_BYTES, MAX_VALUE_BYTES};
+pub use journal::Retention;
 pub use readers::{Head, QueryLimits, QueryResult, ReadError, Readers};
 pub use schema::StoreError;
+pub use settings::Settings;
 pub use store::{DbError, Querier};
 pub use track::MAX_ROW_EVENTS;
 pub use value::SqlValue;
 pub use write::{Ack, Durability, Params, Statement, Work, WriteRequest};
-pub use writer::{Fenced, Writer, WriterOptions};
+pub use writer::{Fenced, MAX_WAL_BYTES, Writer, WriterOptions};
