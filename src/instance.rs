@@ -16,7 +16,7 @@ use pando_bridge::{Hub, HubSubscription};
 use pando_dbproxy::{Db, DbOptions, Durability, Readers, SqlValue, StoreError};
 use pando_ipc::bus::BusError;
 use pando_ipc::client::{self, CallError};
-use pando_ipc::{Endpoints, Kind, LockError, LockInfo, Pattern, Ports, Workdir, topic};
+use pando_ipc::{Endpoints, Kind, LocalTrust, LockError, LockInfo, Pattern, PeerVerifier, Ports, Workdir, topic};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -46,6 +46,8 @@ pub struct Options {
     pub require_primary: bool,
     /// Whether the TCP door opens when this instance is the primary.
     pub tcp: bool,
+    /// Decides which calls of other processes are answered when this instance is the primary; [`LocalTrust`] by default.
+    pub verifier: Arc<dyn PeerVerifier>,
     /// What an acknowledged write has survived.
     pub durability: Durability,
     /// How long to look for a primary.
@@ -62,6 +64,7 @@ impl Default for Options {
             headless: false,
             require_primary: false,
             tcp: true,
+            verifier: Arc::new(LocalTrust),
             durability: Durability::Disk,
             dial_timeout: client.dial_timeout,
             call_timeout: client.call_timeout,

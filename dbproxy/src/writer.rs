@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use crate::checkpoint::{Announce, Checkpointer, Pinned};
-use crate::refusal::{Word, not_primary, queue_is_full, refuse, too_large, wal_is_full};
+use crate::refusal::{Word, fenced, not_primary, queue_is_full, refuse, too_large, wal_is_full};
 use crate::schema::{self, StoreError};
 use crate::settings::Settings;
 use crate::write::{Ack, Durability, Work, WriteRequest};
@@ -89,6 +89,9 @@ pub enum Fenced {
         /// The term found in the database.
         newer: u64,
     },
+    /// The lock is another file than the one that this instance holds.
+    #[error("the lock file was removed or replaced")]
+    LockLost,
     /// The path leads to another file than the open one.
     #[error("the database file was moved, removed or replaced")]
     Replaced,
@@ -110,7 +113,7 @@ struct Inner {
     database: Uuid,
     durability: Durability,
     head: watch::Receiver<u64>,
-    fenced: watch::Receiver<Option<Fenced>>,
+    fenced: watch::Sender<Option<Fenced>>,
     ended: watch::Receiver<bool>,
     pinned: watch::Receiver<Option<Pinned>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
@@ -134,6 +137,7 @@ impl Writer {
         let checkpointer = Checkpointer::start(&opened.path, &options.instance_id, announce, pinning)?;
         let queued_bytes = Arc::new(AtomicUsize::new(0));
         let (signals, watched) = Signals::new();
+        let fenced = signals.fenced.clone();
         let thread_error = |source| StoreError::Thread { name: thread::NAME, source };
         let path = opened.path.clone();
         let mut thread = Thread::new(opened, options, checkpointer, signals, tuning, retention)
@@ -151,7 +155,7 @@ impl Writer {
             database,
             durability,
             head: watched.head,
-            fenced: watched.fenced,
+            fenced,
             ended: watched.ended,
             pinned,
             thread: Mutex::new(Some(handle)),
@@ -165,7 +169,7 @@ impl Writer {
     pub async fn submit(&self, request: WriteRequest) -> Result<Ack, Fault> {
         let label = request.work.label().to_owned();
         if self.0.refusing.load(Ordering::Acquire) {
-            return Err(not_primary(&label));
+            return Err(self.refusal(&label));
         }
         if let Some(pinned) = self.0.pinned.borrow().as_ref().filter(|pinned| pinned.wal_bytes > MAX_WAL_BYTES) {
             return Err(wal_is_full(&label, pinned, WAL_RETRY_AFTER));
@@ -183,13 +187,17 @@ impl Writer {
             self.0.queued_bytes.fetch_sub(weight, Ordering::Relaxed);
             return Err(match refused {
                 TrySendError::Full(_) => queue_is_full(&label, RETRY_AFTER),
-                TrySendError::Closed(_) => not_primary(&label),
+                TrySendError::Closed(_) => self.refusal(&label),
             });
         }
         answered.await.unwrap_or_else(|_| {
             let message = "the writer died before it answered; send again with the same op id";
             Err(refuse(Code::OutcomeUnknown, Word::Unreachable, &label, message))
         })
+    }
+
+    fn refusal(&self, label: &str) -> Fault {
+        self.0.fenced.borrow().as_ref().map_or_else(|| not_primary(label), |why| fenced(label, why))
     }
 
     /// Returns the term that began when this writer was opened.
@@ -224,12 +232,18 @@ impl Writer {
 
     /// Waits until this writer must not write any more, and tells why. Pending for ever while all is well.
     pub async fn fenced(&self) -> Fenced {
-        let mut fenced = self.0.fenced.clone();
+        let mut fenced = self.0.fenced.subscribe();
         match fenced.wait_for(Option::is_some).await.map(|why| why.clone()) {
             Ok(Some(why)) => why,
             // The thread has ended in good order.
             _ => std::future::pending().await,
         }
+    }
+
+    /// Answers `E_FENCED` (retryable) to every write that is not committed yet: this instance has lost its place.
+    pub fn depose(&self, why: Fenced) {
+        fence(&self.0.fenced, why);
+        self.refuse_new();
     }
 
     /// Answers `E_NOT_PRIMARY` (retryable) to every later write; what is queued is still applied.
@@ -262,4 +276,16 @@ fn announce(queue: mpsc::WeakSender<Command>, source: String) -> Announce {
         let (answer, _nobody) = oneshot::channel();
         queue.try_send(Command::Write(Box::new(Job { request, weight: 0, answer }))).is_ok()
     })
+}
+
+/// Notes why a writer must not write any more; the first reason stands.
+fn fence(fenced: &watch::Sender<Option<Fenced>>, why: Fenced) {
+    fenced.send_if_modified(|fenced| {
+        let first = fenced.is_none();
+        if first {
+            tracing::warn!(%why, "writer fenced");
+            *fenced = Some(why);
+        }
+        first
+    });
 }

@@ -205,7 +205,7 @@ impl Failure {
             ),
             (Code::Deadline, Kind::Timeout, "nothing was applied; give it longer with '--timeout 30s'"),
             (Code::TooLarge, Kind::Failed, "send less, or ask for less, at once"),
-            (Code::PeerUnauthorized, Kind::NotAuthorised, "run as the user who owns the workdir"),
+            (Code::PeerUnauthorized, Kind::NotAuthorised, "see what each method needs: 'pando ipc methods'"),
             (Code::Version, Kind::Version, "bring both sides to the same release"),
             (Code::Sql, Kind::Failed, "see the tables: pando db query 'SELECT name, sql FROM sqlite_schema'"),
             (Code::Storage, Kind::Failed, "check the disk of the workdir: 'df -h'"),
@@ -250,8 +250,11 @@ impl Failure {
             WorkdirError::NotADirectory { .. } => {
                 Self::new(Kind::Usage, message).hint("name the directory that holds it with '--workdir DIR'")
             }
-            WorkdirError::Unusable { path, .. } => Self::new(Kind::Failed, message)
-                .hint(format!("make it a directory you may write to: 'ls -ld {}'", path.display())),
+            WorkdirError::Unusable { path, .. } => {
+                let there = path.ancestors().find(|path| path.exists()).unwrap_or(path);
+                Self::new(Kind::Failed, message)
+                    .hint(format!("make it a directory you may write to: 'ls -ld {}'", there.display()))
+            }
             WorkdirError::Foreign { .. } => Self::new(Kind::NotAuthorised, message)
                 .hint("run as its owner, or work in a directory of your own with '--workdir DIR'"),
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pando_dbproxy::catalog::{Depth, Health};
 use pando_dbproxy::{DbError, QueryLimits, WriteError, wire};
+use pando_ipc::access::Capability;
 use pando_ipc::methods::Call;
 use pando_ipc::{Code, Fault};
 use schemars::JsonSchema;
@@ -129,12 +130,30 @@ struct Table {
 
 pub(super) fn methods() -> Vec<Method> {
     vec![
-        Method::raw::<Write, Option<Value>, _, _>("db.write", "Performs a named write of the agent store.", write),
-        Method::raw::<Exec, ExecResult, _, _>("db.exec", "Executes SQL statements in one transaction.", exec),
-        Method::raw::<Query, Table, _, _>("db.query", "Reads the database with one SQL statement.", query),
-        Method::new("db.check", "Checks that the database is sound.", |primary, _caller, params: Check| async move {
-            check(&primary, &params).await
-        }),
+        Method::raw::<Write, Option<Value>, _, _>(
+            "db.write",
+            Capability::Write,
+            "Performs a named write of the agent store.",
+            write,
+        ),
+        Method::raw::<Exec, ExecResult, _, _>(
+            "db.exec",
+            Capability::Write,
+            "Executes SQL statements in one transaction.",
+            exec,
+        ),
+        Method::raw::<Query, Table, _, _>(
+            "db.query",
+            Capability::Read,
+            "Reads the database with one SQL statement.",
+            query,
+        ),
+        Method::new(
+            "db.check",
+            Capability::Read,
+            "Checks that the database is sound.",
+            |primary, _caller, params: Check| async move { check(&primary, &params).await },
+        ),
     ]
 }
 

@@ -133,7 +133,8 @@ fn a_restore_waits_for_nobody_and_names_who_is_there() {
     hint: name another file, or replace it with '--force'
     exit 6
     ");
-    let mut observer = tail(&sandbox, &["db.*"]);
+    let mut observer = tail(&sandbox, &["db.*", "--since", "all"]);
+    observer.wait_for("what was deleted", SOON, |line| line.text.contains("\"db.kinds.deleted\"").then_some(()));
     check_done(pando(&sandbox, &["down"]));
     instance.end(SOON);
     check_done(pando(&sandbox, &["db", "restore", "copy.db"]));
