@@ -40,6 +40,10 @@ pub const JOINED: &str = "instance.joined";
 pub const LEFT: &str = "instance.left";
 /// An instance became the primary.
 pub const PROMOTED: &str = "instance.promoted";
+/// A reader keeps the database's write-ahead log from beginning anew, and it has become large.
+pub const WAL_PINNED: &str = "db.wal.pinned";
+/// That reader has gone.
+pub const WAL_RELEASED: &str = "db.wal.released";
 /// The database was replaced by a copy: what was known of its rows is out of date.
 pub const RESTORED: &str = "db.restored";
 /// The primary holds the lock but says nothing: each instance tells itself, nobody publishes it; ephemeral.
