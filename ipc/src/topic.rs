@@ -40,6 +40,8 @@ pub const JOINED: &str = "instance.joined";
 pub const LEFT: &str = "instance.left";
 /// An instance became the primary.
 pub const PROMOTED: &str = "instance.promoted";
+/// Peers were refused or cut off: one event per reason and look, whatever their number; ephemeral.
+pub const DOOR_REFUSED: &str = "door.refused";
 /// Headless instances named in the payload are asked to leave.
 pub const STOP: &str = "instance.stop";
 /// First part of the topics by which a subscriber proves that its subscription is live; ephemeral.
@@ -110,7 +112,7 @@ impl Topic {
 
     /// Tells whether events of this topic skip the journal: they carry no `seq` and may be lost, with notice.
     pub fn is_ephemeral(&self) -> bool {
-        matches!(self.as_str(), LLM_TOKEN | HEARTBEAT) || self.as_str().starts_with(PROBE_PREFIX)
+        matches!(self.as_str(), LLM_TOKEN | HEARTBEAT | DOOR_REFUSED) || self.as_str().starts_with(PROBE_PREFIX)
     }
 }
 

@@ -5,7 +5,7 @@ mod ping;
 mod role;
 
 use clap::ValueEnum;
-use pando::{Instance, JoinError, Options};
+use pando::{Instance, JoinError, Options, TcpDoor};
 use pando_ipc::Workdir;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -38,6 +38,9 @@ pub(crate) struct Args {
     /// Open no TCP ports when primary; other programs then need the Unix sockets
     #[arg(long)]
     no_tcp: bool,
+    /// Let in TCP peers whose user the system does not tell, too; for a machine that is yours alone
+    #[arg(long, conflicts_with = "no_tcp")]
+    tcp_unverified: bool,
     /// When a write counts as done: once it is on the disk, or once the system has it
     #[arg(long, value_enum, value_name = "WHERE", default_value = "disk")]
     durability: Durability,
@@ -90,7 +93,11 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let options = Options {
         headless: true,
         require_primary: args.require_primary,
-        tcp: !args.no_tcp,
+        tcp: match (args.no_tcp, args.tcp_unverified) {
+            (true, _) => TcpDoor::Closed,
+            (false, true) => TcpDoor::Unverified,
+            (false, false) => TcpDoor::OwnUser,
+        },
         durability: match args.durability {
             Durability::Disk => pando_dbproxy::Durability::Disk,
             Durability::Os => pando_dbproxy::Durability::Os,

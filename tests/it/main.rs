@@ -6,6 +6,7 @@ mod calls;
 mod demo;
 mod documents;
 mod doors_access;
+mod doors_listing;
 mod election;
 mod errors;
 mod events;
