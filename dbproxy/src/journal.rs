@@ -112,14 +112,16 @@ impl Journal {
             return Ok(());
         }
         let below = self.oldest + PRUNE_CHUNK;
-        connection
-            .prepare_cached(
-                "INSERT INTO _pando_topic (topic, seq) SELECT topic, max(seq) FROM _pando_event WHERE seq < ?1 GROUP BY topic
-                 ON CONFLICT (topic) DO UPDATE SET seq = excluded.seq",
-            )?
-            .execute([below])?;
-        connection.prepare_cached("DELETE FROM _pando_event WHERE seq < ?1")?.execute([below])?;
+        remove_below(connection, below)?;
         self.oldest = below;
+        Ok(())
+    }
+
+    /// Removes all events, in the open transaction; the next one is number `behind` + 1. Topics remember their last event.
+    pub(crate) fn begin_anew(&mut self, connection: &Connection, behind: u64) -> rusqlite::Result<()> {
+        remove_below(connection, self.head + 1)?;
+        (self.head, self.oldest) = (behind, behind + 1);
+        self.last.clear();
         Ok(())
     }
 
@@ -129,8 +131,20 @@ impl Journal {
     }
 }
 
+/// Removes the events before `below`; their topics remember their last one.
+fn remove_below(connection: &Connection, below: u64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT INTO _pando_topic (topic, seq) SELECT topic, max(seq) FROM _pando_event WHERE seq < ?1 GROUP BY topic
+             ON CONFLICT (topic) DO UPDATE SET seq = excluded.seq",
+        )?
+        .execute([below])?;
+    connection.prepare_cached("DELETE FROM _pando_event WHERE seq < ?1")?.execute([below])?;
+    Ok(())
+}
+
 /// Returns the numbers of the oldest and the last event, 0 when there is none.
-fn bounds(connection: &Connection) -> rusqlite::Result<(u64, u64)> {
+pub(crate) fn bounds(connection: &Connection) -> rusqlite::Result<(u64, u64)> {
     let sql =
         "SELECT coalesce((SELECT min(seq) FROM _pando_event), 0), coalesce((SELECT max(seq) FROM _pando_event), 0)";
     connection.prepare_cached(sql)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))

@@ -196,6 +196,11 @@ impl Bus {
         timeout(within, self.inner.shared.flushed()).await.is_ok()
     }
 
+    /// Answers every further call with `refusal`; what is in flight goes on. The first refusal stands.
+    pub fn refuse(&self, refusal: Fault) {
+        self.inner.shared.refusal.get_or_init(|| refusal);
+    }
+
     /// Ends the bus: accepts and reads nothing more, lets calls in flight finish, writes what is queued, and closes.
     ///
     /// What was published before is delivered to every peer that reads it within the time given. When this returns, all

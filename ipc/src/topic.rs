@@ -42,6 +42,8 @@ pub const LEFT: &str = "instance.left";
 pub const PROMOTED: &str = "instance.promoted";
 /// Peers were refused or cut off: one event per reason and look, whatever their number; ephemeral.
 pub const DOOR_REFUSED: &str = "door.refused";
+/// The database was replaced by a copy: what was known of its rows is out of date.
+pub const RESTORED: &str = "db.restored";
 /// Headless instances named in the payload are asked to leave.
 pub const STOP: &str = "instance.stop";
 /// First part of the topics by which a subscriber proves that its subscription is live; ephemeral.

@@ -68,7 +68,12 @@ impl Context {
 
     /// Returns how long the command may take.
     pub(crate) fn timeout(&self) -> Duration {
-        self.globals.timeout.unwrap_or(CALL_TIMEOUT)
+        self.timeout_or(CALL_TIMEOUT)
+    }
+
+    /// Returns how long the command may take, `usual` when nothing is said.
+    pub(crate) fn timeout_or(&self, usual: Duration) -> Duration {
+        self.globals.timeout.unwrap_or(usual)
     }
 
     /// Returns the workdir: the one named, else the nearest upwards.

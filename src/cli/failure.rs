@@ -250,8 +250,11 @@ impl Failure {
             WorkdirError::NotADirectory { .. } => {
                 Self::new(Kind::Usage, message).hint("name the directory that holds it with '--workdir DIR'")
             }
-            WorkdirError::Unusable { path, .. } => Self::new(Kind::Failed, message)
-                .hint(format!("make it a directory you may write to: 'ls -ld {}'", path.display())),
+            WorkdirError::Unusable { path, .. } => {
+                let there = path.ancestors().find(|path| path.exists()).unwrap_or(path);
+                Self::new(Kind::Failed, message)
+                    .hint(format!("make it a directory you may write to: 'ls -ld {}'", there.display()))
+            }
             WorkdirError::Foreign { .. } => Self::new(Kind::NotAuthorised, message)
                 .hint("run as its owner, or work in a directory of your own with '--workdir DIR'"),
         }

@@ -13,6 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::lead::LOCK_CHECK;
 use super::route::Route;
 use super::terms::Ended;
 use super::{HEARTBEAT, JoinError, Role, Shared};
@@ -22,6 +23,7 @@ enum Step {
     Won(Result<pando_ipc::Lease, pando_ipc::LockError>),
     Link,
     Beat,
+    CheckLock,
 }
 
 /// Follows until `stop`, or until the lock is ours.
@@ -50,13 +52,17 @@ pub(super) async fn follow(
 
     let mut link = client.link();
     let mut beat = interval(HEARTBEAT);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut check = interval(LOCK_CHECK);
+    for timer in [&mut beat, &mut check] {
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
     let ended = loop {
         let step = tokio::select! {
             () = stop.cancelled() => Step::Stop,
             won = candidate.won() => Step::Won(won),
             Ok(()) = link.changed() => Step::Link,
             _ = beat.tick() => Step::Beat,
+            _ = check.tick() => Step::CheckLock,
         };
         match step {
             Step::Stop => break Ok(Ended::Stopped),
@@ -72,6 +78,14 @@ pub(super) async fn follow(
                 }
             }
             Step::Beat => {}
+            Step::CheckLock if candidate.is_current() => {}
+            Step::CheckLock => {
+                tracing::warn!("the lock file was removed or replaced: racing for the new one");
+                match Candidate::wait(shared.workdir.clone()) {
+                    Ok(anew) => candidate = anew,
+                    Err(error) => break Err(JoinError::Lock(error)),
+                }
+            }
         }
     };
     shared.routes.clear();

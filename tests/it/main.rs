@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails, and says where")]
 
 mod calls;
+mod database;
 mod demo;
 mod documents;
 mod doors_access;
@@ -10,6 +11,7 @@ mod doors_listing;
 mod election;
 mod errors;
 mod events;
+mod fencing;
 mod golden;
 mod house;
 mod interop;

@@ -132,8 +132,11 @@ impl Answers {
     }
 }
 
-/// Returns the method for a peer who may call it. A refusal is counted and logged.
+/// Returns the method for a peer who may call it, unless the bus is about to close. A refusal is counted and logged.
 fn admit(shared: &Shared, peer: &Peer, method: &str, params: &Value) -> Result<(Arc<str>, Handler), Fault> {
+    if let Some(refusal) = shared.refusal.get() {
+        return Err(refusal.clone());
+    }
     shared.methods.admit(method, params, &peer.caller).inspect_err(|fault| {
         if fault.is(Code::PeerUnauthorized) {
             shared.refuse(peer, Refusal::Unauthorized, || fault.message.clone());
