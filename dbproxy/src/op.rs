@@ -36,6 +36,11 @@ impl OpId {
         Self::counted(text).unwrap_or_else(|| Self::Named { scope: String::new(), name: text.to_owned() })
     }
 
+    /// Returns one that nobody else has or ever will: for a write that is not sent again.
+    pub fn fresh() -> Self {
+        Self::Named { scope: String::new(), name: Uuid::now_v7().to_string() }
+    }
+
     fn counted(text: &str) -> Option<Self> {
         let (client, digits) = text.split_at_checked(UUID_BYTES)?;
         let client = Uuid::try_parse(client).ok().filter(|client| client.get_version_num() == 7)?;

@@ -21,7 +21,7 @@ use crate::params::Params;
 use crate::refusal::{Word, from_sqlite, internal, message_of, refuse};
 use crate::row::{Row, RowError};
 use crate::run::{Limits, Ran, Runner};
-use crate::schema::STATEMENTS_KEPT;
+use crate::schema::{self, STATEMENTS_KEPT};
 use crate::value::SqlValue;
 use crate::write::Statement;
 
@@ -194,13 +194,7 @@ impl Readers {
 
     /// Returns the database's own id.
     pub async fn database(&self) -> Result<Uuid, ReadError> {
-        self.own(|connection| {
-            let sql = "SELECT value FROM _pando_meta WHERE key = 'database'";
-            let text: String = connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
-            Uuid::parse_str(&text)
-                .map_err(|why| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(why)))
-        })
-        .await
+        self.own(schema::database_id).await
     }
 
     /// Returns the events after `after` that match any of the patterns: the oldest ones, at most `limit`.
@@ -229,13 +223,26 @@ impl Readers {
     }
 
     /// Runs our own SQL on a connection.
-    async fn own<T: Send + 'static>(
+    pub(crate) async fn own<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, ReadError> {
-        let path = self.0.path.clone();
+        self.own_within(None, work).await
+    }
+
+    /// Runs our own SQL on a connection, interrupted after `limit`: what goes through the whole file takes long.
+    pub(crate) async fn own_within<T: Send + 'static>(
+        &self,
+        limit: impl Into<Option<Duration>>,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let (path, limit) = (self.0.path.clone(), limit.into());
         self.with(move |reader| {
-            work(&reader.connection).map_err(|error| {
+            let done = match limit {
+                None => work(&reader.connection),
+                Some(limit) => reader.guard.run(Mode::Internal, Instant::now() + limit, || work(&reader.connection)),
+            };
+            done.map_err(|error| {
                 let why = message_of(&error);
                 // The file is made before it is migrated.
                 if why.contains("no such table: _pando_") || matches!(error, rusqlite::Error::QueryReturnedNoRows) {

@@ -92,7 +92,7 @@ impl<'a> Fields<'a> {
 
     /// Returns the write that the fields frame. Without an op id it gets a new one: such a write cannot be retried.
     fn request(self, op_id: Option<OpId>, source: String, work: Work) -> Result<WriteRequest, Fault> {
-        let op_id = op_id.unwrap_or_else(|| OpId::parse(&Uuid::now_v7().to_string()));
+        let op_id = op_id.unwrap_or_else(OpId::fresh);
         let request = WriteRequest::new(op_id, source, self.deadline()?, work)?;
         let epoch = self.number("epoch")?.unwrap_or(0);
         Ok(request.meant_for(self.database()?, epoch).acked(self.number("acked")?.unwrap_or(0)))

@@ -2,6 +2,7 @@
 
 use pando_dbproxy::Querier;
 use pando_dbproxy::store::Message;
+use pando_ipc::access::Capability::{Read, Write};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -63,6 +64,7 @@ pub(super) fn methods() -> Vec<Method> {
     vec![
         Method::new(
             "message.send",
+            Write,
             "Stores a message and tells everyone.",
             |primary, caller, params: Send| async move {
                 let session = find(&primary, params.session_id).await?;
@@ -85,6 +87,7 @@ pub(super) fn methods() -> Vec<Method> {
         ),
         Method::new(
             "message.list",
+            Read,
             "Lists the messages of a session.",
             |primary, _caller, params: ListParams| async move {
                 let session = find(&primary, params.session_id).await?;
