@@ -14,7 +14,7 @@ use super::args::{Command, Globals};
 use super::environment::Environment;
 use super::failure::{self, Failure};
 use super::holder::Standing;
-use super::output::Palette;
+use super::output::{self, Palette};
 
 /// How long a call may take when nothing else is said.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -71,6 +71,16 @@ impl Context {
         self.globals.timeout.unwrap_or(CALL_TIMEOUT)
     }
 
+    /// Returns how long the command may take, when that was said.
+    pub(crate) fn time_limit(&self) -> Option<Duration> {
+        self.globals.timeout
+    }
+
+    /// Returns how wide a line may be; `None`: as wide as it is.
+    pub(crate) fn width(&self) -> Option<usize> {
+        self.environment.columns.or_else(output::terminal_width)
+    }
+
     /// Returns the workdir: the one named, else the nearest upwards.
     pub(crate) fn workdir(&self) -> Result<Workdir, Failure> {
         let found = match (&self.globals.workdir, &self.environment.current_dir) {
@@ -117,14 +127,7 @@ impl Context {
                 return Err(Failure::no_primary(workdir));
             }
         }
-        let options = Options {
-            // A label for one short connection: short enough to read in a table.
-            instance_id: format!("cli-{}", &Uuid::new_v4().simple().to_string()[..12]),
-            kind,
-            headless: false,
-            dial_timeout: self.globals.timeout.unwrap_or(DIAL_TIMEOUT),
-            call_timeout: self.timeout(),
-        };
+        let options = self.options(kind);
         let (patience, began) = (options.dial_timeout, Instant::now());
         Client::connect(workdir.clone(), options).await.map_err(|error| match error {
             CallError::NotSent(cause @ Cause::ConnectionFailed { .. }) if began.elapsed() >= patience => {
@@ -132,6 +135,22 @@ impl Context {
             }
             error => Failure::call(error, workdir),
         })
+    }
+
+    /// Starts a client of `workdir` that looks for a primary as long as it takes.
+    pub(crate) fn open(&self, workdir: &Workdir, kind: Kind) -> Client {
+        Client::open(workdir.clone(), self.options(kind))
+    }
+
+    fn options(&self, kind: Kind) -> Options {
+        Options {
+            // A label for one short connection: short enough to read in a table.
+            instance_id: format!("cli-{}", &Uuid::new_v4().simple().to_string()[..12]),
+            kind,
+            headless: false,
+            dial_timeout: self.globals.timeout.unwrap_or(DIAL_TIMEOUT),
+            call_timeout: self.timeout(),
+        }
     }
 
     /// Connects, calls one method and hangs up; one deadline covers all of it.

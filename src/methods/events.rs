@@ -6,13 +6,13 @@ use std::time::Duration;
 use pando_dbproxy::wire::{self, Publication};
 use pando_ipc::client::Resync;
 use pando_ipc::methods::Call;
-use pando_ipc::{Fault, Pattern};
+use pando_ipc::{Fault, Pattern, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::{Method, NoParams, write_result};
+use super::Method;
 use crate::instance::Primary;
 
 /// Events per answer when the caller does not say.
@@ -53,7 +53,7 @@ struct Published {
 struct Since {
     /// Return events behind this number.
     after: u64,
-    /// Patterns (`a.b`, `a.*`, `*`) of which one must match; all when left out.
+    /// Patterns (`a.b`, `a.*`, `*.b`, `*`) of which one must match; all when left out.
     #[serde(default)]
     topics: Vec<String>,
     /// How many to return: 1 to 5,000, 500 when left out.
@@ -67,17 +67,29 @@ struct Since {
 struct SinceResult {
     /// Envelopes in commit order.
     events: Vec<Value>,
-    /// Number of the last journaled event. Fewer events than `limit` mean that all up to here were seen.
+    /// Everything up to this number was looked at: go on behind it.
+    upto: u64,
+    /// Number of the last journaled event; there is more to read while `upto` is below.
     head: u64,
+    /// The database's own id: numbers of another database mean nothing here.
+    database: String,
     /// Set when events that were asked for are gone: `{from, to, reason}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     resync: Option<Value>,
 }
 
+/// What `events.head` takes.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct HeadParams {
+    /// Tell the last event before this time (RFC 3339) instead.
+    #[schemars(with = "Option<String>")]
+    before: Option<Timestamp>,
+}
+
 /// What `events.head` answers.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Head {
-    /// Number of the last journaled event.
+    /// Number of the last journaled event, or of the last one before the time asked for; 0 when there is none.
     seq: u64,
     /// The primary's term.
     epoch: u64,
@@ -91,10 +103,20 @@ pub(super) fn methods() -> Vec<Method> {
             "Reads the journal, or waits for its next event.",
             |primary, _caller, params: Since| async move { since(&primary, params).await },
         ),
-        Method::inline::<NoParams, Head>("events.head", "Tells where the journal ends.", |primary, _call| {
-            write_result(Head { seq: primary.writer.head(), epoch: primary.writer.epoch() })
-        }),
+        Method::new(
+            "events.head",
+            "Tells where the journal ends, or where it was at a time.",
+            |primary, _caller, params: HeadParams| async move { head(&primary, params).await },
+        ),
     ]
+}
+
+async fn head(primary: &Primary, params: HeadParams) -> Result<Head, Fault> {
+    let seq = match params.before {
+        Some(_) => primary.shared.readers.last_before(params.before).await?,
+        None => primary.writer.head(),
+    };
+    Ok(Head { seq, epoch: primary.writer.epoch() })
 }
 
 async fn publish(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
@@ -132,7 +154,9 @@ async fn since(primary: &Primary, params: Since) -> Result<SinceResult, Fault> {
     let as_json = |resync: Resync| json!({"from": resync.from, "to": resync.to, "reason": resync.reason});
     Ok(SinceResult {
         events: page.events.iter().map(|event| json!(event)).collect(),
+        upto: page.upto,
         head: page.head,
+        database: page.database.to_string(),
         resync: page.resync.map(as_json),
     })
 }
