@@ -197,6 +197,23 @@ fn collect(
     Ok((events, last))
 }
 
+/// Counts the events after `after` that match any pattern and are still there.
+pub(crate) fn count(connection: &Connection, after: u64, patterns: &[Pattern]) -> rusqlite::Result<u64> {
+    let transaction = connection.unchecked_transaction()?;
+    if patterns.contains(&Pattern::All) {
+        let (oldest, head) = bounds(&transaction)?;
+        return Ok(head.saturating_sub(after.max(oldest.saturating_sub(1))));
+    }
+    let mut statement = transaction.prepare_cached("SELECT topic FROM _pando_event WHERE seq > ?1")?;
+    let mut rows = statement.query([after])?;
+    let mut count = 0;
+    while let Some(row) = rows.next()? {
+        let topic = row.get_ref(0)?.as_str()?;
+        count += u64::from(patterns.iter().any(|pattern| pattern.matches(topic)));
+    }
+    Ok(count)
+}
+
 /// Returns the number of the last event before `time`; of those that were pruned, the last.
 ///
 /// The search halves the journal: its times ascend with its numbers, as far as the clock did.
@@ -298,6 +315,11 @@ mod tests {
         let both = since(&connection, 0, &[Pattern::new("b.x").unwrap(), Pattern::new("a.y").unwrap()], 9).unwrap();
         assert_eq!((both.head, seqs(both)), (4, vec![2, 3]));
         assert!(all(&connection, 4, "*", 9).events.is_empty());
+        let counted = |after, text| count(&connection, after, &[Pattern::new(text).unwrap()]).unwrap();
+        assert_eq!(
+            [counted(0, "*"), counted(1, "*"), counted(0, "a.*"), counted(1, "a.x"), counted(9, "*")],
+            [4, 3, 3, 1, 0]
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use pando_ipc::client::{History, HistoryError, Page};
+use pando_ipc::cursor::Bookmark;
 use pando_ipc::fault::Code;
 use pando_ipc::{Fault, Pattern, Timestamp};
 use rusqlite::{Connection, OpenFlags};
@@ -196,6 +197,19 @@ impl Readers {
     pub async fn since(&self, after: u64, patterns: &[Pattern], limit: usize) -> Result<Page, ReadError> {
         let patterns = patterns.to_vec();
         self.own(move |connection| journal::since(connection, after, &patterns, limit)).await
+    }
+
+    /// Counts the events behind a place that match any of the patterns; `None` when its database is not this one.
+    pub async fn unread(&self, bookmark: Bookmark, patterns: &[Pattern]) -> Result<Option<u64>, ReadError> {
+        let patterns = patterns.to_vec();
+        let count = move |connection: &Connection| {
+            let is_here = journal::database(connection)? == bookmark.database;
+            is_here.then(|| journal::count(connection, bookmark.seq, &patterns)).transpose()
+        };
+        match self.own(count).await {
+            Err(ReadError::NotReady { .. }) => Ok(None),
+            counted => counted,
+        }
     }
 
     /// Returns the number of the last event before `time`, or of the last event of all; 0 when there is none.

@@ -11,6 +11,7 @@
 
 pub mod bus;
 pub mod client;
+pub mod cursor;
 pub mod envelope;
 pub mod fault;
 pub mod hello;

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use uuid::Uuid;
 
 use super::history::{History, HistoryError, Page, Resync};
 use super::inbox::Delivery;
 use super::position::{Position, Verdict};
 use super::subscription::Subscription;
 use super::{CallError, Client};
+use crate::cursor::Bookmark;
 use crate::envelope::{Envelope, Timestamp};
 use crate::topic::{HEARTBEAT, Pattern, Topic};
 
@@ -30,6 +30,8 @@ pub enum Since {
     Now,
     /// After the event with this `seq`.
     Seq(u64),
+    /// Behind this place. In another database, which is told as [`Followed::Resync`], with its first event.
+    Bookmark(Bookmark),
     /// With the first event of this time or later.
     Time(Timestamp),
     /// With the oldest event in the journal.
@@ -104,12 +106,13 @@ impl Follower {
         let (stage, floor) = match since {
             Since::Now => (Stage::Anchor(None), 0),
             Since::Time(time) => (Stage::Anchor(Some(time)), 0),
-            Since::Seq(seq) => (Stage::Early, seq),
+            Since::Seq(seq) | Since::Bookmark(Bookmark { seq, .. }) => (Stage::Early, seq),
             Since::All => (Stage::Early, 0),
         };
+        let database = if let Since::Bookmark(bookmark) = since { Some(bookmark.database) } else { None };
         Self {
             subscription: Subscription::new(client.clone(), subscribed),
-            position: Position::new(&patterns, floor),
+            position: Position::new(&patterns, floor, database),
             client,
             history,
             patterns,
@@ -133,9 +136,10 @@ impl Follower {
         if self.ready.iter().any(is_durable) { self.taken } else { self.taken.max(self.position.floor()) }
     }
 
-    /// Returns the id of the database whose events are followed, once the journal told it.
-    pub fn database(&self) -> Option<Uuid> {
-        self.position.database()
+    /// Returns [`Follower::position`] together with the database it belongs to, once the journal told which that is.
+    pub fn bookmark(&self) -> Option<Bookmark> {
+        let database = self.position.database()?;
+        Some(Bookmark { database, seq: self.position() })
     }
 
     /// Waits until the start is fixed: with [`Since::Now`], what is published from here on is received.

@@ -41,9 +41,9 @@ pub(super) struct Position {
 }
 
 impl Position {
-    pub(super) fn new(patterns: &[Pattern], floor: u64) -> Self {
+    pub(super) fn new(patterns: &[Pattern], floor: u64, database: Option<Uuid>) -> Self {
         let is_whole = patterns.contains(&Pattern::All);
-        Self { is_whole, floor, database: None, last: FnvHashMap::default(), counters: FnvHashMap::default() }
+        Self { is_whole, floor, database, last: FnvHashMap::default(), counters: FnvHashMap::default() }
     }
 
     /// Returns the position up to which everything was delivered.
@@ -196,7 +196,7 @@ mod tests {
 
     impl Model {
         fn new(patterns: Vec<Pattern>) -> Self {
-            Self { position: Position::new(&patterns, 0), patterns, delivered: Vec::new() }
+            Self { position: Position::new(&patterns, 0, None), patterns, delivered: Vec::new() }
         }
 
         fn frame(&mut self, journal: &[Envelope], event: &Envelope, limit: usize) {
@@ -333,7 +333,7 @@ mod tests {
     #[test]
     fn what_is_gone_is_told_and_the_rest_follows() {
         let all = journal(&[0, 0, 0, 0]);
-        let mut position = Position::new(&patterns(&["*"]), 1);
+        let mut position = Position::new(&patterns(&["*"]), 1, None);
         let resync = Resync { from: 2, to: 3, reason: "retention".into() };
         let page = Page { resync: Some(resync.clone()), ..paged(all[3..].to_vec(), 9, 4) };
         let (followed, more) = position.page(page);
@@ -343,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_journal_that_ends_before_our_position_lost_its_end() {
-        let mut position = Position::new(&patterns(&["a.*"]), 100);
+        let mut position = Position::new(&patterns(&["a.*"]), 100, None);
         let (followed, more) = position.page(paged(vec![], 9, 3));
         assert!(matches!(&followed[..], [Followed::Resync(Resync { from: 4, to: 100, .. })]), "{followed:?}");
         assert!(!more);
@@ -353,7 +353,7 @@ mod tests {
     #[test]
     fn another_database_is_recognised_however_long_its_journal_is() {
         let all = journal(&[0, 0, 0, 0]);
-        let mut position = Position::new(&patterns(&["*"]), 0);
+        let mut position = Position::new(&patterns(&["*"]), 0, None);
         let of = |database: u128, from: usize| Page {
             database: Uuid::from_u128(database),
             ..paged(all[from..].to_vec(), 9, 4)
@@ -368,7 +368,7 @@ mod tests {
 
     #[test]
     fn a_jump_of_an_ephemeral_counter_is_a_loss_and_a_restart_is_none() {
-        let mut position = Position::new(&patterns(&["*"]), 0);
+        let mut position = Position::new(&patterns(&["*"]), 0, None);
         let mut lost = |instance: &str, epoch: u64, n: u64| {
             let mut event = Envelope::new(instance, Topic::known("llm.token"), Value::Null);
             (event.epoch, event.n) = (Some(epoch), Some(n));

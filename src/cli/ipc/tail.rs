@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pando_dbproxy::Readers;
-use pando_ipc::client::{CallError, Cause, Client, Followed, Follower, History, HistoryError, LocalHistory};
-use pando_ipc::{Kind as PeerKind, Pattern, Workdir};
+use pando_ipc::client::{CallError, Cause, Client, Followed, Follower, History, HistoryError, LocalHistory, Since};
+use pando_ipc::cursor::{Bookmark, Cursor, Cursors};
+use pando_ipc::{Kind as PeerKind, Pattern, Timestamp, Workdir};
 use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -27,6 +28,9 @@ use text::Stitch;
 
 /// How often the command looks whether there is a primary, to say so when there is none.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// How often a cursor is moved while events come: whoever is killed reads what was printed since then once more.
+const KEEP: Duration = Duration::from_millis(200);
 
 /// Follow events until Ctrl-C
 ///
@@ -44,6 +48,7 @@ Examples:
   pando ipc tail --since 5m '*.created'        what was made in the last five minutes, and what follows
   pando ipc tail --since all --until now       the whole journal, then stop; needs no primary
   pando ipc tail --since 41 --limit 1 --json   event 42, as JSON
+  pando ipc tail --cursor build --until now    what is new since the last time
   pando ipc tail --where payload.role=user --where payload.role=system
   pando ipc tail --format '{seq} {topic} {payload.id}'
   pando ipc tail --text llm.*                  read along while a model answers"
@@ -58,6 +63,9 @@ pub(crate) struct Args {
     /// Where to end: with event SEQ, or before a time
     #[arg(long, value_name = "WHEN", value_parser = moment::parse_end)]
     until: Option<Moment>,
+    /// Remember under this name how far was read, and go on there the next time; --since counts the first time only
+    #[arg(long, value_name = "NAME")]
+    cursor: Option<String>,
     /// Only events of this session; may be repeated
     #[arg(long, value_name = "ID")]
     session: Vec<String>,
@@ -99,8 +107,12 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         None if args.text => Style::Text(Stitch::new(lines)),
         None => Style::Lines(lines),
     };
+    let keeper = args.cursor.map(|name| Keeper::find(&workdir, name, &args.topics)).transpose()?;
+    let begin = keeper.as_ref().and_then(|keeper| keeper.kept).map_or(args.since.since(), Since::Bookmark);
     let tail = Tail {
-        events: client.follow(args.topics, args.since.since(), Arc::clone(&history)),
+        events: client.follow(args.topics, begin, Arc::clone(&history)),
+        keeper,
+        printed: None,
         selection: Selection::new(args.session, args.instance, args.conditions),
         style,
         left: args.limit,
@@ -157,8 +169,37 @@ impl Watch {
     }
 }
 
+/// A cursor that follows what was printed.
+struct Keeper {
+    cursors: Cursors,
+    name: String,
+    topics: Vec<Pattern>,
+    kept: Option<Bookmark>,
+}
+
+impl Keeper {
+    fn find(workdir: &Workdir, name: String, topics: &[Pattern]) -> Result<Self, Failure> {
+        let cursors = Cursors::of(workdir);
+        let kept = cursors.read(&name).map_err(|error| Failure::cursor(&error))?.map(|cursor| cursor.bookmark);
+        Ok(Self { cursors, name, topics: topics.to_vec(), kept })
+    }
+
+    fn keep(&mut self, bookmark: Option<Bookmark>) -> Result<(), Failure> {
+        let Some(bookmark) = bookmark.filter(|bookmark| Some(*bookmark) != self.kept) else { return Ok(()) };
+        let (name, topics) = (self.name.clone(), self.topics.clone());
+        self.cursors
+            .advance(Cursor { name, bookmark, topics, at: Timestamp::now() })
+            .map_err(|error| Failure::cursor(&error))?;
+        self.kept = Some(bookmark);
+        Ok(())
+    }
+}
+
 struct Tail {
     events: Follower,
+    keeper: Option<Keeper>,
+    /// Up to where everything was printed.
+    printed: Option<Bookmark>,
     selection: Selection,
     style: Style,
     /// How many events may still be printed.
@@ -172,6 +213,18 @@ enum Step {
     Item(Option<Followed>),
     End(Result<u64, HistoryError>),
     Look,
+    Keep,
+}
+
+impl Drop for Tail {
+    /// Ctrl-C and a reader that has gone end the command where it is: what was printed is remembered nevertheless.
+    fn drop(&mut self) {
+        let printed = self.printed;
+        let kept = self.keeper.as_mut().map_or(Ok(()), |keeper| keeper.keep(printed));
+        if let Err(failure) = kept {
+            output::note(&format!("the cursor was not moved: {}", failure.message));
+        }
+    }
 }
 
 impl Tail {
@@ -183,24 +236,37 @@ impl Tail {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         look.reset();
+        let mut keep = interval(KEEP);
+        keep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while self.left != Some(0) {
             let events = &mut self.events;
             let step = tokio::select! {
                 item = async { match last { Some(last) => events.recv_upto(last).await, None => events.recv().await } } => Step::Item(item),
                 end = &mut end, if until.is_some() && last.is_none() => Step::End(end),
                 _ = look.tick() => Step::Look,
+                _ = keep.tick() => Step::Keep,
             };
             match step {
-                Step::Item(Some(item)) => self.show(&item)?,
+                Step::Item(Some(item)) => {
+                    self.show(&item)?;
+                    self.printed = self.events.bookmark();
+                }
                 Step::Item(None) => break,
                 Step::End(seq) => last = Some(seq.map_err(|error| self.unreadable(error))?),
                 Step::Look => self.watch.look()?,
+                Step::Keep => self.keep()?,
             }
         }
         match &mut self.style {
             Style::Text(stitch) => output::raw(stitch.end().as_bytes()),
             _ => Ok(()),
         }
+    }
+
+    fn keep(&mut self) -> Result<(), Failure> {
+        // Nothing is on its way to the reader now.
+        self.printed = self.events.bookmark();
+        self.keeper.as_mut().map_or(Ok(()), |keeper| keeper.keep(self.printed))
     }
 
     fn show(&mut self, item: &Followed) -> Result<(), Failure> {
