@@ -6,6 +6,7 @@ mod follow;
 mod lead;
 mod roster;
 mod route;
+mod silence;
 mod terms;
 
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use pando_bridge::{Hub, HubSubscription};
 use pando_dbproxy::{Db, DbOptions, Durability, Readers, SqlValue, StoreError};
 use pando_ipc::bus::BusError;
 use pando_ipc::client::{self, CallError};
-use pando_ipc::{Endpoints, Kind, LockError, LockInfo, Pattern, Ports, Workdir, topic};
+use pando_ipc::{Endpoints, Kind, LocalTrust, LockError, LockInfo, Pattern, PeerVerifier, Ports, Workdir, topic};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -46,12 +47,18 @@ pub struct Options {
     pub require_primary: bool,
     /// Whether the TCP door opens when this instance is the primary.
     pub tcp: bool,
+    /// Decides which calls of other processes are answered when this instance is the primary; [`LocalTrust`] by default.
+    pub verifier: Arc<dyn PeerVerifier>,
     /// What an acknowledged write has survived.
     pub durability: Durability,
     /// How long to look for a primary.
     pub dial_timeout: Duration,
     /// How long a call or a write may take in all.
     pub call_timeout: Duration,
+    /// After how long a primary that holds the lock but says nothing is ended, so that the next one takes over; never when `None`.
+    ///
+    /// It is known as silent after 2 s. Time in which this process was stopped itself does not count.
+    pub evict_after: Option<Duration>,
 }
 
 impl Default for Options {
@@ -62,9 +69,11 @@ impl Default for Options {
             headless: false,
             require_primary: false,
             tcp: true,
+            verifier: Arc::new(LocalTrust),
             durability: Durability::Disk,
             dial_timeout: client.dial_timeout,
             call_timeout: client.call_timeout,
+            evict_after: None,
         }
     }
 }

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use pando_ipc::client::{Page, Resync};
 use pando_ipc::{Envelope, Pattern, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
-use uuid::Uuid;
+
+use crate::schema::database_id;
 
 /// Events that the journal keeps.
 pub const KEPT_EVENTS: u64 = 1_000_000;
@@ -115,14 +116,16 @@ impl Journal {
             return Ok(());
         }
         let below = self.oldest + PRUNE_CHUNK;
-        connection
-            .prepare_cached(
-                "INSERT INTO _pando_topic (topic, seq) SELECT topic, max(seq) FROM _pando_event WHERE seq < ?1 GROUP BY topic
-                 ON CONFLICT (topic) DO UPDATE SET seq = excluded.seq",
-            )?
-            .execute([below])?;
-        connection.prepare_cached("DELETE FROM _pando_event WHERE seq < ?1")?.execute([below])?;
+        remove_below(connection, below)?;
         self.oldest = below;
+        Ok(())
+    }
+
+    /// Removes all events, in the open transaction; the next one is number `behind` + 1. Topics remember their last event.
+    pub(crate) fn begin_anew(&mut self, connection: &Connection, behind: u64) -> rusqlite::Result<()> {
+        remove_below(connection, self.head + 1)?;
+        (self.head, self.oldest) = (behind, behind + 1);
+        self.last.clear();
         Ok(())
     }
 
@@ -132,8 +135,20 @@ impl Journal {
     }
 }
 
+/// Removes the events before `below`; their topics remember their last one.
+fn remove_below(connection: &Connection, below: u64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT INTO _pando_topic (topic, seq) SELECT topic, max(seq) FROM _pando_event WHERE seq < ?1 GROUP BY topic
+             ON CONFLICT (topic) DO UPDATE SET seq = excluded.seq",
+        )?
+        .execute([below])?;
+    connection.prepare_cached("DELETE FROM _pando_event WHERE seq < ?1")?.execute([below])?;
+    Ok(())
+}
+
 /// Returns the numbers of the oldest and the last event, 0 when there is none.
-fn bounds(connection: &Connection) -> rusqlite::Result<(u64, u64)> {
+pub(crate) fn bounds(connection: &Connection) -> rusqlite::Result<(u64, u64)> {
     let sql =
         "SELECT coalesce((SELECT min(seq) FROM _pando_event), 0), coalesce((SELECT max(seq) FROM _pando_event), 0)";
     connection.prepare_cached(sql)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -150,7 +165,7 @@ pub(crate) fn head(connection: &Connection) -> rusqlite::Result<(u64, u64)> {
 pub(crate) fn since(connection: &Connection, after: u64, patterns: &[Pattern], limit: usize) -> rusqlite::Result<Page> {
     let transaction = connection.unchecked_transaction()?;
     let (oldest, head) = bounds(&transaction)?;
-    let database = database(&transaction)?;
+    let database = database_id(&transaction)?;
     if after > head {
         let reason = format!("the journal ends at {head}, before position {after}");
         let resync = Some(Resync { from: head + 1, to: after, reason });
@@ -242,14 +257,6 @@ pub(crate) fn last_before(connection: &Connection, time: Timestamp) -> rusqlite:
         if is_before(middle)? { before = middle } else { behind = middle }
     }
     Ok(before)
-}
-
-/// Returns the database's own id.
-pub(crate) fn database(connection: &Connection) -> rusqlite::Result<Uuid> {
-    let sql = "SELECT value FROM _pando_meta WHERE key = 'database'";
-    let text: String = connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
-    Uuid::parse_str(&text)
-        .map_err(|why| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(why)))
 }
 
 /// Returns the term that the database is in, by which a writer notices its successor.

@@ -11,6 +11,8 @@
 //! A write that was acknowledged is on disk, exactly once; its events are in the journal, in the same transaction.
 //! The crate is the only user of SQLite, and knows nothing of sockets: [`deliver::Caller`] is where they plug in.
 
+pub mod backup;
+pub mod catalog;
 mod checkpoint;
 pub mod db;
 pub mod deliver;
@@ -18,6 +20,7 @@ mod guard;
 pub mod journal;
 pub mod readers;
 mod refusal;
+pub mod restore;
 mod run;
 mod schema;
 pub mod store;

@@ -20,7 +20,7 @@ use crate::guard::{Guard, Mode};
 use crate::journal;
 use crate::refusal::{Word, from_sqlite, message_of, refuse};
 use crate::run::{Limits, Ran, Runner};
-use crate::schema::STATEMENTS_KEPT;
+use crate::schema::{self, STATEMENTS_KEPT};
 use crate::value::SqlValue;
 use crate::write::{Params, Statement};
 
@@ -188,7 +188,7 @@ impl Readers {
 
     /// Returns the database's own id.
     pub async fn database(&self) -> Result<Uuid, ReadError> {
-        self.own(journal::database).await
+        self.own(schema::database_id).await
     }
 
     /// Returns the events after `after` that match any of the patterns: the oldest ones, at most `limit`.
@@ -203,7 +203,7 @@ impl Readers {
     pub async fn unread(&self, bookmark: Bookmark, patterns: &[Pattern]) -> Result<Option<u64>, ReadError> {
         let patterns = patterns.to_vec();
         let count = move |connection: &Connection| {
-            let is_here = journal::database(connection)? == bookmark.database;
+            let is_here = schema::database_id(connection)? == bookmark.database;
             is_here.then(|| journal::count(connection, bookmark.seq, &patterns)).transpose()
         };
         match self.own(count).await {
@@ -238,13 +238,26 @@ impl Readers {
     }
 
     /// Runs our own SQL on a connection.
-    async fn own<T: Send + 'static>(
+    pub(crate) async fn own<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, ReadError> {
-        let path = self.0.path.clone();
+        self.own_within(None, work).await
+    }
+
+    /// Runs our own SQL on a connection, interrupted after `limit`: what goes through the whole file takes long.
+    pub(crate) async fn own_within<T: Send + 'static>(
+        &self,
+        limit: impl Into<Option<Duration>>,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let (path, limit) = (self.0.path.clone(), limit.into());
         self.with(move |reader| {
-            work(&reader.connection).map_err(|error| {
+            let done = match limit {
+                None => work(&reader.connection),
+                Some(limit) => reader.guard.run(Mode::Internal, Instant::now() + limit, || work(&reader.connection)),
+            };
+            done.map_err(|error| {
                 let why = message_of(&error);
                 // The file is made before it is migrated.
                 if why.contains("no such table: _pando_") || matches!(error, rusqlite::Error::QueryReturnedNoRows) {

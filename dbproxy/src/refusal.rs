@@ -8,6 +8,7 @@ use rusqlite::{Error, ErrorCode};
 use serde_json::json;
 
 use crate::guard::{Guard, MAX_SQL_BYTES, MAX_VALUE_BYTES};
+use crate::writer::Fenced;
 
 /// The words by which clients of the documented format tell failures apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +74,11 @@ pub(crate) fn queue_is_full(method: &str, retry_after: Duration) -> Fault {
 /// Returns the answer of an instance that takes no writes, or no more.
 pub(crate) fn not_primary(method: &str) -> Fault {
     refuse(Code::NotPrimary, Word::Unreachable, method, "this instance takes no more writes")
+}
+
+/// Returns the answer of an instance that has lost its place as the primary.
+pub(crate) fn fenced(method: &str, why: &Fenced) -> Fault {
+    refuse(Code::Fenced, Word::Unreachable, method, format!("{why}; nothing was applied"))
 }
 
 /// Returns what SQLite's error means to the caller.

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use crate::checkpoint::Checkpointer;
-use crate::refusal::{Word, not_primary, queue_is_full, refuse, too_large};
+use crate::refusal::{Word, fenced, not_primary, queue_is_full, refuse, too_large};
 use crate::schema::{self, StoreError};
 use crate::write::{Ack, Durability, WriteRequest};
 pub use dedup::{KEPT_OPS, KEPT_OPS_FOR};
@@ -82,6 +82,9 @@ pub enum Fenced {
         /// The term found in the database.
         newer: u64,
     },
+    /// The lock is another file than the one that this instance holds.
+    #[error("the lock file was removed or replaced")]
+    LockLost,
     /// The path leads to another file than the open one.
     #[error("the database file was moved, removed or replaced")]
     Replaced,
@@ -103,7 +106,7 @@ struct Inner {
     database: Uuid,
     durability: Durability,
     head: watch::Receiver<u64>,
-    fenced: watch::Receiver<Option<Fenced>>,
+    fenced: watch::Sender<Option<Fenced>>,
     ended: watch::Receiver<bool>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
@@ -123,6 +126,7 @@ impl Writer {
         let (queue, commands) = mpsc::channel(tuning.queue_writes);
         let queued_bytes = Arc::new(AtomicUsize::new(0));
         let (signals, watched) = Signals::new();
+        let fenced = signals.fenced.clone();
         let thread_error = |source| StoreError::Thread { name: thread::NAME, source };
         let path = opened.path.clone();
         let mut thread = Thread::new(opened, options, checkpointer, signals, tuning)
@@ -140,7 +144,7 @@ impl Writer {
             database,
             durability,
             head: watched.head,
-            fenced: watched.fenced,
+            fenced,
             ended: watched.ended,
             thread: Mutex::new(Some(handle)),
         })))
@@ -153,7 +157,7 @@ impl Writer {
     pub async fn submit(&self, request: WriteRequest) -> Result<Ack, Fault> {
         let label = request.work.label().to_owned();
         if self.0.refusing.load(Ordering::Acquire) {
-            return Err(not_primary(&label));
+            return Err(self.refusal(&label));
         }
         let weight = request.weight();
         if weight > MAX_WRITE_BYTES {
@@ -168,13 +172,17 @@ impl Writer {
             self.0.queued_bytes.fetch_sub(weight, Ordering::Relaxed);
             return Err(match refused {
                 TrySendError::Full(_) => queue_is_full(&label, RETRY_AFTER),
-                TrySendError::Closed(_) => not_primary(&label),
+                TrySendError::Closed(_) => self.refusal(&label),
             });
         }
         answered.await.unwrap_or_else(|_| {
             let message = "the writer died before it answered; send again with the same op id";
             Err(refuse(Code::OutcomeUnknown, Word::Unreachable, &label, message))
         })
+    }
+
+    fn refusal(&self, label: &str) -> Fault {
+        self.0.fenced.borrow().as_ref().map_or_else(|| not_primary(label), |why| fenced(label, why))
     }
 
     /// Returns the term that began when this writer was opened.
@@ -204,12 +212,18 @@ impl Writer {
 
     /// Waits until this writer must not write any more, and tells why. Pending for ever while all is well.
     pub async fn fenced(&self) -> Fenced {
-        let mut fenced = self.0.fenced.clone();
+        let mut fenced = self.0.fenced.subscribe();
         match fenced.wait_for(Option::is_some).await.map(|why| why.clone()) {
             Ok(Some(why)) => why,
             // The thread has ended in good order.
             _ => std::future::pending().await,
         }
+    }
+
+    /// Answers `E_FENCED` (retryable) to every write that is not committed yet: this instance has lost its place.
+    pub fn depose(&self, why: Fenced) {
+        fence(&self.0.fenced, why);
+        self.refuse_new();
     }
 
     /// Answers `E_NOT_PRIMARY` (retryable) to every later write; what is queued is still applied.
@@ -230,4 +244,16 @@ impl Writer {
             drop(tokio::task::spawn_blocking(move || thread.join()).await);
         }
     }
+}
+
+/// Notes why a writer must not write any more; the first reason stands.
+fn fence(fenced: &watch::Sender<Option<Fenced>>, why: Fenced) {
+    fenced.send_if_modified(|fenced| {
+        let first = fenced.is_none();
+        if first {
+            tracing::warn!(%why, "writer fenced");
+            *fenced = Some(why);
+        }
+        first
+    });
 }

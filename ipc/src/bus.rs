@@ -28,6 +28,7 @@ use serde_json::Value;
 use tokio::sync::broadcast;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::access::Needs;
 use crate::envelope::Envelope;
 use crate::fault::Fault;
 use crate::lock::Endpoints;
@@ -138,12 +139,12 @@ impl Bus {
     }
 
     /// Adds a method; see [`Methods::register`].
-    pub fn register_method<F, Fut>(&self, name: impl Into<Arc<str>>, handler: F)
+    pub fn register_method<F, Fut>(&self, name: impl Into<Arc<str>>, needs: impl Into<Needs>, handler: F)
     where
         F: Fn(Call) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Value, Fault>> + Send + 'static,
     {
-        self.methods().register(name, handler);
+        self.methods().register(name, needs, handler);
     }
 
     /// Queues an event for its subscribers. Never blocks; may be called from any thread, inside a runtime or not.
@@ -171,6 +172,11 @@ impl Bus {
     /// Waits until all that was queued for peers has been written to their sockets; `false` when time ran out first.
     pub async fn flush(&self, within: Duration) -> bool {
         timeout(within, self.inner.shared.flushed()).await.is_ok()
+    }
+
+    /// Answers every further call with `refusal`; what is in flight goes on. The first refusal stands.
+    pub fn refuse(&self, refusal: Fault) {
+        self.inner.shared.refusal.get_or_init(|| refusal);
     }
 
     /// Ends the bus: accepts and reads nothing more, lets calls in flight finish, writes what is queued, and closes.

@@ -2,6 +2,7 @@
 
 pub(crate) mod call;
 pub(crate) mod cursors;
+pub(crate) mod evict;
 pub(crate) mod instances;
 pub(crate) mod methods;
 pub(crate) mod ports;
@@ -25,6 +26,7 @@ pub(crate) enum Command {
     Cursors(cursors::Args),
     Publish(publish::Args),
     Methods(methods::Args),
+    Evict(evict::Args),
 }
 
 /// Runs one of them.
@@ -38,5 +40,6 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
         Command::Cursors(args) => cursors::run(args, context).await,
         Command::Publish(args) => publish::run(args, context).await,
         Command::Methods(args) => methods::run(args, context).await,
+        Command::Evict(args) => evict::run(args, context).await,
     }
 }

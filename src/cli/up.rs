@@ -4,6 +4,8 @@ mod detach;
 mod ping;
 mod role;
 
+use std::time::Duration;
+
 use clap::ValueEnum;
 use pando::{Instance, JoinError, Options};
 use pando_ipc::Workdir;
@@ -11,8 +13,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::context::Context;
 use super::demo::load;
+use super::duration;
 use super::failure::Failure;
-use super::holder::Holder;
+use pando_ipc::Holder;
 
 use role::Reporter;
 pub(crate) use role::{RoleLine, RoleName};
@@ -38,6 +41,9 @@ pub(crate) struct Args {
     /// Open no TCP ports when primary; other programs then need the Unix sockets
     #[arg(long)]
     no_tcp: bool,
+    /// End a primary that holds the lock but has said nothing for so long, such as 30s [default: never]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    evict_after: Option<Duration>,
     /// When a write counts as done: once it is on the disk, or once the system has it
     #[arg(long, value_enum, value_name = "WHERE", default_value = "disk")]
     durability: Durability,
@@ -91,6 +97,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         headless: true,
         require_primary: args.require_primary,
         tcp: !args.no_tcp,
+        evict_after: args.evict_after,
         durability: match args.durability {
             Durability::Disk => pando_dbproxy::Durability::Disk,
             Durability::Os => pando_dbproxy::Durability::Os,

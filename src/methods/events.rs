@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pando_dbproxy::wire::{self, Publication};
+use pando_ipc::access::{Capability, Needs};
 use pando_ipc::client::Resync;
 use pando_ipc::cursor::{Bookmark, Cursor, CursorError, Cursors};
 use pando_ipc::methods::Call;
+use pando_ipc::topic::PROBE_PREFIX;
 use pando_ipc::{Code, Fault, Pattern, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -138,24 +140,33 @@ struct Head {
 
 pub(super) fn methods() -> Vec<Method> {
     vec![
-        Method::raw::<Publish, Published, _, _>("events.publish", "Publishes an event in the caller's name.", publish),
+        Method::raw::<Publish, Published, _, _>(
+            "events.publish",
+            Needs::ByParams(publishing),
+            "Publishes an event in the caller's name.",
+            publish,
+        ),
         Method::new(
             "events.since",
+            Capability::Read,
             "Reads the journal, or waits for its next event.",
             |primary, _caller, params: Since| async move { since(&primary, params).await },
         ),
         Method::new(
             "events.head",
+            Capability::Read,
             "Tells where the journal ends, or where it was at a time.",
             |primary, _caller, params: HeadParams| async move { head(&primary, params).await },
         ),
         Method::new(
             "events.ack",
+            Capability::Write,
             "Moves a named cursor forward: what is up to there was taken.",
             |primary, _caller, params: AckParams| async move { ack(&primary, params).await },
         ),
         Method::new(
             "events.cursors",
+            Capability::Read,
             "Lists the named cursors and what they have not read yet.",
             |primary, _caller, NoParams {}| async move { cursors(&primary).await },
         ),
@@ -237,6 +248,12 @@ async fn head(primary: &Primary, params: HeadParams) -> Result<Head, Fault> {
         None => primary.writer.head(),
     };
     Ok(Head { seq, epoch: primary.writer.epoch() })
+}
+
+/// Publishing needs write, but for the probes by which an observer, too, proves that its subscription is live.
+fn publishing(params: &Value) -> Capability {
+    let is_probe = params["topic"].as_str().is_some_and(|topic| topic.starts_with(PROBE_PREFIX));
+    if is_probe && params["durable"] != true { Capability::Read } else { Capability::Write }
 }
 
 async fn publish(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use pando_ipc::access::Capability::{Control, Read};
 use pando_ipc::hello::{HELLO, PING};
 use pando_ipc::methods::Call;
 use pando_ipc::{Code, Fault, Hello, Kind, PROTOCOL, Topic, topic};
@@ -133,7 +134,7 @@ struct Asked {
 
 pub(super) fn methods() -> Vec<Method> {
     vec![
-        Method::inline::<NoParams, Pong>(PING, "Tells that the primary is alive.", |primary, _call| {
+        Method::inline::<NoParams, Pong>(PING, Read, "Tells that the primary is alive.", |primary, _call| {
             let shared = &primary.shared;
             write_result(Pong {
                 status: "ok",
@@ -141,17 +142,19 @@ pub(super) fn methods() -> Vec<Method> {
                 uptime: shared.joined.elapsed().as_secs(),
             })
         }),
-        Method::inline::<HelloParams, WelcomeResult>(HELLO, "Introduces a peer and tells who leads.", hello),
+        Method::inline::<HelloParams, WelcomeResult>(HELLO, Read, "Introduces a peer and tells who leads.", hello),
         Method::new(
             "instance.info",
+            Read,
             "Tells everything about the primary.",
             |primary, _caller, NoParams {}| async move { info(&primary).await },
         ),
-        Method::new("instance.list", "Lists who is connected.", |primary, _caller, NoParams {}| async move {
+        Method::new("instance.list", Read, "Lists who is connected.", |primary, _caller, NoParams {}| async move {
             Ok(List { instances: list(&primary) })
         }),
         Method::new(
             "instance.stop",
+            Control,
             "Asks headless instances to leave.",
             |primary, _caller, params: Stop| async move { stop(&primary, params).await },
         ),
@@ -171,7 +174,7 @@ fn hello(primary: &Primary, call: Call) -> Result<Value, Fault> {
         let fault = Fault::new(Code::Version, why).with("version", env!("CARGO_PKG_VERSION"));
         return Err(fault.with("protocol", PROTOCOL));
     }
-    primary.welcome(call.caller.peer, hello);
+    primary.welcome(call.caller.peer, call.caller.introduce(hello).clone());
     write_result(WelcomeResult {
         instance_id: primary.shared.id.clone(),
         epoch: primary.writer.epoch(),

@@ -2,6 +2,7 @@
 
 use pando_dbproxy::store::Message;
 use pando_dbproxy::{Querier, Work};
+use pando_ipc::access::Capability::{Read, Write};
 use pando_ipc::{Topic, topic};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,7 @@ pub(super) fn methods() -> Vec<Method> {
     vec![
         Method::new(
             "message.send",
+            Write,
             "Stores a message and tells everyone.",
             |primary, caller, params: Send| async move {
                 let session = find(&primary, params.session_id).await?;
@@ -96,6 +98,7 @@ pub(super) fn methods() -> Vec<Method> {
         ),
         Method::new(
             "message.list",
+            Read,
             "Lists the messages of a session.",
             |primary, _caller, params: ListParams| async move {
                 let session = find(&primary, params.session_id).await?;

@@ -50,6 +50,18 @@ fn every_param_in_the_wire_document_is_one_of_the_method() {
     }
 }
 
+#[test]
+fn what_a_method_needs_is_documented() {
+    let sandbox = Sandbox::new();
+    let (_instance, _) = PandoProcess::primary(&sandbox);
+    let document: Value = pando(&sandbox, &["ipc", "call", "rpc.discover"]).json();
+    for method in document["methods"].as_array().unwrap() {
+        let (name, needs) = (method["name"].as_str().unwrap(), method["x-needs"].as_str().unwrap());
+        let row = methods_section().lines().find(|line| line.starts_with(&format!("| `{name}` |"))).unwrap();
+        assert!(row.ends_with(&format!("| {needs} |")), "{name} needs {needs}: {row}");
+    }
+}
+
 /// Writes a number of bytes as the document does.
 fn bytes(count: usize) -> String {
     let units = [(1 << 20, "MiB"), (1 << 10, "KiB")];

@@ -4,15 +4,19 @@
 
 mod calls;
 mod cursors;
+mod database;
 mod demo;
 mod documents;
+mod doors_access;
 mod election;
 mod errors;
 mod events;
+mod fencing;
 mod golden;
 mod house;
 mod interop;
 mod ports;
 mod support;
 mod takeover;
+mod wedged;
 mod writes;

@@ -80,16 +80,15 @@ pub(super) struct Signals {
 #[derive(Debug)]
 pub(super) struct Watched {
     pub(super) head: watch::Receiver<u64>,
-    pub(super) fenced: watch::Receiver<Option<Fenced>>,
     pub(super) ended: watch::Receiver<bool>,
 }
 
 impl Signals {
     pub(super) fn new() -> (Self, Watched) {
         let (head, see_head) = watch::channel(0);
-        let (fenced, see_fenced) = watch::channel(None);
+        let fenced = watch::Sender::new(None);
         let (ended, see_ended) = watch::channel(false);
-        (Self { head, fenced, ended }, Watched { head: see_head, fenced: see_fenced, ended: see_ended })
+        (Self { head, fenced, ended }, Watched { head: see_head, ended: see_ended })
     }
 }
 
@@ -239,13 +238,6 @@ impl Thread {
 
     /// Notes why this writer must not write any more.
     pub(super) fn fence(&self, why: Fenced) {
-        tracing::warn!(%why, "writer fenced");
-        self.signals.fenced.send_if_modified(|fenced| {
-            let first = fenced.is_none();
-            if first {
-                *fenced = Some(why);
-            }
-            first
-        });
+        super::fence(&self.signals.fenced, why);
     }
 }

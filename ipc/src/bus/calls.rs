@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use bytes::Bytes;
 use futures::StreamExt;
 use serde::Serialize;
+use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::shared::{Peer, Shared};
@@ -32,12 +33,11 @@ pub(super) fn serve(shared: &Arc<Shared>, peer: &Arc<Peer>, body: &[u8]) {
 fn single(shared: &Arc<Shared>, peer: &Arc<Peer>, request: Request) {
     shared.counters.calls.fetch_add(1, Relaxed);
     let Request { id, method, params } = request;
-    let found = shared.methods.find(&method);
     let caller = peer.caller.clone();
-    let outcome = match found {
-        None => Err(Fault::method_not_found(&method)),
-        Some((method, Handler::Inline(handler))) => run_inline(&*handler, Call { method, params, caller }),
-        Some((method, handler)) => match permits(shared, peer) {
+    let outcome = match admit(shared, peer, &method, &params) {
+        Err(refusal) => Err(refusal),
+        Ok((method, Handler::Inline(handler))) => run_inline(&*handler, Call { method, params, caller }),
+        Ok((method, handler)) => match permits(shared, peer) {
             Err(busy) => Err(busy),
             Ok(permits) => {
                 let (shared_too, peer) = (Arc::clone(shared), Arc::clone(peer));
@@ -74,8 +74,10 @@ fn batch(shared: &Arc<Shared>, peer: &Arc<Peer>, parts: Vec<Result<Request, Resp
     shared.calls.spawn(async move {
         let run = async |part: Result<Request, Response>| match part {
             Ok(Request { id, method, params }) => {
-                let call = Call { method: method.into(), params, caller: peer.caller.clone() };
-                let outcome = shared_too.methods.dispatch(call).await;
+                let outcome = match admit(&shared_too, &peer, &method, &params) {
+                    Err(refusal) => Err(refusal),
+                    Ok((method, handler)) => handler.run(Call { method, params, caller: peer.caller.clone() }).await,
+                };
                 id.map(|id| Response { id, outcome })
             }
             Err(refusal) => Some(refusal),
@@ -87,6 +89,19 @@ fn batch(shared: &Arc<Shared>, peer: &Arc<Peer>, parts: Vec<Result<Request, Resp
         }
         drop(permits);
     });
+}
+
+/// Returns the method for a peer who may call it, unless the bus is about to close. A refusal is counted and logged.
+fn admit(shared: &Shared, peer: &Peer, method: &str, params: &Value) -> Result<(Arc<str>, Handler), Fault> {
+    if let Some(refusal) = shared.refusal.get() {
+        return Err(refusal.clone());
+    }
+    shared.methods.admit(method, params, &peer.caller).inspect_err(|fault| {
+        if fault.is(Code::PeerUnauthorized) {
+            shared.counters.refuse(Refusal::Unauthorized);
+            tracing::warn!(caller = ?peer.caller, %fault, "call refused");
+        }
+    })
 }
 
 /// Takes one of the peer's and one of the bus's permits for a call in flight.

@@ -167,7 +167,7 @@ impl Stream {
             }
         };
         if uid == rustix::process::geteuid().as_raw() {
-            Ok(Caller { peer, door, uid, pid })
+            Ok(Caller::new(peer, door, uid, pid))
         } else {
             tracing::warn!(uid, ?door, "connection of another user refused");
             Err(Refusal::ForeignUid)

@@ -1,7 +1,7 @@
 //! What the tasks of one bus share.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, broadcast};
@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use super::limits::Limits;
 use super::ring::{Push, Ring};
 use super::stats::{BusStats, Counters, Refusal};
+use crate::fault::Fault;
 use crate::methods::{Caller, Methods};
 use crate::zmtp::{Role, Subscriptions, ZmtpError, encode_message};
 
@@ -63,6 +64,8 @@ pub(super) struct Shared {
     pub(super) calls_in_flight: Arc<Semaphore>,
     /// Ends the acceptors and the handshakes.
     pub(super) accepting: CancellationToken,
+    /// What every further call is answered with, once the bus is about to close.
+    pub(super) refusal: OnceLock<Fault>,
     /// Ends the reading of requests.
     pub(super) closing: CancellationToken,
     /// Ends everything.
@@ -83,6 +86,7 @@ impl Shared {
             places: Arc::new(Semaphore::new(limits.max_connections)),
             calls_in_flight: Arc::new(Semaphore::new(limits.max_calls)),
             accepting: CancellationToken::new(),
+            refusal: OnceLock::new(),
             closing: CancellationToken::new(),
             kill: CancellationToken::new(),
             connections: TaskTracker::new(),

@@ -26,6 +26,8 @@ pub(super) enum Refusal {
     SlowSubscriber,
     /// The caller did not read its answers.
     SlowCaller,
+    /// The caller may not do what it asked for.
+    Unauthorized,
     /// A limit on calls in flight is reached.
     Busy,
     /// An answer was larger than the limit.
@@ -34,7 +36,7 @@ pub(super) enum Refusal {
     EventTooLarge,
 }
 
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "foreign_uid",
     "unknown_uid",
     "self_connect",
@@ -44,6 +46,7 @@ const NAMES: [&str; 12] = [
     "protocol",
     "slow_subscriber",
     "slow_caller",
+    "unauthorized",
     "busy",
     "answer_too_large",
     "event_too_large",

@@ -146,16 +146,15 @@ struct Watch {
 
 impl Watch {
     fn look(&mut self) -> Result<(), Failure> {
-        let link = self.client.link().borrow().clone();
-        let trouble = match (link, self.client.trouble()) {
+        let holder = self.client.silence().borrow().as_ref().map(|silence| format!("{:#}", silence.holder));
+        let trouble = match (holder, self.client.trouble()) {
             (_, Some(cause @ Cause::Version { .. })) => {
                 return Err(Failure::call(CallError::NotSent(cause), &self.workdir));
             }
-            (None, Some(cause)) => Some(cause.to_string()),
-            (Some(link), _) if link.unresponsive => {
-                Some(format!("the primary {} (pid {}) does not respond", link.info.instance_id, link.info.pid))
+            (Some(holder), _) => {
+                Some(format!("the primary has said nothing for 2s ({holder}); to end it: 'pando ipc evict'"))
             }
-            _ => None,
+            (None, cause) => cause.map(|cause| cause.to_string()),
         };
         if trouble != self.said {
             match &trouble {

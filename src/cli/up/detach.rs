@@ -45,6 +45,9 @@ fn start(args: &Args, workdir: &Workdir, context: &Context, log: &Log) -> Result
     if args.require_primary {
         command.arg("--require-primary");
     }
+    if let Some(after) = args.evict_after {
+        command.arg(format!("--evict-after={}ms", after.as_millis()));
+    }
     if args.no_tcp {
         command.arg("--no-tcp");
     }
