@@ -82,7 +82,7 @@ fn main() {
 
 /// Returns a client that identifies itself.
 fn client(workdir: &Workdir, name: &str) -> Client {
-    Client::open(workdir.clone(), Options::new(name, Kind::Observer))
+    Client::open(workdir.clone(), Options::new(name, Kind::Client))
 }
 
 async fn streams_are_the_journal_filtered(scale: Scale) {
