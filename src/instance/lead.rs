@@ -215,13 +215,12 @@ async fn catch_up(shared: &Shared, readers: &Readers) {
         match readers.since(shared.hub.position(), &[Pattern::All], CATCH_UP_EVENTS).await {
             Ok(page) => {
                 if let Some(resync) = page.resync {
-                    shared.hub.start_behind(resync.to);
-                    shared.hub.lagged(resync.to.saturating_sub(resync.from) + 1);
-                }
-                if page.events.is_empty() {
-                    return;
+                    shared.hub.resync(resync.from, resync.to);
                 }
                 page.events.into_iter().for_each(|event| shared.hub.deliver(&Arc::new(event)));
+                if page.upto >= page.head {
+                    return;
+                }
             }
             Err(error) => {
                 tracing::warn!(%error, "could not catch up from the journal");
