@@ -264,3 +264,27 @@ fn retry_after(fault: &Fault) -> Duration {
     let millis = fault.data.as_ref().and_then(|data| data.get("retry_after_ms")).and_then(Value::as_u64);
     Duration::from_millis(millis.unwrap_or(0))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_that_were_refused_together_come_back_apart() {
+        let busy = || DeliverError::Refused(Fault::new(Code::BusyQueue, "full").with("retry_after_ms", 20));
+        let mut efforts: Vec<_> = (0..8).map(|at| Effort::new(format!("op-{at}"))).collect();
+        let mut longest = Duration::ZERO;
+        for turn in 0..12 {
+            let pause = |effort: &mut Effort| {
+                assert!(matches!(effort.judge(Err(busy())), Step::Again));
+                effort.next_pause()
+            };
+            let mut pauses: Vec<_> = efforts.iter_mut().map(pause).collect();
+            pauses.sort_unstable();
+            longest = pauses[7];
+            assert!(pauses[0] >= Duration::from_millis(10) && longest <= PAUSE.1, "turn {turn}: {pauses:?}");
+            assert!(pauses[0] < longest, "turn {turn}: all come back together");
+        }
+        assert!(longest > PAUSE.1 / 2, "{longest:?}");
+    }
+}

@@ -9,6 +9,7 @@ mod model;
 mod named;
 mod outcome;
 mod reads;
+mod steps;
 mod store;
 mod typed;
 mod writes;
