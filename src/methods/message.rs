@@ -2,7 +2,7 @@
 
 use pando_dbproxy::store::Message;
 use pando_dbproxy::{Querier, Work};
-use pando_ipc::{Topic, topic};
+use pando_ipc::{Code, Fault, Topic, topic};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -60,6 +60,11 @@ struct List {
     messages: Vec<Message>,
 }
 
+/// The message is stored but not told: that is no refusal, after which a caller might send it under another key.
+fn half_done(fault: Fault) -> Fault {
+    if fault.is_retryable() { Fault::new(Code::OutcomeUnknown, fault.message) } else { fault }
+}
+
 pub(super) fn methods() -> Vec<Method> {
     vec![
         Method::new(
@@ -83,7 +88,7 @@ pub(super) fn methods() -> Vec<Method> {
                     session_id: session.id.clone(),
                     project_id: String::new(),
                 };
-                let ack = primary.write(source, Some(format!("{op_id}/append")), told).await?;
+                let ack = primary.write(source, Some(format!("{op_id}/append")), told).await.map_err(half_done)?;
                 let running = primary.shared.agents.running(&session.id);
                 let note =
                     running.is_none().then_some("no agent runs for this session: the message waits until one starts");
