@@ -14,6 +14,7 @@ mod errors;
 mod events;
 mod fencing;
 mod golden;
+mod handover;
 mod house;
 mod interop;
 mod ports;
