@@ -5,6 +5,7 @@
 mod calls;
 mod database;
 mod demo;
+mod disk;
 mod documents;
 mod doors_access;
 mod election;
