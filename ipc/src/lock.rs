@@ -1,6 +1,7 @@
 //! The election: one flock, and the note that its holder leaves in the file.
 
 mod candidate;
+mod holder;
 mod info;
 
 use std::fs::{self, File, OpenOptions};
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 use crate::workdir::{Workdir, WorkdirError};
 
 pub use candidate::Candidate;
+pub use holder::{EvictError, Holder};
 pub use info::{Endpoints, InfoError, LockInfo, read_lock_for_path};
 
 /// Pause between two reads of a lock file that its holder has not written yet.
@@ -217,6 +219,7 @@ mod tests {
             protocol: Some(1),
             version: Some("0.1.0".into()),
             endpoints: Some(Endpoints { publish: vec!["ipc:///w/.pando/run/1.pub".into()], rpc: vec![] }),
+            process: None,
         }
     }
 

@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::lead::LOCK_CHECK;
 use super::route::Route;
 use super::terms::Ended;
-use super::{HEARTBEAT, JoinError, Role, Shared};
+use super::{HEARTBEAT, JoinError, Role, Shared, silence};
 
 enum Step {
     Stop,
@@ -44,10 +44,12 @@ pub(super) async fn follow(
             call_timeout: shared.options.call_timeout,
         },
     );
-    shared.routes.set(Route::Remote(client.clone()), Some(Arc::new(Remote::new(Arc::new(client.clone())))));
+    let writes = shared.options.writes.clone();
+    shared.routes.set(Route::Remote(client.clone()), Some(Arc::new(Remote::new(Arc::new(client.clone()), writes))));
     let term = stop.child_token();
     let tasks = TaskTracker::new();
     tasks.spawn(listen(Arc::clone(shared), client.clone(), term.clone()));
+    tasks.spawn(silence::watch(Arc::clone(shared), client.clone(), term.clone()));
     tasks.close();
 
     let mut link = client.link();

@@ -8,6 +8,7 @@ use pando_dbproxy::{Ack, Fenced, Readers, Work, WriteRequest, Writer, WriterOpti
 use pando_ipc::bus::{Bus, BusOptions, Limits};
 use pando_ipc::lock::Lease;
 use pando_ipc::methods::{Caller, Door};
+use pando_ipc::process::ProcessId;
 use pando_ipc::{
     Code, Envelope, Fault, Hello, LockInfo, PROTOCOL, Pattern, Timestamp, Topic, read_lock_for_path, topic,
 };
@@ -24,6 +25,9 @@ use crate::methods;
 
 /// How often an instance compares the lock file's path with the file that it holds, or waits for.
 pub(super) const LOCK_CHECK: Duration = Duration::from_millis(500);
+/// How often refused and cut-off peers are told of: at most one log line and one event per reason and look, so that nobody
+/// fills the log or the journal by knocking.
+const REFUSALS_LOOK: Duration = Duration::from_secs(1);
 /// How long a leaving primary waits for its subscribers to read the last events, and for calls in flight.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// The same for one that has lost its place, and must be gone within a second.
@@ -88,6 +92,15 @@ impl Primary {
             tracing::warn!(topic, %error, "event not journaled");
         }
     }
+
+    /// Tells everyone who was refused or cut off since the last look.
+    fn tell_refusals(&self) {
+        for refused in self.bus().iter().flat_map(Bus::take_refusals) {
+            tracing::warn!(?refused, "peers refused");
+            let event = Envelope::new(&*self.shared.id, Topic::known(topic::DOOR_REFUSED), json!(refused));
+            self.outbound.ephemeral(event);
+        }
+    }
 }
 
 enum Step {
@@ -95,6 +108,7 @@ enum Step {
     Deposed(Fenced),
     Beat,
     CheckLock,
+    LookAtRefusals,
     Arrived(Hello),
     Departed(Result<u64, broadcast::error::RecvError>),
 }
@@ -136,6 +150,7 @@ async fn begin(
         instance_id: shared.id.clone(),
         workdir: shared.workdir.path().to_owned(),
         durability: shared.options.durability,
+        writes: shared.options.writes.clone(),
         on_commit: Box::new(move |events: &[Arc<Envelope>]| carrier.carry(events)),
     };
     let writer = open_writer(shared, options).await?;
@@ -176,6 +191,7 @@ async fn begin(
         protocol: Some(PROTOCOL),
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         endpoints: Some(endpoints.clone()),
+        process: ProcessId::of(std::process::id()),
     })?;
     shared.routes.set(Route::Local(table), Some(Arc::new(writer.clone())));
     shared.role.send_replace(Role::Primary { epoch: writer.epoch(), ports, endpoints });
@@ -222,7 +238,8 @@ async fn serve(
     let shared = &primary.shared;
     let mut beat = interval(HEARTBEAT);
     let mut check = interval(LOCK_CHECK);
-    for timer in [&mut beat, &mut check] {
+    let mut refusals = interval(REFUSALS_LOOK);
+    for timer in [&mut beat, &mut check, &mut refusals] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
     loop {
@@ -231,6 +248,7 @@ async fn serve(
             why = primary.writer.fenced() => Step::Deposed(why),
             _ = beat.tick() => Step::Beat,
             _ = check.tick() => Step::CheckLock,
+            _ = refusals.tick() => Step::LookAtRefusals,
             Some(hello) = arrived.recv() => Step::Arrived(hello),
             peer = departures.recv() => Step::Departed(peer),
         };
@@ -246,6 +264,7 @@ async fn serve(
                 let payload = shared.heartbeat("primary", primary.writer.head()).await;
                 primary.outbound.ephemeral(Envelope::new(&*shared.id, Topic::known(topic::HEARTBEAT), payload));
             }
+            Step::LookAtRefusals => primary.tell_refusals(),
             Step::Arrived(hello) => primary.announce(topic::JOINED, json!(hello)).await,
             Step::Departed(Ok(peer)) => {
                 if let Some(Member { hello, .. }) = primary.roster.strike(peer) {

@@ -295,8 +295,8 @@ fn a_primary_that_is_stopped_is_a_timeout_that_names_it() {
     instance.signal(Signal::CONT);
     assert_snapshot!(silent, @r"
     $ pando --timeout 300ms ipc call instance.info
-    error: the primary of [workdir] gave no answer within 300ms ([inst], pid [pid], [pando], since [time]): connection to [inst] failed: it has not answered yet
-    hint: if it stays silent, end it and another instance takes over: 'kill -9 [pid]'
+    error: the primary of [workdir] gave no answer within 300ms ([inst], pid [pid], stopped, [pando], since [time]): connection to [inst] failed: it has not answered yet
+    hint: if it stays silent, end it and another instance takes over: 'pando ipc evict'
     hint: see who holds the workdir: 'pando status'
     exit 5
     ");
