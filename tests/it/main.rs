@@ -7,6 +7,7 @@ mod database;
 mod demo;
 mod documents;
 mod doors_access;
+mod doors_hostile;
 mod doors_listing;
 mod election;
 mod errors;
