@@ -66,7 +66,7 @@ pub struct BusOptions {
     pub epoch: u64,
     /// Who may come in over TCP.
     pub tcp: TcpDoor,
-    /// What is granted to peers.
+    /// What is granted to peers: less, where the process may open few descriptors.
     pub limits: Limits,
 }
 
@@ -128,7 +128,7 @@ impl Bus {
     #[expect(clippy::unused_async, reason = "listeners register with the runtime: async says where it may be called")]
     pub async fn start(options: BusOptions, methods: Methods) -> Result<Self, BusError> {
         let doors = doors::bind(&options)?;
-        let shared = Arc::new(Shared::new(options.limits, methods));
+        let shared = Arc::new(Shared::new(options.limits.within_this_process(), methods));
         for (role, listener) in doors.listeners {
             shared.connections.spawn(Acceptor::new(Arc::clone(&shared), role, listener).run());
         }

@@ -100,6 +100,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     if args.background {
         rustix::process::setsid().map_err(|error| Failure::io("begin a session", &error.into()))?;
     }
+    raise_descriptors();
     let mut signals = Signals::listen()?;
     let options = Options {
         headless: true,
@@ -129,6 +130,15 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         _ = signals.next() => return Err(Failure::interrupted()),
     }
     end.into_outcome()
+}
+
+/// Lets this process open as many descriptors as it may: each client costs it two.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::debug!(%error, ?limit, "the limit on descriptors stays as it is");
+    }
 }
 
 impl End {

@@ -9,6 +9,7 @@ mod demo;
 mod disk;
 mod documents;
 mod doors_access;
+mod doors_hostile;
 mod doors_listing;
 mod election;
 mod errors;
