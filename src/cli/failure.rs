@@ -5,7 +5,7 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use pando_dbproxy::StoreError;
+use pando_dbproxy::{StoreError, Trouble};
 use pando_ipc::bus::BusError;
 use pando_ipc::client::{CallError, Cause};
 use pando_ipc::cursor::CursorError;
@@ -218,8 +218,10 @@ impl Failure {
             (Code::Storage, Kind::Failed, "check the disk of the workdir: 'df -h'"),
         ];
         let known = KINDS.iter().find(|(code, ..)| fault.is(*code));
+        // The primary may know better what to do.
+        let next = fault.data.as_ref().and_then(|data| data["next"].as_str()).map(str::to_owned);
         let failure = match known {
-            Some((_, kind, hint)) => Self::new(*kind, fault.message).hint(*hint),
+            Some((_, kind, hint)) => Self::new(*kind, fault.message).hint(next.unwrap_or((*hint).to_owned())),
             None if fault.code == fault::INVALID_PARAMS => {
                 Self::new(Kind::Failed, fault.message).hint("see what each method takes: 'pando ipc methods'")
             }
@@ -251,6 +253,9 @@ impl Failure {
                 let dir = path.parent().unwrap_or(path);
                 failure.hint(format!("make it yours and writable: 'ls -ld {}'", dir.display()))
             }
+            LockError::Io { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem => failure
+                .hint("make the file system writable, see 'mount'")
+                .hint("reading needs no primary: 'pando db query'"),
             LockError::Foreign { path } => failure.hint(format!("look at it: 'ls -l {}'", path.display())),
             LockError::Silent { path, .. } => failure.hint(format!("find the holder: 'fuser -v {}'", path.display())),
             _ => failure,
@@ -278,7 +283,13 @@ impl Failure {
 
     /// Returns the failure to open the database.
     pub(crate) fn store(error: &StoreError) -> Self {
+        if let Some(trouble) = error.trouble().filter(|trouble| *trouble != Trouble::Foreign) {
+            return Self::new(Kind::Failed, error.to_string()).hint(trouble.next_step());
+        }
         let (kind, hint) = match error {
+            StoreError::UnsafeFileSystem { .. } => {
+                (Kind::Failed, "work in a directory on a disk of this machine: '--workdir DIR'".into())
+            }
             StoreError::NewerSchema { .. } => {
                 (Kind::Version, "install the newer release, or work in another directory".into())
             }

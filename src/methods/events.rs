@@ -289,7 +289,8 @@ async fn since(primary: &Primary, params: Since) -> Result<SinceResult, Fault> {
         && replaced.is_none()
     {
         let wait = Duration::from_millis(wait_ms.min(MAX_WAIT_MS));
-        if timeout(wait, arriving.recv()).await.is_ok() {
+        let arrived = primary.leaving.run_until_cancelled(timeout(wait, arriving.recv())).await;
+        if matches!(arrived, Some(Ok(_))) {
             page = read().await?;
         }
     }

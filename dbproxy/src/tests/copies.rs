@@ -164,7 +164,7 @@ async fn a_restore_needs_no_former_database_and_none_that_can_be_read() {
     fs::write(bench.path(), "no database at all, but some bytes are there").unwrap();
     let restored = put_back(&bench, "copy").unwrap();
     assert!(fs::read(restored.former.unwrap()).unwrap().starts_with(b"no database"));
-    assert_eq!(head(&bench), 1 + crate::restore::UNKNOWN_JUMP + 1);
+    assert_eq!(head(&bench), 1 + crate::incarnation::UNKNOWN_JUMP + 1);
     fs::remove_file(bench.path()).unwrap();
     assert_eq!(put_back(&bench, "copy").unwrap().former, None);
     assert_eq!(head(&bench), 2);
