@@ -153,6 +153,7 @@ struct Migration {
 const MIGRATIONS: &[Migration] = &[
     Migration { id: 1, name: "pando", sql: include_str!("migrations/0001_pando.sql") },
     Migration { id: 2, name: "agent_store", sql: include_str!("migrations/0002_agent_store.sql") },
+    Migration { id: 3, name: "op_clients", sql: include_str!("migrations/0003_op_clients.sql") },
 ];
 
 /// An open database at the beginning of a term.
@@ -438,12 +439,12 @@ mod tests {
         let step = |id, sql| Migration { id, name: "step", sql };
         let base = || MIGRATIONS.iter().map(|known| Migration { ..*known });
         let with = |last: Migration| base().chain([last]).collect::<Vec<_>>();
-        let broken = with(step(3, "CREATE TABLE three (a); CREATE TABLE three (b);"));
+        let broken = with(step(4, "CREATE TABLE three (a); CREATE TABLE three (b);"));
         let failed = migrate(&mut connection, &path, &broken);
-        assert!(matches!(failed, Err(StoreError::MigrationFailed { id: 3, .. })));
-        migrate(&mut connection, &path, &with(step(3, "CREATE TABLE three (a)"))).unwrap();
-        let differs = migrate(&mut connection, &path, &with(step(3, "CREATE TABLE three (c)")));
-        assert!(matches!(differs, Err(StoreError::MigrationDiffers { id: 3, .. })));
+        assert!(matches!(failed, Err(StoreError::MigrationFailed { id: 4, .. })));
+        migrate(&mut connection, &path, &with(step(4, "CREATE TABLE three (a)"))).unwrap();
+        let differs = migrate(&mut connection, &path, &with(step(4, "CREATE TABLE three (c)")));
+        assert!(matches!(differs, Err(StoreError::MigrationDiffers { id: 4, .. })));
     }
 
     #[test]

@@ -195,13 +195,14 @@ impl Failure {
 
     /// Returns the failure for a refusal: our own codes have exit codes of their own.
     pub(crate) fn refused(fault: Fault) -> Self {
-        const KINDS: [(Code, Kind, &str); 15] = [
+        const KINDS: [(Code, Kind, &str); 16] = [
             (Code::NotPrimary, Kind::Unreachable, "try again: the primary is changing"),
             (Code::Fenced, Kind::Conflict, "try again: a newer primary has taken over"),
             (Code::Busy, Kind::Failed, "try again in a moment: the primary is busy"),
             (Code::BusyQueue, Kind::Failed, "try again in a moment: the write queue is full"),
             (Code::KeyReused, Kind::Conflict, "use a new op id for a new write"),
             (Code::OutcomeUnknown, Kind::Failed, "look at the data before you write again"),
+            (Code::Abandoned, Kind::Conflict, "it was settled as not applied: write under a new op id"),
             (Code::WrongDatabase, Kind::Conflict, "the database was replaced: start again from 'pando status'"),
             (Code::Conflict, Kind::Conflict, "read the row that is there, then decide"),
             (

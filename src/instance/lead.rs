@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pando_bridge::Outbound;
-use pando_dbproxy::{Ack, Fenced, Readers, Work, WriteRequest, Writer, WriterOptions};
+use pando_dbproxy::{Ack, Fenced, OpId, Readers, Work, WriteRequest, Writer, WriterOptions};
 use pando_ipc::bus::{Bus, BusOptions, Limits};
 use pando_ipc::lock::Lease;
 use pando_ipc::methods::{Caller, Door};
@@ -85,17 +85,20 @@ impl Primary {
         }
     }
 
-    /// Returns the name under which a caller publishes and writes: its instance id once it said hello, else a label of its connection.
+    /// Returns the name under which a caller publishes and writes: its instance id once it said hello, else a label of its connection that no other one ever has.
     pub(crate) fn name_of(&self, caller: &Caller) -> String {
         match caller.door {
             Door::Local => self.shared.id.clone(),
-            _ => caller.hello().map_or_else(|| format!("peer-{}", caller.peer), |hello| hello.instance_id.clone()),
+            _ => caller.hello().map_or_else(
+                || format!("peer-{}.{}", self.writer.epoch(), caller.peer),
+                |hello| hello.instance_id.clone(),
+            ),
         }
     }
 
     /// Writes in the name of `source`, under a key of its own when none is given.
     pub(crate) async fn write(&self, source: String, op_id: Option<String>, work: Work) -> Result<Ack, Fault> {
-        let op_id = op_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
+        let op_id = op_id.as_deref().map_or_else(OpId::fresh, OpId::parse);
         let deadline = std::time::Instant::now() + self.shared.options.call_timeout;
         self.writer.submit(WriteRequest::new(op_id, source, deadline, work)?).await
     }

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::db::Frame;
 use super::{Method, NoParams};
 use crate::instance::Primary;
 
@@ -42,6 +43,8 @@ struct Publish {
     durable: Option<bool>,
     /// Makes a repeated call journal the event once.
     op_id: Option<String>,
+    #[schemars(flatten)]
+    frame: Frame,
 }
 
 /// What `events.publish` answers.

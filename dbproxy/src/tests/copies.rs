@@ -117,7 +117,7 @@ async fn what_is_restored_is_a_database_of_its_own() {
     apply(&writer, session("kept")).await;
     backup(&bench, "copy").unwrap();
     apply(&writer, session("later")).await;
-    let lost = request("op-lost", message("m", "kept")).for_database(Some(writer.database()));
+    let lost = request("op-lost", message("m", "kept")).meant_for(Some(writer.database()), 0);
     writer.submit(lost.clone()).await.unwrap();
     let (database, epoch, head) = (writer.database(), writer.epoch(), writer.head());
     writer.close().await;
