@@ -45,7 +45,7 @@ pub use batch::{Batch, Earlier};
 pub use checkpoint::{PINNED_BYTES, Pinned, ReaderProcess};
 pub use db::{Db, DbOptions, ReadAt};
 pub use deliver::{Caller, Deliver, DeliverError, Remote, Route, WriteError, deliver_until_answered};
-pub use guard::{MAX_SQL_BYTES, MAX_VALUE_BYTES};
+pub use guard::{MAX_PATTERN_BYTES, MAX_SQL_BYTES, MAX_VALUE_BYTES};
 pub use journal::Retention;
 pub use named::{NameTaken, Writes};
 pub use params::{Param, Params};

@@ -300,7 +300,8 @@ fn connect(path: &Path, file: (u64, u64)) -> rusqlite::Result<Reader> {
     let mut connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
-    connection.execute_batch("PRAGMA query_only = ON; PRAGMA temp_store = MEMORY;")?;
+    // Large sorts go to a temporary file: in memory nothing would bound them.
+    connection.execute_batch("PRAGMA query_only = ON; PRAGMA temp_store = FILE;")?;
     let guard = Guard::install(&mut connection)?;
     Ok(Reader { connection, guard, file })
 }

@@ -1,5 +1,6 @@
 //! Tests of the parts together, on real files and threads.
 
+mod attacks;
 mod copies;
 mod crash;
 mod delivery;

@@ -129,15 +129,17 @@ impl Thread {
         if reserved_names(&self.connection).map_err(sqlite)? == self.reserved {
             return Ok(());
         }
-        let message = "names with _pando_ are reserved, also as the target of a foreign key";
+        let message = "names with _pando_ are reserved, also as the target of a foreign key, and nothing is TEMP";
         Err(refuse(Code::Forbidden, Word::InvalidParams, method, message))
     }
 }
 
-/// Counts names with our prefix in the schema, and foreign keys that lead to them.
+/// Counts what nobody else may make: names with our prefix in the schema, foreign keys that lead to them, and whatever is TEMP but our trackers
+/// (`CREATE TRIGGER temp.t ON main.u` looks to the authorizer like a trigger of `main`).
 pub(super) fn reserved_names(connection: &Connection) -> rusqlite::Result<i64> {
     let sql = "SELECT (SELECT count(*) FROM main.sqlite_schema WHERE name LIKE '\\_pando\\_%' ESCAPE '\\')
         + (SELECT count(*) FROM pragma_table_list AS t, pragma_foreign_key_list(t.name) AS f
-           WHERE t.schema = 'main' AND f.\"table\" LIKE '\\_pando\\_%' ESCAPE '\\')";
+           WHERE t.schema = 'main' AND f.\"table\" LIKE '\\_pando\\_%' ESCAPE '\\')
+        + (SELECT count(*) FROM temp.sqlite_schema WHERE name NOT LIKE '\\_pando\\_track\\_%' ESCAPE '\\')";
     connection.query_row(sql, [], |row| row.get(0))
 }
