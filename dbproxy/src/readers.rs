@@ -21,7 +21,7 @@ use crate::params::Params;
 use crate::refusal::{Word, from_sqlite, internal, message_of, refuse};
 use crate::row::{Row, RowError};
 use crate::run::{Limits, Ran, Runner};
-use crate::schema::{self, STATEMENTS_KEPT};
+use crate::schema::{self, STATEMENTS_KEPT, StoreError};
 use crate::value::SqlValue;
 use crate::write::Statement;
 
@@ -185,6 +185,14 @@ impl Readers {
             Ok(QueryResult { columns, rows })
         })
         .await
+    }
+
+    /// Checks that the schema is the one that this binary knows; for an instance that follows, and so does not migrate.
+    pub async fn check_schema(&self) -> Result<(), StoreError> {
+        let path = self.path().to_owned();
+        let checked = self.own(move |connection| Ok(schema::check_current(connection, &path))).await;
+        // What cannot be read now is said by the first read that needs it.
+        checked.unwrap_or(Ok(()))
     }
 
     /// Returns where the journal stands.

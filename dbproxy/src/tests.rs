@@ -6,6 +6,7 @@ mod crash;
 mod delivery;
 mod events;
 mod guards;
+mod migrations;
 mod named;
 mod reads;
 mod store;

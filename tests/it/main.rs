@@ -17,6 +17,7 @@ mod golden;
 mod house;
 mod interop;
 mod ports;
+mod schemas;
 mod support;
 mod takeover;
 mod wedged;
