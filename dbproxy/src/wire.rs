@@ -13,7 +13,7 @@ use crate::named::{Named, Writes};
 use crate::params::Params;
 use crate::refusal::invalid;
 use crate::store::methods;
-use crate::write::{Ack, DEFAULT_TIMEOUT, Durability, Statement, Work, WriteRequest};
+use crate::write::{Ack, DEFAULT_TIMEOUT, Durability, Statement, Work, WriteRequest, check_payload};
 
 /// Longest time that a request may ask for; a longer one is cut to it.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(60);
@@ -189,6 +189,7 @@ pub fn parse_publish(params: &Value, source: &str) -> Result<Publication, Fault>
     let project_id = fields.text("project_id")?.unwrap_or("").to_owned();
     let source = fields.source(source)?;
     if !fields.flag("durable")?.unwrap_or(!topic.is_ephemeral()) {
+        check_payload(&payload)?;
         let mut event = Envelope::new(source, topic, payload);
         (event.session_id, event.project_id) = (session_id, project_id);
         return Ok(Publication::Ephemeral(event));

@@ -4,6 +4,7 @@ use std::hash::Hasher;
 use std::time::{Duration, Instant};
 
 use fnv::FnvHasher;
+use pando_ipc::fault::Code;
 use pando_ipc::{Fault, Topic};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -11,10 +12,12 @@ use uuid::Uuid;
 
 use crate::params::Params;
 use crate::readers::QueryResult;
-use crate::refusal::invalid;
+use crate::refusal::{Word, invalid, refuse};
 
 /// Longest op id, in bytes. A longer one is refused as invalid.
 pub const MAX_OP_ID_BYTES: usize = 128;
+/// Largest payload of an event, as JSON. A larger one is refused with `E_TOO_LARGE`: every event fits into a frame and into an answer.
+pub const MAX_PAYLOAD_BYTES: usize = 2 << 20;
 /// Most statements in one write. More are refused as invalid.
 pub const MAX_STATEMENTS: usize = 1_000;
 /// Time a write has when its sender names none.
@@ -149,6 +152,9 @@ impl WriteRequest {
                 return Err(invalid(method, "statements", why));
             }
         }
+        if let Work::Publish { payload, .. } = &work {
+            check_payload(payload)?;
+        }
         let mut hasher = FnvHasher::default();
         feed(&mut hasher, &work.to_json());
         if matches!(work, Work::Named { .. }) {
@@ -198,6 +204,21 @@ fn feed(hasher: &mut FnvHasher, value: &Value) {
             }
         }
     }
+}
+
+/// Refuses a payload that is too large for an event.
+pub(crate) fn check_payload(payload: &Value) -> Result<(), Fault> {
+    /// The most bytes that one byte of text becomes as JSON (`\u001b`).
+    const ESCAPED: usize = 6;
+    // Weighing is cheap; only what might be too large is written out.
+    if weight_of(payload) * ESCAPED > MAX_PAYLOAD_BYTES {
+        let bytes = payload.to_string().len();
+        if bytes > MAX_PAYLOAD_BYTES {
+            let why = format!("payload has {bytes} bytes; the limit is {MAX_PAYLOAD_BYTES}");
+            return Err(refuse(Code::TooLarge, Word::InvalidParams, "publish", why));
+        }
+    }
+    Ok(())
 }
 
 fn weight_of(value: &Value) -> usize {
@@ -257,6 +278,22 @@ mod tests {
         let work =
             Work::Publish { topic: Topic::known("a.b"), payload, session_id: String::new(), project_id: String::new() };
         WriteRequest::new("op".into(), "i".into(), Instant::now(), work).unwrap().fingerprint
+    }
+
+    #[test]
+    fn an_event_that_would_not_fit_into_a_frame_is_refused() {
+        let publish = |payload: Value| {
+            let work = Work::Publish {
+                topic: Topic::known("a.b"),
+                payload,
+                session_id: String::new(),
+                project_id: String::new(),
+            };
+            WriteRequest::new("op".into(), "i".into(), Instant::now(), work)
+        };
+        assert!(publish(json!("x".repeat(MAX_PAYLOAD_BYTES - 2))).is_ok());
+        assert!(publish(json!("x".repeat(MAX_PAYLOAD_BYTES))).unwrap_err().is(Code::TooLarge));
+        assert!(publish(json!("\u{1b}".repeat(MAX_PAYLOAD_BYTES / 2))).unwrap_err().is(Code::TooLarge));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use pando_dbproxy::{StoreError, Trouble};
 use pando_ipc::bus::BusError;
 use pando_ipc::client::{CallError, Cause};
+use pando_ipc::cursor::CursorError;
 use pando_ipc::{Code, Fault, Holder, LockError, Workdir, WorkdirError, fault};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -227,6 +228,15 @@ impl Failure {
         };
         let data = fault.data.unwrap_or(Value::Null);
         Self { data: Some(Box::new(json!({"rpc_code": fault.code, "data": data}))), ..failure }
+    }
+
+    /// Returns the failure to read or move a cursor.
+    pub(crate) fn cursor(error: &CursorError) -> Self {
+        match error {
+            CursorError::Name(_) => Self::new(Kind::Usage, error.to_string()),
+            CursorError::Workdir(error) => Self::workdir(error),
+            CursorError::Io { .. } | CursorError::Malformed { .. } => Self::new(Kind::Failed, error.to_string()),
+        }
     }
 
     /// Returns the failure to race for the lock or to look at it.
