@@ -132,7 +132,7 @@ pub enum JoinError {
         /// The application.
         app: String,
         /// Why.
-        source: WriteError,
+        source: Box<WriteError>,
     },
 }
 
@@ -175,7 +175,8 @@ impl Shared {
         }
         for migrations in &self.options.migrations {
             let migrated = self.db.migrate(migrations).await;
-            migrated.map_err(|source| JoinError::Migrations { app: migrations.app.clone(), source })?;
+            migrated
+                .map_err(|source| JoinError::Migrations { app: migrations.app.clone(), source: Box::new(source) })?;
         }
         Ok(())
     }
