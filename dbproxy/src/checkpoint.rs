@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use pando_ipc::failpoint::{self, Point};
 use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, DEFAULT_NAME};
 
@@ -121,10 +122,12 @@ impl Worker {
     }
 
     fn checkpoint(&mut self) {
+        failpoint::hit(Point::CheckpointBefore);
         let frames = match self.connection.wal_checkpoint_v2(DEFAULT_NAME, CheckpointMode::PASSIVE) {
             Ok((frames, _)) => u64::try_from(frames).unwrap_or(0),
             Err(error) => return tracing::debug!(%error, "passive checkpoint failed"),
         };
+        failpoint::hit(Point::CheckpointAfter);
         let now = Instant::now();
         if frames * self.page_bytes <= RESTART_BYTES || self.paused_until.is_some_and(|until| now < until) {
             return;

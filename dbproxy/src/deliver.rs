@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use pando_ipc::Fault;
 use pando_ipc::client::{CallError, Client};
+use pando_ipc::failpoint::{self, Flaw};
 use pando_ipc::fault::Code;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -134,10 +135,13 @@ pub enum WriteError {
 }
 
 /// Delivers a write along the route, again and again with the same op id, until it is answered or its deadline passes.
-pub async fn deliver_until_answered(request: WriteRequest, mut route: Route) -> Result<Ack, WriteError> {
+pub async fn deliver_until_answered(mut request: WriteRequest, mut route: Route) -> Result<Ack, WriteError> {
     let deadline = Instant::from_std(request.deadline);
     let mut effort = Effort { maybe_applied: false, cause: "no primary is known".to_owned(), pause: PAUSE.0 };
     loop {
+        if effort.maybe_applied && failpoint::has(Flaw::RetryWithoutOpId) {
+            request.op_id = uuid::Uuid::new_v4().to_string();
+        }
         let current = route.borrow_and_update().clone();
         if let Some(deliver) = &current {
             let delivered = timeout_at(deadline, deliver.deliver(request.clone())).await;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use fnv::FnvHasher;
 use pando_ipc::Timestamp;
+use pando_ipc::failpoint::{self, Point};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, DEFAULT_NAME, FileControl, OpenFlags, TransactionBehavior, params};
 use uuid::Uuid;
@@ -136,6 +137,7 @@ pub(crate) struct Opened {
 
 /// Opens or creates the database, migrates it, and begins a new term.
 pub(crate) fn open(path: &Path, durability: Durability) -> Result<Opened, StoreError> {
+    failpoint::hit(Point::StoreOpen);
     let path = prepare_file(path)?;
     let failed = |source| StoreError::Sqlite { path: path.clone(), source };
     let mut connection = connect(&path).map_err(failed)?;
@@ -270,6 +272,7 @@ fn apply(connection: &mut Connection, migration: &Migration) -> rusqlite::Result
             env!("CARGO_PKG_VERSION")
         ],
     )?;
+    failpoint::hit(Point::MigrationCommit);
     transaction.commit()
 }
 
@@ -290,7 +293,9 @@ fn begin_term(connection: &mut Connection) -> rusqlite::Result<(Uuid, u64)> {
         Uuid::parse_str(&text)
             .map_err(|why| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(why)))
     })?;
+    failpoint::hit(Point::EpochCommit);
     transaction.commit()?;
+    failpoint::hit(Point::EpochCommitted);
     Ok((database, epoch))
 }
 

@@ -12,6 +12,7 @@
 pub mod bus;
 pub mod client;
 pub mod envelope;
+pub mod failpoint;
 pub mod fault;
 pub mod hello;
 pub mod lock;

@@ -3,6 +3,8 @@
 mod detach;
 mod ping;
 mod role;
+#[cfg(feature = "failpoints")]
+mod trial;
 
 use clap::ValueEnum;
 use pando::{Instance, JoinError, Options};
@@ -50,6 +52,9 @@ pub(crate) struct Args {
     /// Set by the acceptance tests: call instance.ping as this instance does, and tell stdout that it was answered
     #[arg(long, hide = true)]
     ping: bool,
+    #[cfg(feature = "failpoints")]
+    #[command(flatten)]
+    trial: trial::Args,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -97,6 +102,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         },
         ..Options::default()
     };
+    #[cfg(feature = "failpoints")]
+    let options = args.trial.begin(options)?;
     let joined = tokio::select! {
         joined = Instance::join(workdir.clone(), options) => joined,
         end = signals.next() => return end.into_outcome(),
@@ -125,7 +132,13 @@ impl End {
 /// Reports roles until there is a reason to leave.
 async fn serve(instance: &Instance, args: &Args, mut reporter: Reporter, signals: &mut Signals) -> End {
     let mut roles = instance.role();
-    let load = async { if args.demo_load { load::run(instance).await } else { std::future::pending().await } };
+    let load = async {
+        #[cfg(feature = "failpoints")]
+        if args.trial.is_on() {
+            return args.trial.run(instance).await;
+        }
+        if args.demo_load { load::run(instance).await } else { std::future::pending().await }
+    };
     let ping = async { if args.ping { ping::run(instance).await } else { std::future::pending().await } };
     tokio::pin!(load, ping);
     let mut is_pinged = false;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use pando_bridge::Outbound;
 use pando_dbproxy::{Ack, Fenced, Readers, Work, WriteRequest, Writer, WriterOptions};
 use pando_ipc::bus::{Bus, BusOptions, Limits};
+use pando_ipc::failpoint::{self, Point};
 use pando_ipc::lock::Lease;
 use pando_ipc::methods::{Caller, Door};
 use pando_ipc::{Envelope, Fault, Hello, LockInfo, PROTOCOL, Pattern, Timestamp, Topic, read_lock_for_path, topic};
@@ -106,6 +107,7 @@ pub(super) async fn lead(
     let (arrivals, mut arrived) = mpsc::channel(ARRIVALS);
     let (primary, bus) = begin(shared, &lease, arrivals).await?;
     failed.take();
+    failpoint::hit(Point::TermServes);
     let departures = bus.departures();
     let promoted = json!({
         "instance_id": shared.id,
@@ -135,8 +137,10 @@ async fn begin(
         on_commit: Box::new(move |events: &[Arc<Envelope>]| carrier.carry(events)),
     };
     let writer = open_writer(shared, options).await?;
+    failpoint::hit(Point::TermOpened);
     shared.place_hub(writer.head());
     catch_up(shared, &shared.readers).await;
+    failpoint::hit(Point::TermCaughtUp);
 
     let primary = Arc::new(Primary {
         shared: Arc::clone(shared),
@@ -259,15 +263,20 @@ async fn serve(
 
 /// Ends a term: the goodbye is the last write, then everything is drained and closed.
 async fn finish(primary: &Primary, bus: &Bus, ended: &Ended) {
+    failpoint::hit(Point::ShutdownBegin);
     if matches!(ended, Ended::Stopped) {
         let goodbye = json!({"instance_id": primary.shared.id, "epoch": primary.writer.epoch()});
         primary.announce(topic::SHUTDOWN, goodbye).await;
     }
+    failpoint::hit(Point::ShutdownGoodbye);
     primary.shared.routes.clear();
     primary.writer.clone().close().await;
+    failpoint::hit(Point::ShutdownDrained);
     if !bus.flush(FAREWELL).await {
         tracing::warn!("a subscriber did not read the last events");
     }
+    failpoint::hit(Point::ShutdownFlushed);
     bus.shutdown(FAREWELL).await;
+    failpoint::hit(Point::ShutdownClosed);
     primary.bus.lock().unwrap_or_else(PoisonError::into_inner).take();
 }

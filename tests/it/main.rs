@@ -12,6 +12,8 @@ mod golden;
 mod house;
 mod interop;
 mod ports;
+#[path = "../support/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "shared with the fault tests, which need more of it")]
 mod support;
 mod takeover;
 mod writes;

@@ -10,6 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::shared::{Peer, Shared};
 use super::stats::Refusal;
+use crate::failpoint::{self, Point};
 use crate::fault::{Code, Fault};
 use crate::methods::{Call, Handler, run_inline};
 use crate::rpc::{Incoming, Request, Response, parse_request};
@@ -22,6 +23,7 @@ const RETRY_AFTER_MS: u64 = 20;
 
 /// Answers one request body. Returns at once: what takes time runs in a task of its own.
 pub(super) fn serve(shared: &Arc<Shared>, peer: &Arc<Peer>, body: &[u8]) {
+    failpoint::hit(Point::CallRead);
     match parse_request(body) {
         Ok(Incoming::Single(Ok(request))) => single(shared, peer, request),
         Ok(Incoming::Batch(parts)) => batch(shared, peer, parts),
@@ -109,7 +111,9 @@ fn answer(shared: &Shared, peer: &Peer, response: Response) {
         Ok(message) => message,
         Err(fault) => encode_any(&Response { id: response.id, outcome: Err(fault) }),
     };
+    failpoint::hit(Point::AnswerBefore);
     shared.send(peer, message);
+    failpoint::hit(Point::AnswerAfter);
 }
 
 /// Sends the answers to a batch as one array; nothing when all its parts were notifications.

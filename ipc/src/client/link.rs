@@ -10,6 +10,7 @@ use super::calls::Outgoing;
 use super::error::{CallError, Cause};
 use super::socket::Dealer;
 use super::{Core, Link, dial};
+use crate::failpoint::{self, Point};
 use crate::hello::PING;
 use crate::rpc::parse_response;
 
@@ -98,6 +99,7 @@ pub(super) async fn keep(core: &Core) {
             tracing::debug!(instance = link.info.instance_id, epoch = link.welcome.epoch, "linked to the primary");
             let (since, epoch) = (Instant::now(), link.welcome.epoch);
             core.link.send_replace(Some(Link { number, ..link.clone() }));
+            failpoint::hit(Point::ClientLinked);
             let cause = pump(core, &mut dealer, &link).await;
             tracing::debug!(epoch, %cause, "link lost");
             core.set_trouble(cause.clone());
@@ -209,6 +211,7 @@ async fn send_waiting(core: &Core, dealer: &mut Dealer) -> Result<(), Cause> {
             core.calls().put_back(Outgoing { number, body, answered });
             return Err(cause);
         }
+        failpoint::hit(Point::ClientSent);
         if !answered {
             core.calls().handed_over(number);
         }

@@ -7,6 +7,7 @@ use fs2::FileExt;
 use tokio::sync::oneshot;
 
 use super::{Lease, LockError, lock_with};
+use crate::failpoint::{self, Point};
 use crate::workdir::Workdir;
 
 /// A thread blocked in flock(2). The kernel wakes it within a millisecond of the holder's death, and then it *is* the next primary.
@@ -21,6 +22,7 @@ impl Candidate {
         let (sender, receiver) = oneshot::channel();
         let path = workdir.lock_path();
         let body = move || {
+            failpoint::hit(Point::CandidateWait);
             let won = lock_with(&workdir, |file| FileExt::lock_exclusive(file).map(|()| true));
             let outcome = won.and_then(|lease| {
                 lease.ok_or_else(|| LockError::Io {

@@ -14,13 +14,13 @@ pub(crate) use process::Process;
 pub(crate) use python::python;
 pub(crate) use raw::{RawPeer, bytes_of};
 pub(crate) use sandbox::Sandbox;
-pub(crate) use wait::{eventually, heavy};
+pub(crate) use wait::{eventually, heavy, pass};
 
 use std::path::Path;
 use std::process::Command;
 
 /// Returns the binary under test in `workdir`, with an environment in which no setting of the developer shows.
-fn binary(workdir: &Path) -> Command {
+pub(crate) fn binary(workdir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pando"));
     command.current_dir(workdir).env("HOME", "/nonexistent").env("COLUMNS", "120");
     for name in ["PANDO_LOG", "NO_COLOR", "CLICOLOR_FORCE", "RUST_LOG", "RUST_BACKTRACE"] {
