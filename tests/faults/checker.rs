@@ -15,6 +15,8 @@ use crate::record::{Outcome, What, Work};
 
 /// Fault after which a database, and what was acknowledged on it, may be gone: somebody removed `.pando`.
 pub(crate) const DATABASE_GONE: &str = "database-gone";
+/// Fault after which the workdir has another database: what was acknowledged on the former one is kept elsewhere.
+pub(crate) const DATABASE_MOVED: &str = "database-moved";
 /// Fault after which the lock of the primary is worth nothing: its file was removed or moved away.
 pub(crate) const LOCK_LOST: &str = "lock-lost";
 /// How soon a primary without its lock steps down.

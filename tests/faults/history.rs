@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use rusqlite::{Connection, OpenFlags, Row};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -69,6 +70,36 @@ pub(crate) struct Database {
     pub(crate) rows: Vec<(u64, String)>,
     /// The journal, in order of `seq`.
     pub(crate) events: Vec<Journaled>,
+}
+
+impl Database {
+    /// Reads what is in a database file.
+    pub(crate) fn read(path: &Path) -> Self {
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+        let one = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, String>(0)).unwrap();
+        let event = |row: &Row<'_>| {
+            let envelope: Value = serde_json::from_str(&row.get::<_, String>(4)?).unwrap();
+            let (seq, epoch, topic) = (row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get(2)?);
+            let (seq, epoch) = (u64::try_from(seq).unwrap(), u64::try_from(epoch).unwrap());
+            let event = Event { seq, epoch, topic, mark: Event::mark(&envelope["payload"]) };
+            Ok(Journaled { prev: u64::try_from(row.get::<_, i64>(3)?).unwrap(), event })
+        };
+        let mut events =
+            connection.prepare("SELECT seq, epoch, topic, prev, envelope FROM _pando_event ORDER BY seq").unwrap();
+        let row = |row: &Row<'_>| Ok((u64::try_from(row.get::<_, i64>(0)?).unwrap(), row.get(1)?));
+        // A database that was moved away at once has no table yet.
+        let rows = match connection.prepare("SELECT rowid, op FROM trial ORDER BY rowid") {
+            Ok(mut rows) => rows.query_map([], row).unwrap().map(Result::unwrap).collect(),
+            Err(_) => Vec::new(),
+        };
+        Self {
+            id: one("SELECT value FROM _pando_meta WHERE key = 'database'"),
+            epoch: one("SELECT CAST(value AS TEXT) FROM _pando_meta WHERE key = 'epoch'").parse().unwrap(),
+            integrity: one("PRAGMA integrity_check"),
+            events: events.query_map([], event).unwrap().map(Result::unwrap).collect(),
+            rows,
+        }
+    }
 }
 
 /// An event of the journal, with the `seq` of the one before it on its topic.

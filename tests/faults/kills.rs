@@ -46,6 +46,7 @@ fn a_thousand_killed_primaries_take_nothing_along() {
     let (kills, workdirs) = KILLS;
     for seed in 1..=workdirs {
         let mut world = World::new("kills", seed);
+        world.start(&[]);
         world.observe();
         kill_primaries(&mut world, kills, &[]);
         world.finish().holds();
@@ -55,6 +56,7 @@ fn a_thousand_killed_primaries_take_nothing_along() {
 #[test]
 fn fifty_primaries_that_leave_fail_no_call() {
     let mut world = World::new("departures", 1);
+    world.start(&[]);
     world.observe();
     ask_primaries_to_leave(&mut world, 50);
     world.finish().none_failed().holds();

@@ -1,8 +1,10 @@
 //! One trial: a workdir, the instances that write in it, those who watch, and the record of all that is done to them.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -13,9 +15,9 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::Deserialize;
 
 use crate::checker::{Invariant, Violation, check};
-use crate::history::{Database, Dated, Deed, History, Journaled};
+use crate::history::{Database, Dated, Deed, History};
 use crate::random::Random;
-use crate::record::{Event, Outcome, What};
+use crate::record::{Outcome, What};
 use crate::support::{Process, RoleLine, Sandbox, binary, eventually};
 
 /// How long anything may take that normally takes milliseconds: the machine may be busy, Pando must not be stuck.
@@ -29,8 +31,11 @@ pub(crate) struct World {
     pub(crate) sandbox: Sandbox,
     pub(crate) random: Random,
     pub(crate) instances: Vec<Instance>,
+    /// Databases that were moved away.
+    pub(crate) elsewhere: Vec<PathBuf>,
     name: String,
     seed: u64,
+    under: String,
     report: PathBuf,
     deeds: File,
     tails: Vec<(PathBuf, Process)>,
@@ -82,14 +87,21 @@ impl World {
             sandbox: Sandbox::new(),
             random: Random::new(seed),
             instances: Vec::new(),
+            elsewhere: Vec::new(),
             name: name.to_owned(),
             seed,
+            under: String::new(),
             report,
             deeds,
             tails: Vec::new(),
             started: 0,
             measured: Instant::now(),
         }
+    }
+
+    /// Says which faults the world is under, for a failure.
+    pub(crate) fn is_under(&mut self, faults: &[&str]) {
+        self.under = faults.join(", ");
     }
 
     /// Records something.
@@ -103,18 +115,12 @@ impl World {
         self.note(Deed::Fault { name: name.to_owned(), detail: detail.to_string() });
     }
 
-    /// Starts an instance under load; `args` are more arguments of `pando up`.
+    /// Starts an instance under load; `args` are more arguments of `pando up`. Returns its place.
     pub(crate) fn start(&mut self, args: &[&str]) -> usize {
-        let dir = self.sandbox.path().to_owned();
-        self.start_in(&dir, args)
-    }
-
-    /// Starts an instance under load in a directory, which may be another name of the workdir.
-    pub(crate) fn start_in(&mut self, dir: &Path, args: &[&str]) -> usize {
         self.started += 1;
         let name = format!("{}{}", char::from(b'a' + u8::try_from(self.seed % 26).unwrap()), self.started);
         let record = self.report.join(format!("{name}.instance.jsonl"));
-        let mut command = binary(dir);
+        let mut command = binary(self.sandbox.path());
         command.args(["--json", "up", "--name", &name, "--record"]).arg(record).args(args);
         let process = Process::spawn(&self.sandbox, &name, command);
         let args = args.iter().map(|&arg| arg.to_owned()).collect();
@@ -123,13 +129,42 @@ impl World {
         self.instances.len() - 1
     }
 
-    /// Starts an observer that follows from the first event on.
+    /// Starts an observer that follows from the first event on, and waits until it does.
+    #[track_caller]
     pub(crate) fn observe(&mut self) {
-        let path = self.report.join(format!("t{}.tail.jsonl", self.tails.len() + 1));
+        self.started += 1;
+        let path = self.report.join(format!("t{}.tail.jsonl", self.started));
         let mut command = binary(self.sandbox.path());
         command.args(["--json", "ipc", "tail", "--since", "all"]);
         let process = Process::spawn_into(&self.sandbox, "tail", command, File::create(&path).unwrap());
+        self.wait("the observer's first event", |_| fs::metadata(&path).is_ok_and(|meta| meta.len() > 0).then_some(()));
         self.tails.push((path, process));
+    }
+
+    /// Sends a signal to every observer.
+    pub(crate) fn signal_observer(&mut self, signal: Signal) {
+        self.tails.iter().for_each(|(_, process)| process.signal(signal));
+    }
+
+    /// Kills an observer and starts another one.
+    pub(crate) fn replace_observer(&mut self) {
+        if let Some((_, mut process)) = self.tails.pop() {
+            process.kill();
+        }
+        self.observe();
+    }
+
+    /// Returns a path beside the workdir where nothing is.
+    pub(crate) fn new_place(&mut self, name: &str) -> PathBuf {
+        self.started += 1;
+        self.sandbox.root().join(format!("{name}-{}", self.started))
+    }
+
+    /// Forgets what is known of roles: the workdir begins anew.
+    pub(crate) fn is_new(&mut self) {
+        for instance in &mut self.instances {
+            (instance.role, instance.acked) = (None, 0);
+        }
     }
 
     /// Reads what the instances have said, and measures them now and then.
@@ -159,7 +194,7 @@ impl World {
     /// Waits until `look` sees something.
     #[track_caller]
     pub(crate) fn wait<T>(&mut self, what: &str, mut look: impl FnMut(&mut Self) -> Option<T>) -> T {
-        let told = format!("{what} [{}, seed {}, report {}]", self.name, self.seed, self.report.display());
+        let told = format!("{what} [{self}]");
         eventually(&told, PATIENCE, || {
             self.look();
             look(self)
@@ -172,7 +207,7 @@ impl World {
         self.wait(&format!("a primary beyond epoch {after} that serves"), |world| {
             let led = world.instances.iter().enumerate().filter_map(|(at, it)| Some((at, it.leads()?)));
             let (at, epoch) = led.max_by_key(|(_, epoch)| *epoch).filter(|(_, epoch)| *epoch > after)?;
-            world.instances.iter().any(|it| it.acked >= epoch).then_some((at, epoch))
+            world.instances.iter().any(|it| it.acked == epoch).then_some((at, epoch))
         })
     }
 
@@ -219,6 +254,12 @@ impl World {
             stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')).then_some(())
         });
         self.note(Deed::Stop { who: self.instances[at].name.clone() });
+    }
+
+    /// Stops an instance.
+    pub(crate) fn stop(&mut self, at: usize) {
+        self.note(Deed::Stop { who: self.instances[at].name.clone() });
+        self.instances[at].process.signal(Signal::STOP);
     }
 
     /// Lets a stopped instance go on.
@@ -271,12 +312,17 @@ impl World {
         Judged { world: self, violations }
     }
 
-    /// Writes down what is in the database. Returns the number of the last event.
+    /// Writes down what is in the databases. Returns the number of the last event of the workdir's.
     fn dump(&self) -> u64 {
-        let database = self.database();
-        let text = serde_json::to_string(&database).unwrap() + "\n";
-        fs::write(self.report.join("1.database.jsonl"), text).unwrap();
-        database.events.last().map_or(0, |last| last.event.seq)
+        let workdirs = self.sandbox.workdir().database_path();
+        let mut head = 0;
+        for (number, path) in self.elsewhere.iter().chain([&workdirs]).enumerate() {
+            let database = Database::read(path);
+            let text = serde_json::to_string(&database).unwrap() + "\n";
+            fs::write(self.report.join(format!("{number}.database.jsonl")), text).unwrap();
+            head = database.events.last().map_or(0, |last| last.event.seq);
+        }
+        head
     }
 
     fn hang_up(&mut self, at: usize) {
@@ -292,7 +338,8 @@ impl World {
             left.push("the lock is held".to_owned());
         }
         let sockets = fs::read_dir(workdir.socket_dir().unwrap()).unwrap();
-        left.extend(sockets.map(|entry| format!("socket {}", entry.unwrap().path().display())));
+        let sockets = sockets.map(Result::unwrap).filter(|entry| entry.file_type().unwrap().is_socket());
+        left.extend(sockets.map(|entry| format!("socket {}", entry.path().display())));
         let info = self.sandbox.lock_info();
         for port in [info.pub_port, info.rpc_port] {
             if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok() {
@@ -303,35 +350,19 @@ impl World {
             self.note(Deed::Left { what });
         }
     }
-
-    fn database(&self) -> Database {
-        let connection = self.sandbox.database();
-        let one = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, String>(0)).unwrap();
-        let event = |row: &rusqlite::Row<'_>| {
-            let envelope: serde_json::Value = serde_json::from_str(&row.get::<_, String>(4)?).unwrap();
-            let (seq, epoch, topic) = (row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get(2)?);
-            let (seq, epoch) = (u64::try_from(seq).unwrap(), u64::try_from(epoch).unwrap());
-            let event = Event { seq, epoch, topic, mark: Event::mark(&envelope["payload"]) };
-            Ok(Journaled { prev: u64::try_from(row.get::<_, i64>(3)?).unwrap(), event })
-        };
-        let mut events =
-            connection.prepare("SELECT seq, epoch, topic, prev, envelope FROM _pando_event ORDER BY seq").unwrap();
-        let mut rows = connection.prepare("SELECT rowid, op FROM trial ORDER BY rowid").unwrap();
-        let row = |row: &rusqlite::Row<'_>| Ok((u64::try_from(row.get::<_, i64>(0)?).unwrap(), row.get(1)?));
-        Database {
-            id: one("SELECT value FROM _pando_meta WHERE key = 'database'"),
-            epoch: one("SELECT CAST(value AS TEXT) FROM _pando_meta WHERE key = 'epoch'").parse().unwrap(),
-            integrity: one("PRAGMA integrity_check"),
-            events: events.query_map([], event).unwrap().map(Result::unwrap).collect(),
-            rows: rows.query_map([], row).unwrap().map(Result::unwrap).collect(),
-        }
-    }
 }
 
 /// Tells whether an observer's last durable event holds this text.
 fn has_seen(path: &Path, text: &str) -> bool {
     let seen = fs::read_to_string(path).unwrap();
     seen.lines().rev().find(|line| line.contains("\"seq\":")).is_some_and(|line| line.contains(text))
+}
+
+impl fmt::Display for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, seed, under, report, .. } = self;
+        write!(f, "{name} with seed {seed} under [{under}], report in {}", report.display())
+    }
 }
 
 /// After a failure the logs and the database are kept beside the history.
@@ -379,11 +410,10 @@ impl Judged {
     /// Fails unless everything was kept; then the report goes.
     #[track_caller]
     pub(crate) fn holds(self) {
-        let World { name, seed, report, .. } = &self.world;
         let list: String =
             self.violations.iter().flat_map(|violation| ["\n- ".to_owned(), violation.to_string()]).collect();
-        assert!(self.violations.is_empty(), "{name} with seed {seed}, report in {}:{list}", report.display());
-        fs::remove_dir_all(report).unwrap();
+        assert!(self.violations.is_empty(), "{}:{list}", self.world);
+        fs::remove_dir_all(&self.world.report).unwrap();
     }
 }
 

@@ -124,7 +124,7 @@ impl Args {
         let writers = async { join_all(writers).await.into_iter().collect::<Result<(), Failure>>() };
         tokio::select! {
             ((), written) = async { tokio::join!(steer, writers) } => written,
-            () = record_roles(instance, &recorder) => Ok(()),
+            () = record_roles(instance, &recorder, &epoch_acked) => Ok(()),
             () = record_events(instance, &recorder), if self.follow => Ok(()),
         }
     }
@@ -159,7 +159,7 @@ impl Args {
             recorder.note(What::Return { op: op.clone(), outcome });
             match answer {
                 Ok(ack) => {
-                    if epoch_acked.fetch_max(ack.epoch, Ordering::Relaxed) < ack.epoch {
+                    if epoch_acked.swap(ack.epoch, Ordering::Relaxed) != ack.epoch {
                         output::json(&json!({"acked": ack.epoch}))?;
                     }
                     if work == Work::Insert && n % READ_EVERY == 0 {
@@ -173,12 +173,16 @@ impl Args {
     }
 }
 
-async fn record_roles(instance: &Instance, recorder: &Recorder) {
+async fn record_roles(instance: &Instance, recorder: &Recorder, epoch_acked: &AtomicU64) {
     let mut roles = instance.role();
     loop {
         let role = roles.borrow_and_update().clone();
         let (role, epoch, database) = match role {
-            Role::Seeking => ("seeking", None, None),
+            Role::Seeking => {
+                // The next term may be in another database, where epochs begin anew.
+                epoch_acked.store(0, Ordering::Relaxed);
+                ("seeking", None, None)
+            }
             Role::Secondary { epoch, .. } => ("secondary", Some(epoch), None),
             Role::Primary { epoch, .. } => ("primary", Some(epoch), instance.db().readers().database().await.ok()),
         };

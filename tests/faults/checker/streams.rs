@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{DATABASE_GONE, Invariant, Seen};
+use super::{DATABASE_GONE, DATABASE_MOVED, Invariant, Seen};
 use crate::history::Printed;
 use crate::record::{Event, What};
 
@@ -26,7 +26,7 @@ pub(super) fn check(seen: &mut Seen<'_>) {
     for (tail, printed) in &seen.history.tails {
         streams.push((tail.clone(), printed.iter().filter_map(given).collect()));
     }
-    let may_start_anew = !seen.faults(DATABASE_GONE).is_empty();
+    let may_start_anew = [DATABASE_GONE, DATABASE_MOVED].iter().any(|fault| !seen.faults(fault).is_empty());
     for (who, stream) in streams {
         follow(seen, &who, &stream, may_start_anew);
     }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::{Call, DATABASE_GONE, Invariant, SLACK, STEP_DOWN_WITHIN, Seen, seconds};
+use super::{Call, DATABASE_GONE, DATABASE_MOVED, Invariant, SLACK, STEP_DOWN_WITHIN, Seen, seconds};
 use crate::history::{Database, Deed};
 use crate::record::{Outcome, What};
 
@@ -187,7 +187,7 @@ fn order(seen: &mut Seen<'_>) {
 }
 
 fn reads(seen: &mut Seen<'_>) {
-    let gone = seen.faults(DATABASE_GONE);
+    let gone = [seen.faults(DATABASE_GONE), seen.faults(DATABASE_MOVED)].concat();
     for (who, records) in &seen.history.instances {
         for record in records {
             let What::Read { op, found: false } = &record.what else { continue };
