@@ -9,7 +9,10 @@ use pando_ipc::bus::{Bus, BusOptions, Limits};
 use pando_ipc::failpoint::{self, Point};
 use pando_ipc::lock::Lease;
 use pando_ipc::methods::{Caller, Door};
-use pando_ipc::{Envelope, Fault, Hello, LockInfo, PROTOCOL, Pattern, Timestamp, Topic, read_lock_for_path, topic};
+use pando_ipc::process::ProcessId;
+use pando_ipc::{
+    Code, Envelope, Fault, Hello, LockInfo, PROTOCOL, Pattern, Timestamp, Topic, read_lock_for_path, topic,
+};
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
@@ -21,10 +24,15 @@ use super::terms::Ended;
 use super::{HEARTBEAT, JoinError, Role, Shared};
 use crate::methods;
 
-/// How often the primary compares the lock file's path with the file it holds.
-const LOCK_CHECK: Duration = Duration::from_millis(500);
+/// How often an instance compares the lock file's path with the file that it holds, or waits for.
+pub(super) const LOCK_CHECK: Duration = Duration::from_millis(500);
+/// How often refused and cut-off peers are told of: at most one log line and one event per reason and look, so that nobody
+/// fills the log or the journal by knocking.
+const REFUSALS_LOOK: Duration = Duration::from_secs(1);
 /// How long a leaving primary waits for its subscribers to read the last events, and for calls in flight.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// The same for one that has lost its place, and must be gone within a second.
+const SHORT_FAREWELL: Duration = Duration::from_millis(200);
 /// Arrivals that wait to be told to everyone. When it is full an arrival is not announced; it still shows in `instance.list`.
 const ARRIVALS: usize = 1_024;
 /// Events per read when the hub catches up.
@@ -62,7 +70,7 @@ impl Primary {
     pub(crate) fn name_of(&self, caller: &Caller) -> String {
         match caller.door {
             Door::Local => self.shared.id.clone(),
-            _ => self.roster.name_of(caller.peer).unwrap_or_else(|| format!("peer-{}", caller.peer)),
+            _ => caller.hello().map_or_else(|| format!("peer-{}", caller.peer), |hello| hello.instance_id.clone()),
         }
     }
 
@@ -85,6 +93,15 @@ impl Primary {
             tracing::warn!(topic, %error, "event not journaled");
         }
     }
+
+    /// Tells everyone who was refused or cut off since the last look.
+    fn tell_refusals(&self) {
+        for refused in self.bus().iter().flat_map(Bus::take_refusals) {
+            tracing::warn!(?refused, "peers refused");
+            let event = Envelope::new(&*self.shared.id, Topic::known(topic::DOOR_REFUSED), json!(refused));
+            self.outbound.ephemeral(event);
+        }
+    }
 }
 
 enum Step {
@@ -92,6 +109,7 @@ enum Step {
     Deposed(Fenced),
     Beat,
     CheckLock,
+    LookAtRefusals,
     Arrived(Hello),
     Departed(Result<u64, broadcast::error::RecvError>),
 }
@@ -134,6 +152,7 @@ async fn begin(
         instance_id: shared.id.clone(),
         workdir: shared.workdir.path().to_owned(),
         durability: shared.options.durability,
+        writes: shared.options.writes.clone(),
         on_commit: Box::new(move |events: &[Arc<Envelope>]| carrier.carry(events)),
     };
     let writer = open_writer(shared, options).await?;
@@ -176,6 +195,7 @@ async fn begin(
         protocol: Some(PROTOCOL),
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         endpoints: Some(endpoints.clone()),
+        process: ProcessId::of(std::process::id()),
     })?;
     shared.routes.set(Route::Local(table), Some(Arc::new(writer.clone())));
     shared.role.send_replace(Role::Primary { epoch: writer.epoch(), ports, endpoints });
@@ -196,13 +216,12 @@ async fn catch_up(shared: &Shared, readers: &Readers) {
         match readers.since(shared.hub.position(), &[Pattern::All], CATCH_UP_EVENTS).await {
             Ok(page) => {
                 if let Some(resync) = page.resync {
-                    shared.hub.start_behind(resync.to);
-                    shared.hub.lagged(resync.to.saturating_sub(resync.from) + 1);
-                }
-                if page.events.is_empty() {
-                    return;
+                    shared.hub.resync(resync.from, resync.to);
                 }
                 page.events.into_iter().for_each(|event| shared.hub.deliver(&Arc::new(event)));
+                if page.upto >= page.head {
+                    return;
+                }
             }
             Err(error) => {
                 tracing::warn!(%error, "could not catch up from the journal");
@@ -222,7 +241,8 @@ async fn serve(
     let shared = &primary.shared;
     let mut beat = interval(HEARTBEAT);
     let mut check = interval(LOCK_CHECK);
-    for timer in [&mut beat, &mut check] {
+    let mut refusals = interval(REFUSALS_LOOK);
+    for timer in [&mut beat, &mut check, &mut refusals] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
     loop {
@@ -231,6 +251,7 @@ async fn serve(
             why = primary.writer.fenced() => Step::Deposed(why),
             _ = beat.tick() => Step::Beat,
             _ = check.tick() => Step::CheckLock,
+            _ = refusals.tick() => Step::LookAtRefusals,
             Some(hello) = arrived.recv() => Step::Arrived(hello),
             peer = departures.recv() => Step::Departed(peer),
         };
@@ -238,17 +259,15 @@ async fn serve(
             Step::Stop => return Ended::Stopped,
             Step::Deposed(why) => {
                 tracing::error!(%why, "stepping down");
-                return Ended::Deposed;
+                return Ended::Deposed(why);
             }
             Step::CheckLock if lease.is_current() => {}
-            Step::CheckLock => {
-                tracing::error!("stepping down: the lock file was removed or replaced");
-                return Ended::Deposed;
-            }
+            Step::CheckLock => primary.writer.depose(Fenced::LockLost),
             Step::Beat => {
                 let payload = shared.heartbeat("primary", primary.writer.head()).await;
                 primary.outbound.ephemeral(Envelope::new(&*shared.id, Topic::known(topic::HEARTBEAT), payload));
             }
+            Step::LookAtRefusals => primary.tell_refusals(),
             Step::Arrived(hello) => primary.announce(topic::JOINED, json!(hello)).await,
             Step::Departed(Ok(peer)) => {
                 if let Some(Member { hello, .. }) = primary.roster.strike(peer) {
@@ -264,19 +283,26 @@ async fn serve(
 /// Ends a term: the goodbye is the last write, then everything is drained and closed.
 async fn finish(primary: &Primary, bus: &Bus, ended: &Ended) {
     failpoint::hit(Point::ShutdownBegin);
-    if matches!(ended, Ended::Stopped) {
-        let goodbye = json!({"instance_id": primary.shared.id, "epoch": primary.writer.epoch()});
-        primary.announce(topic::SHUTDOWN, goodbye).await;
-    }
+    let farewell = match ended {
+        Ended::Deposed(why) => {
+            bus.refuse(Fault::new(Code::Fenced, format!("{why}; nothing was applied")));
+            SHORT_FAREWELL
+        }
+        Ended::Stopped | Ended::Elected(_) => {
+            let goodbye = json!({"instance_id": primary.shared.id, "epoch": primary.writer.epoch()});
+            primary.announce(topic::SHUTDOWN, goodbye).await;
+            FAREWELL
+        }
+    };
     failpoint::hit(Point::ShutdownGoodbye);
     primary.shared.routes.clear();
     primary.writer.clone().close().await;
     failpoint::hit(Point::ShutdownDrained);
-    if !bus.flush(FAREWELL).await {
+    if !bus.flush(farewell).await {
         tracing::warn!("a subscriber did not read the last events");
     }
     failpoint::hit(Point::ShutdownFlushed);
-    bus.shutdown(FAREWELL).await;
+    bus.shutdown(farewell).await;
     failpoint::hit(Point::ShutdownClosed);
     primary.bus.lock().unwrap_or_else(PoisonError::into_inner).take();
 }

@@ -87,7 +87,7 @@ fn replay(nodes: usize, flaw: Option<Flaw>, steps: &[Step]) -> Option<String> {
 
 impl Broken {
     /// Leaves out what is not needed to break it, and writes the rest as a test.
-    fn to_test(&mut self, seed: u64) -> String {
+    fn print(&mut self, seed: u64) -> String {
         let Self { nodes, flaw, steps, why } = self;
         let mut at = 0;
         while at < steps.len() {
@@ -104,7 +104,7 @@ impl Broken {
 fn no_seed_breaks_the_model() {
     for seed in 0..SEEDS {
         if let Err(mut broken) = simulate(seed, None) {
-            panic!("{}", broken.to_test(seed));
+            panic!("{}", broken.print(seed));
         }
     }
 }
@@ -114,7 +114,7 @@ fn every_mistake_breaks_the_model() {
     for &flaw in Flaw::ALL {
         let broken = (0..SEEDS).find_map(|seed| Some((seed, simulate(seed, Some(flaw)).err()?)));
         let (seed, mut broken) = broken.unwrap_or_else(|| panic!("{flaw:?} is not noticed"));
-        println!("{}", broken.to_test(seed));
+        println!("{}", broken.print(seed));
     }
 }
 

@@ -3,11 +3,16 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails, and says where")]
 
 mod calls;
+mod cursors;
+mod database;
 mod demo;
 mod documents;
+mod doors_access;
+mod doors_listing;
 mod election;
 mod errors;
 mod events;
+mod fencing;
 mod golden;
 mod house;
 mod interop;
@@ -16,4 +21,5 @@ mod ports;
 #[expect(dead_code, unused_imports, reason = "shared with the fault tests, which need more of it")]
 mod support;
 mod takeover;
+mod wedged;
 mod writes;

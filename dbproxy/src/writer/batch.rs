@@ -13,7 +13,7 @@ use super::Fenced;
 use super::apply::Applied;
 use super::thread::{BATCH_TIME, Job, Thread};
 use crate::journal::{self, Mark};
-use crate::refusal::{Word, from_sqlite, panicked, refuse};
+use crate::refusal::{Word, fenced, from_sqlite, panicked, refuse};
 use crate::write::Ack;
 
 /// A write with its answer.
@@ -189,6 +189,9 @@ impl Thread {
             return None;
         }
         let mut moved = 0;
+        if let Some(why) = self.signals.fenced.borrow().as_ref() {
+            return Some(fenced(label, why));
+        }
         let asked = self.connection.file_control(DEFAULT_NAME, FileControl::HasMoved(&mut moved));
         if asked.is_ok() && moved != 0 {
             self.fence(Fenced::Replaced);
@@ -199,8 +202,7 @@ impl Thread {
                 Err(error) => return Some(from_sqlite(label, &error, None)),
             }
         }
-        let why = self.signals.fenced.borrow().clone()?;
-        Some(refuse(Code::Fenced, Word::Unreachable, label, format!("{why}; nothing was applied")))
+        self.signals.fenced.borrow().as_ref().map(|why| fenced(label, why))
     }
 }
 

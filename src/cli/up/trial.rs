@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use pando::{Delivery, Instance, Options, Pattern, Role, Topic};
-use pando_dbproxy::{Ack, QueryResult, Statement, WriteError};
+use pando_dbproxy::{Ack, SqlValue, Statement, WriteError};
 use pando_ipc::failpoint::{self, Armed, Flaw, Plan, Point};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
@@ -211,9 +211,9 @@ async fn record_events(instance: &Instance, recorder: &Recorder) {
 async fn read_back(instance: &Instance, recorder: &Recorder, op: String, ack: &Ack) {
     let rowid = ack.results[0]["last_insert_rowid"].as_i64().unwrap_or(0);
     let sql = "SELECT count(*) FROM trial WHERE rowid = ?1 AND op = ?2";
-    let read = instance.db().query(sql, [rowid.into(), op.clone().into()]).await;
-    if let Ok(QueryResult { rows, .. }) = read {
-        recorder.note(What::Read { op, found: rows.first().is_some_and(|row| row[0] == 1.into()) });
+    let params = [SqlValue::from(rowid), SqlValue::from(op.clone())];
+    if let Ok(Some(count)) = instance.db().query_one(sql, params, |row| row.get::<i64>(0)).await {
+        recorder.note(What::Read { op, found: count == 1 });
     }
 }
 
@@ -222,7 +222,7 @@ const TABLE: &str = "CREATE TABLE IF NOT EXISTS trial (op TEXT NOT NULL)";
 fn work_of(work: Work, op: &str) -> pando_dbproxy::Work {
     match work {
         Work::Insert => {
-            let insert = Statement::new("INSERT INTO trial (op) VALUES (?1)", [op.to_owned().into()]);
+            let insert = Statement::new("INSERT INTO trial (op) VALUES (?1)", [SqlValue::from(op.to_owned())]);
             pando_dbproxy::Work::Exec { statements: vec![insert], ddl: false }
         }
         Work::Publish => pando_dbproxy::Work::Publish {
