@@ -234,7 +234,8 @@ fn findings(connection: &Connection, pragma: &str) -> rusqlite::Result<Vec<Strin
     Ok(found)
 }
 
-fn is_broken(error: &rusqlite::Error) -> bool {
+/// Tells whether the file is something else than a database, or a broken one.
+pub(crate) fn is_broken(error: &rusqlite::Error) -> bool {
     use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
     matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
 }

@@ -11,9 +11,10 @@ use fnv::FnvHasher;
 use pando_ipc::Timestamp;
 use pando_ipc::failpoint::{self, Point};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, DEFAULT_NAME, FileControl, OpenFlags, TransactionBehavior, params};
+use rusqlite::{Connection, DEFAULT_NAME, ErrorCode, FileControl, OpenFlags, TransactionBehavior, params};
 use uuid::Uuid;
 
+use crate::catalog;
 use crate::guard::Guard;
 use crate::write::Durability;
 
@@ -119,6 +120,26 @@ pub enum StoreError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl StoreError {
+    /// Tells whether another program is in the middle of a write: the database itself is well.
+    pub fn is_busy(&self) -> bool {
+        let busy = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked];
+        self.sqlite().and_then(rusqlite::Error::sqlite_error_code).is_some_and(|code| busy.contains(&code))
+    }
+
+    /// Tells whether the file is something else than a database, or a broken one.
+    pub fn is_no_database(&self) -> bool {
+        self.sqlite().is_some_and(catalog::is_broken)
+    }
+
+    fn sqlite(&self) -> Option<&rusqlite::Error> {
+        match self {
+            Self::Sqlite { source, .. } | Self::MigrationFailed { source, .. } => Some(source),
+            _ => None,
+        }
+    }
 }
 
 struct Migration {

@@ -278,6 +278,10 @@ impl Failure {
     /// Returns the failure to open the database.
     pub(crate) fn store(error: &StoreError) -> Self {
         let (kind, hint) = match error {
+            StoreError::Sqlite { path, .. } | StoreError::MigrationFailed { path, .. } if error.is_busy() => (
+                Kind::Failed,
+                format!("another program is in the middle of a write, find it: 'fuser -v {}'", path.display()),
+            ),
             StoreError::NewerSchema { .. } => {
                 (Kind::Version, "install the newer release, or work in another directory".into())
             }
@@ -295,6 +299,13 @@ impl Failure {
                 (Kind::Failed, format!("correct it, or move it away to run as usual: {}", path.display()))
             }
             StoreError::NoWal { .. } => (Kind::Failed, "work in a directory on a local disk".into()),
+            StoreError::Sqlite { path, .. } if !error.is_no_database() => {
+                let dir = path.parent().unwrap_or(path);
+                (
+                    Kind::Failed,
+                    format!("look at the disk and the mode of the directory: 'df -h {0}; ls -ld {0}'", dir.display()),
+                )
+            }
             StoreError::Sqlite { path, .. } => (
                 Kind::Failed,
                 format!(

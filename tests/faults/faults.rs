@@ -3,14 +3,16 @@
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use pando_ipc::ports_for_path;
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
 use crate::checker::{DATABASE_GONE, DATABASE_MOVED, LOCK_LOST};
-use crate::support::{RawPeer, pass};
-use crate::world::World;
+use crate::history::Deed;
+use crate::support::{RawPeer, pando, pass};
+use crate::world::{Instance, World};
 
 /// Instances that write.
 const INSTANCES: usize = 3;
@@ -49,6 +51,8 @@ faults! {
     remove_pando,
     move_pando,
     unlink_lock,
+    unlink_lock_of_stopped,
+    evict_primary,
     start_by_alias,
     spoil_lock_file,
     squat_ports,
@@ -194,6 +198,40 @@ fn unlink_lock(world: &mut World) {
     world.led_beyond(epoch);
 }
 
+/// A stopped primary loses its lock; when it goes on, its epoch is over.
+fn unlink_lock_of_stopped(world: &mut World) {
+    let (at, epoch) = world.led_beyond(0);
+    world.stop(at);
+    world.fault(LOCK_LOST, "rm .pando/ipc.lock of a stopped primary");
+    fs::remove_file(world.sandbox.workdir().lock_path()).unwrap();
+    world.start(&[]);
+    let newcomer = world.instances.len() - 1;
+    // Stopped in the middle of a transaction it keeps everybody else from writing, and a newcomer gives up.
+    let gives_up = world.wait("a newcomer that leads or cannot", |world| {
+        let newcomer = &world.instances[newcomer];
+        let gives_up = newcomer.process.stderr().contains("database is locked");
+        (newcomer.role.is_some() || gives_up).then_some(gives_up)
+    });
+    if gives_up {
+        world.ends(newcomer);
+    }
+    let time = milliseconds(world, 0, 500);
+    pass(time);
+    world.go_on(at);
+    world.led_beyond(epoch);
+}
+
+/// A stopped primary is ended by hand.
+fn evict_primary(world: &mut World) {
+    let (at, epoch) = world.led_beyond(0);
+    world.stop(at);
+    world.note(Deed::Kill { who: world.instances[at].name.clone() });
+    let evicted = pando(&world.sandbox, &["ipc", "evict", "--yes"]);
+    assert_eq!(evicted.code, Some(0), "{evicted}");
+    world.ends(at);
+    world.led_beyond(epoch);
+}
+
 fn start_by_alias(world: &mut World) {
     let (at, epoch) = world.led_beyond(0);
     let alias = world.new_place("alias");
@@ -318,4 +356,52 @@ fn long_reader(world: &mut World) {
     let _rows: i64 = transaction.query_row("SELECT count(*) FROM trial", [], |row| row.get(0)).unwrap();
     world.fault("long-reader", &format!("for {time:?}"));
     pass(time);
+}
+
+/// Simultaneous starts in a workdir without a database.
+const STARTS: [usize; 3] = [2, 8, 32];
+
+#[test]
+fn any_number_of_simultaneous_starts_makes_one_primary() {
+    for count in STARTS {
+        let mut world = World::new("starts", count as u64);
+        for _ in 0..count {
+            world.start(&["--writers", "1"]);
+        }
+        let has_place = |it: &Instance| it.role.as_ref().is_some_and(|role| role.role != "seeking");
+        world.wait("a place for each", |world| world.instances.iter().all(has_place).then_some(()));
+        let epochs: Vec<_> = world.instances.iter().filter_map(Instance::leads).collect();
+        assert_eq!(epochs, [1], "{count} started at once");
+        world.finish().none_failed().holds();
+    }
+}
+
+/// Flag of a descriptor that no child inherits, as `/proc/<pid>/fdinfo` shows it.
+const CLOEXEC: u64 = 0o2_000_000;
+
+#[test]
+fn no_child_inherits_a_descriptor() {
+    let mut world = World::new("inherit", 1);
+    populate(&mut world);
+    for instance in &world.instances {
+        let proc = PathBuf::from(format!("/proc/{}", instance.process.pid()));
+        let mut looked = 0;
+        for entry in fs::read_dir(proc.join("fdinfo")).unwrap() {
+            let number = entry.unwrap().file_name();
+            let (Ok(info), Ok(target)) =
+                (fs::read_to_string(proc.join("fdinfo").join(&number)), fs::read_link(proc.join("fd").join(&number)))
+            else {
+                continue;
+            };
+            // What came from the shell that started the tests is not ours to close.
+            if target.starts_with(world.sandbox.path()) || target.to_string_lossy().starts_with("socket:") {
+                let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+                let flags = u64::from_str_radix(flags, 8).unwrap();
+                assert!(flags & CLOEXEC != 0, "a child would inherit {}", target.display());
+                looked += usize::from(target.ends_with("ipc.lock"));
+            }
+        }
+        assert!(looked > 0, "{} holds the lock or waits for it", instance.name);
+    }
+    world.finish().holds();
 }

@@ -42,6 +42,8 @@ pub(crate) enum Deed {
     Continue { who: String },
     /// It has ended.
     End { who: String, status: String },
+    /// It said in its log that something went wrong.
+    Said { who: String, error: String },
     /// Something was broken.
     Fault { name: String, detail: String },
     /// What an instance uses.

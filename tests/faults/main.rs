@@ -5,6 +5,7 @@
 
 mod checker;
 mod controls;
+mod document;
 mod faults;
 mod history;
 mod kills;

@@ -216,6 +216,7 @@ impl World {
         let mut instance = self.instances.swap_remove(at);
         self.note(Deed::Kill { who: instance.name.clone() });
         instance.process.kill();
+        self.note_errors(&instance);
         self.note(Deed::End { who: instance.name, status: "killed".to_owned() });
     }
 
@@ -238,10 +239,15 @@ impl World {
     #[track_caller]
     fn ended(&mut self, mut instance: Instance) -> ExitStatus {
         let status = instance.process.end(PATIENCE);
-        let log = instance.process.stderr();
-        let said = log.lines().last().unwrap_or("");
-        self.note(Deed::End { who: instance.name, status: format!("{status} {said}").trim().to_owned() });
+        self.note_errors(&instance);
+        self.note(Deed::End { who: instance.name, status: status.to_string() });
         status
+    }
+
+    fn note_errors(&mut self, instance: &Instance) {
+        for error in instance.process.stderr().lines().filter(|line| line.contains("rror")) {
+            self.note(Deed::Said { who: instance.name.clone(), error: error.to_owned() });
+        }
     }
 
     /// Waits until an instance that stops itself has done so.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::{Sandbox, pando};
+
 /// Longest file of code, in lines, tests not counted.
 const MAX_LINES: usize = 500;
 /// The members of the workspace, and what each of them may depend on.
@@ -247,6 +249,14 @@ fn the_wire_document_names_every_code_topic_and_limit() {
     for (name, topic) in constants("ipc/src/topic.rs") {
         assert!(document.contains(&format!("`{topic}")), "docs/wire.md does not mention {topic} ({name})");
     }
+}
+
+#[test]
+fn the_shipped_binary_knows_no_place_to_die() {
+    let help = pando(&Sandbox::new(), &["up", "--record", "history", "--name", "a"]);
+    assert_eq!(help.code, Some(2), "{help}");
+    let manifest = read(&root().join("Cargo.toml"));
+    assert!(!manifest.lines().any(|line| line.starts_with("default =") && line.contains("failpoints")), "{manifest}");
 }
 
 #[test]
