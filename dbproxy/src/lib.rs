@@ -37,6 +37,7 @@ pub mod store;
 #[cfg(test)]
 mod tests;
 mod track;
+pub mod tracked;
 mod trouble;
 pub mod tx;
 pub mod value;
@@ -60,6 +61,7 @@ pub use schema::StoreError;
 pub use settings::Settings;
 pub use store::{DbError, Querier};
 pub use track::MAX_ROW_EVENTS;
+pub use tracked::Tracked;
 pub use trouble::Trouble;
 pub use tx::Tx;
 pub use value::SqlValue;
