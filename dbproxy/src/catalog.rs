@@ -234,8 +234,7 @@ fn findings(connection: &Connection, pragma: &str) -> rusqlite::Result<Vec<Strin
     Ok(found)
 }
 
-/// Tells whether the file is something else than a database, or a broken one.
-pub(crate) fn is_broken(error: &rusqlite::Error) -> bool {
+fn is_broken(error: &rusqlite::Error) -> bool {
     use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
     matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
 }

@@ -13,7 +13,7 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
-use super::dedup::{self, KEPT_OPS, KEPT_OPS_FOR};
+use super::dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR, Keep, Ops};
 use super::{Fenced, OnCommit, QUEUE_WRITES, WriterOptions};
 use crate::checkpoint::Checkpointer;
 use crate::guard::Guard;
@@ -42,6 +42,7 @@ pub(crate) struct Tuning {
     pub(crate) retention: Option<Retention>,
     pub(crate) keep_ops: u64,
     pub(crate) keep_ops_for: Duration,
+    pub(crate) keep_clients_for: Duration,
     pub(crate) write_time: Duration,
 }
 
@@ -52,6 +53,7 @@ impl Default for Tuning {
             retention: None,
             keep_ops: KEPT_OPS,
             keep_ops_for: KEPT_OPS_FOR,
+            keep_clients_for: KEPT_CLIENTS_FOR,
             write_time: WRITE_TIME,
         }
     }
@@ -101,6 +103,7 @@ pub(super) struct Thread {
     pub(super) guard: Guard,
     pub(super) track: Track,
     pub(super) journal: Journal,
+    pub(super) ops: Ops,
     pub(super) database: Uuid,
     pub(super) epoch: u64,
     pub(super) durability: Durability,
@@ -138,6 +141,7 @@ impl Thread {
             guard,
             track,
             journal,
+            ops: Ops::default(),
             database,
             epoch,
             durability: options.durability,
@@ -246,12 +250,15 @@ impl Thread {
                 self.journal.prune(&transaction)?;
             }
             if ops {
-                dedup::prune(&transaction, self.tuning.keep_ops, self.tuning.keep_ops_for)?;
+                let Tuning { keep_ops, keep_ops_for, keep_clients_for, .. } = self.tuning;
+                let keep = Keep { ops: keep_ops, ops_for: keep_ops_for, clients_for: keep_clients_for };
+                self.ops.prune(&transaction, keep)?;
             }
             transaction.commit()
         });
         if let Err(why) = pruned {
             self.journal.forget_oldest();
+            self.ops.reload();
             tracing::warn!(%why, "pruning the journal failed");
         }
     }

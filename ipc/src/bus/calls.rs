@@ -12,6 +12,7 @@ use super::shared::{Peer, Shared};
 use super::stats::Refusal;
 use crate::failpoint::{self, Point};
 use crate::fault::{Code, Fault};
+use crate::hello::HELLO;
 use crate::methods::{Call, Handler, run_inline};
 use crate::rpc::{Incoming, Request, Response, parse_request};
 use crate::zmtp::encode_reply;
@@ -34,6 +35,9 @@ pub(super) fn serve(shared: &Arc<Shared>, peer: &Arc<Peer>, body: &[u8]) {
 fn single(shared: &Arc<Shared>, peer: &Arc<Peer>, request: Request) {
     shared.counters.calls.fetch_add(1, Relaxed);
     let Request { id, method, params } = request;
+    if method == HELLO {
+        peer.has_said_hello.store(true, Relaxed);
+    }
     let caller = peer.caller.clone();
     let outcome = match admit(shared, peer, &method, &params) {
         Err(refusal) => Err(refusal),
