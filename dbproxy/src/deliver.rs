@@ -138,7 +138,7 @@ pub async fn deliver_until_answered(mut request: WriteRequest, mut route: Route)
     let mut effort = Effort::new(request.op_id.to_string());
     loop {
         if effort.maybe_applied && failpoint::has(Flaw::RetryWithoutOpId) {
-            request.op_id = crate::OpId::fresh();
+            request.op_id = crate::op::OpId::fresh();
         }
         let current = route.borrow_and_update().clone();
         if let Some(deliver) = current {

@@ -252,14 +252,6 @@ fn the_wire_document_names_every_code_topic_and_limit() {
 }
 
 #[test]
-fn the_shipped_binary_knows_no_place_to_die() {
-    let help = pando(&Sandbox::new(), &["up", "--record", "history", "--name", "a"]);
-    assert_eq!(help.code, Some(2), "{help}");
-    let manifest = read(&root().join("Cargo.toml"));
-    assert!(!manifest.lines().any(|line| line.starts_with("default =") && line.contains("failpoints")), "{manifest}");
-}
-
-#[test]
 fn every_test_that_stands_behind_a_promise_exists() {
     let document = read(&root().join("docs/writes.md"));
     let promises = document.lines().filter(|line| line.starts_with("| **"));
@@ -273,6 +265,14 @@ fn every_test_that_stands_behind_a_promise_exists() {
     for name in named {
         assert!(code.contains(&format!("fn {name}(")), "docs/writes.md names {name}, and no test has that name");
     }
+}
+
+#[test]
+fn the_shipped_binary_knows_no_place_to_die() {
+    let help = pando(&Sandbox::new(), &["up", "--record", "history", "--name", "a"]);
+    assert_eq!(help.code, Some(2), "{help}");
+    let manifest = read(&root().join("Cargo.toml"));
+    assert!(!manifest.lines().any(|line| line.starts_with("default =") && line.contains("failpoints")), "{manifest}");
 }
 
 #[test]
