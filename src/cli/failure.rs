@@ -293,6 +293,10 @@ impl Failure {
             StoreError::NewerSchema { .. } => {
                 (Kind::Version, "install the newer release, or work in another directory".into())
             }
+            StoreError::OlderSchema { .. } => (
+                Kind::Version,
+                "end the older instances, 'pando down'; the next primary of this release migrates it".into(),
+            ),
             StoreError::MigrationDiffers { path, .. } | StoreError::MigrationFailed { path, .. } => {
                 (Kind::Failed, format!("keep a copy and move it away; Pando then makes a new one: {}", path.display()))
             }

@@ -15,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::context::Context;
 use super::demo::load;
 use super::duration;
-use super::failure::Failure;
+use super::failure::{Failure, Kind};
 use pando_ipc::Holder;
 
 use role::Reporter;
@@ -220,5 +220,6 @@ fn join_failure(error: JoinError, workdir: &Workdir) -> Failure {
         JoinError::Lock(error) => Failure::lock(&error),
         JoinError::Store(error) => Failure::store(&error),
         JoinError::Bus(error) => Failure::bus(&error),
+        error @ JoinError::Migrations { .. } => Failure::new(Kind::Failed, error.to_string()),
     }
 }

@@ -20,6 +20,7 @@ mod handover;
 mod house;
 mod interop;
 mod ports;
+mod schemas;
 mod support;
 mod takeover;
 mod wedged;

@@ -20,6 +20,7 @@ use crate::journal::{Journal, PRUNE_CHUNK, Retention};
 use crate::named::Writes;
 use crate::schema::Opened;
 use crate::track::Track;
+use crate::tx::reserved_names;
 use crate::write::{Ack, Durability, WriteRequest};
 
 /// The thread's name.
@@ -134,7 +135,7 @@ impl Thread {
         let journal = Journal::load(&connection, epoch)?;
         signals.head.send_replace(journal.head());
         tracing::info!(instance = options.instance_id, %database, epoch, head = journal.head(), "writer opened");
-        let reserved = super::apply::reserved_names(&connection)?;
+        let reserved = reserved_names(&connection)?;
         Ok(Self {
             connection,
             guard,
