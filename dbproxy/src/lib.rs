@@ -33,7 +33,7 @@ pub use db::{Db, DbOptions};
 pub use deliver::{Caller, Deliver, DeliverError, Remote, Route, WriteError, deliver_until_answered};
 pub use guard::{MAX_SQL_BYTES, MAX_VALUE_BYTES};
 pub use readers::{Head, QueryLimits, QueryResult, ReadError, Readers};
-pub use schema::StoreError;
+pub use schema::{StoreError, tidy};
 pub use store::{DbError, Querier};
 pub use track::MAX_ROW_EVENTS;
 pub use value::SqlValue;

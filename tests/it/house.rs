@@ -132,6 +132,18 @@ fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
 }
 
 #[test]
+fn no_timeout_depends_on_the_wall_clock() {
+    // It may jump by years, in both directions. `Timestamp` labels what people read and cannot be added to.
+    for (path, text) in sources().into_iter().filter(|(path, _)| !path.ends_with("ipc/src/envelope.rs")) {
+        for (number, line) in code_lines(&text) {
+            for word in ["SystemTime", "UNIX_EPOCH", "Utc::now", "Local::now"] {
+                assert!(!line.contains(word), "{}:{number}: {word}; measure time with Instant", path.display());
+            }
+        }
+    }
+}
+
+#[test]
 fn no_file_outgrows_its_reader() {
     for (path, text) in sources() {
         let lines = text.lines().count();

@@ -12,7 +12,7 @@ use super::socket::Dealer;
 use super::{Core, Link, Silence, dial};
 use crate::fault::Code;
 use crate::hello::{GOODBYE, PING};
-use crate::lock::{Holder, LockInfo};
+use crate::lock::{Holder, LockInfo, read_lock_for_path};
 use crate::rpc::{Incoming, parse_request, parse_response};
 
 /// Pauses between attempts, while somebody waits for the link; the last one repeats.
@@ -165,6 +165,7 @@ async fn linked(core: &Core, backoff: &mut Backoff, pulse: &mut Pulse) -> (Deale
 /// Tries until there is a link.
 async fn connected(core: &Core, backoff: &mut Backoff) -> (Dealer, Link) {
     loop {
+        let seen = read_lock_for_path(&core.workdir).ok();
         let cause = match dial::advertised(&core.workdir) {
             Ok(info) => {
                 core.note_dialling(&info.instance_id);
@@ -193,7 +194,8 @@ async fn connected(core: &Core, backoff: &mut Backoff) -> (Dealer, Link) {
                 () = core.work.notified() => backoff.reset(),
             }
         } else {
-            tokio::time::sleep(backoff.next()).await;
+            // The next primary says that it is ready by writing the lock file: then no pause is left to wait for.
+            drop(tokio::time::timeout(backoff.next(), dial::changed(&core.workdir, seen.as_ref())).await);
         }
     }
 }
