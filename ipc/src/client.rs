@@ -46,7 +46,7 @@ use feed::Feeds;
 pub use calls::{MAX_UNREAD, MAX_WAITING};
 pub use error::{CallError, Cause};
 pub use follow::{Followed, Follower, Since};
-pub use history::{History, HistoryError, Page, RemoteHistory, Resync};
+pub use history::{History, HistoryError, LocalHistory, Page, RemoteHistory, Resync};
 pub use inbox::{Delivery, INBOX_CAPACITY};
 pub use options::Options;
 pub use subscription::Subscription;

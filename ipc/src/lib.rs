@@ -4,13 +4,16 @@
 //!  who leads?   workdir ─► lock (flock, LockInfo) ─► ports
 //!  what is said? topic ─► envelope (PUB frame)      rpc (JSON-RPC) ─► fault
 //!  who speaks?  client ── zeromq SUB + DEALER ──►  bus ── zmtp (our binder) ── doors
+//!  who may?     access: what a method needs, what a peer has
 //! ```
 //!
 //! The crate knows no SQL and, but for the handshake in [`hello`], no method names. A program that only
 //! calls and follows needs nothing else of Pando.
 
+pub mod access;
 pub mod bus;
 pub mod client;
+pub mod cursor;
 pub mod envelope;
 pub mod fault;
 pub mod hello;
@@ -23,7 +26,8 @@ pub mod topic;
 pub mod workdir;
 pub mod zmtp;
 
-pub use bus::{Bus, BusError, BusOptions, BusStats, Limits};
+pub use access::{Allow, AllowList, Capability, LocalTrust, PeerVerifier};
+pub use bus::{Bus, BusError, BusOptions, BusStats, Limits, TcpDoor};
 pub use client::{CallError, Cause, Client};
 pub use envelope::{Envelope, FrameError, Timestamp};
 pub use fault::{Code, Fault};

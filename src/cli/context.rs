@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::args::{Command, Globals};
 use super::environment::Environment;
 use super::failure::{self, Failure};
-use super::output::Palette;
+use super::output::{self, Palette};
 use super::standing::Standing;
 
 /// How long a call may take when nothing else is said.
@@ -68,7 +68,22 @@ impl Context {
 
     /// Returns how long the command may take.
     pub(crate) fn timeout(&self) -> Duration {
-        self.globals.timeout.unwrap_or(CALL_TIMEOUT)
+        self.timeout_or(CALL_TIMEOUT)
+    }
+
+    /// Returns how long the command may take, `usual` when nothing is said.
+    pub(crate) fn timeout_or(&self, usual: Duration) -> Duration {
+        self.globals.timeout.unwrap_or(usual)
+    }
+
+    /// Returns how long the command may take, when that was said.
+    pub(crate) fn time_limit(&self) -> Option<Duration> {
+        self.globals.timeout
+    }
+
+    /// Returns how wide a line may be; `None`: as wide as it is.
+    pub(crate) fn width(&self) -> Option<usize> {
+        self.environment.columns.or_else(output::terminal_width)
     }
 
     /// Returns the workdir: the one named, else the nearest upwards.
@@ -117,14 +132,7 @@ impl Context {
                 return Err(Failure::no_primary(workdir));
             }
         }
-        let options = Options {
-            // A label for one short connection: short enough to read in a table.
-            instance_id: format!("cli-{}", &Uuid::new_v4().simple().to_string()[..12]),
-            kind,
-            headless: false,
-            dial_timeout: self.globals.timeout.unwrap_or(DIAL_TIMEOUT),
-            call_timeout: self.timeout(),
-        };
+        let options = self.options(kind);
         let (patience, began) = (options.dial_timeout, Instant::now());
         let client = Client::open(workdir.clone(), options);
         match self.linked(&client).await {
@@ -144,6 +152,22 @@ impl Context {
             Ok(_) = silence.wait_for(Option::is_some), if self.globals.timeout.is_none() => {
                 Err(CallError::NotSent(client.trouble().unwrap_or(Cause::Closed)))
             }
+        }
+    }
+
+    /// Starts a client of `workdir` that looks for a primary as long as it takes.
+    pub(crate) fn open(&self, workdir: &Workdir, kind: Kind) -> Client {
+        Client::open(workdir.clone(), self.options(kind))
+    }
+
+    fn options(&self, kind: Kind) -> Options {
+        Options {
+            // A label for one short connection: short enough to read in a table.
+            instance_id: format!("cli-{}", &Uuid::new_v4().simple().to_string()[..12]),
+            kind,
+            headless: false,
+            dial_timeout: self.globals.timeout.unwrap_or(DIAL_TIMEOUT),
+            call_timeout: self.timeout(),
         }
     }
 

@@ -8,7 +8,7 @@ mod role;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use pando::{Instance, JoinError, Options};
+use pando::{Instance, JoinError, Options, TcpDoor};
 use pando_ipc::Workdir;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// Open no TCP ports when primary; other programs then need the Unix sockets
     #[arg(long)]
     no_tcp: bool,
+    /// Let in TCP peers whose user the system does not tell, too; for a machine that is yours alone
+    #[arg(long, conflicts_with = "no_tcp")]
+    tcp_unverified: bool,
     /// End a primary that holds the lock but has said nothing for so long, such as 30s [default: never]
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     evict_after: Option<Duration>,
@@ -98,11 +101,16 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     if args.background {
         rustix::process::setsid().map_err(|error| Failure::io("begin a session", &error.into()))?;
     }
+    raise_descriptors();
     let mut signals = Signals::listen()?;
     let options = Options {
         headless: true,
         require_primary: args.require_primary,
-        tcp: !args.no_tcp,
+        tcp: match (args.no_tcp, args.tcp_unverified) {
+            (true, _) => TcpDoor::Closed,
+            (false, true) => TcpDoor::Unverified,
+            (false, false) => TcpDoor::OwnUser,
+        },
         evict_after: args.evict_after,
         durability: match args.durability {
             Durability::Disk => pando_dbproxy::Durability::Disk,
@@ -123,6 +131,15 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         _ = signals.next() => return Err(Failure::interrupted()),
     }
     end.into_outcome()
+}
+
+/// Lets this process open as many descriptors as it may: each client costs it two.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::debug!(%error, ?limit, "the limit on descriptors stays as it is");
+    }
 }
 
 impl End {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pando_bridge::inbound;
 use pando_dbproxy::Remote;
-use pando_ipc::client::{self, Cause, Client, Link, Since};
+use pando_ipc::client::{self, Cause, Client, Link, LocalHistory, Since};
 use pando_ipc::lock::Candidate;
 use pando_ipc::{Kind, Pattern, hello, topic};
 use serde_json::json;
@@ -43,7 +43,8 @@ pub(super) async fn follow(
             call_timeout: shared.options.call_timeout,
         },
     );
-    shared.routes.set(Route::Remote(client.clone()), Some(Arc::new(Remote::new(Arc::new(client.clone())))));
+    let writes = shared.options.writes.clone();
+    shared.routes.set(Route::Remote(client.clone()), Some(Arc::new(Remote::new(Arc::new(client.clone()), writes))));
     let term = stop.child_token();
     let tasks = TaskTracker::new();
     tasks.spawn(listen(Arc::clone(shared), client.clone(), term.clone()));
@@ -120,7 +121,7 @@ async fn listen(shared: Arc<Shared>, client: Client, stop: CancellationToken) {
     let Some(Ok(_)) = stop.run_until_cancelled(link.wait_for(Option::is_some)).await else { return };
     // A primary that keeps no journal (an older peer) has no head; its events come without numbers.
     shared.place_hub(shared.readers.head().await.map_or(0, |head| head.seq));
-    let history = Arc::new(shared.readers.clone());
+    let history = Arc::new(LocalHistory::new(Arc::new(shared.readers.clone()), client.clone()));
     let follower = client.follow(vec![Pattern::All], Since::Seq(shared.hub.position()), history);
     inbound(follower, shared.hub.clone(), stop).await;
 }

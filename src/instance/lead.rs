@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pando_bridge::Outbound;
-use pando_dbproxy::{Ack, Fenced, Readers, Work, WriteRequest, Writer, WriterOptions};
+use pando_dbproxy::{Ack, Fenced, OpId, Readers, Work, WriteRequest, Writer, WriterOptions};
 use pando_ipc::bus::{Bus, BusOptions, Limits};
 use pando_ipc::lock::Lease;
 use pando_ipc::methods::{Caller, Door};
@@ -25,6 +25,9 @@ use crate::methods;
 
 /// How often an instance compares the lock file's path with the file that it holds, or waits for.
 pub(super) const LOCK_CHECK: Duration = Duration::from_millis(500);
+/// How often refused and cut-off peers are told of: at most one log line and one event per reason and look, so that nobody
+/// fills the log or the journal by knocking.
+const REFUSALS_LOOK: Duration = Duration::from_secs(1);
 /// How long a leaving primary waits for its subscribers to read the last events, and for calls in flight.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// The same for one that has lost its place, and must be gone within a second.
@@ -82,17 +85,20 @@ impl Primary {
         }
     }
 
-    /// Returns the name under which a caller publishes and writes: its instance id once it said hello, else a label of its connection.
+    /// Returns the name under which a caller publishes and writes: its instance id once it said hello, else a label of its connection that no other one ever has.
     pub(crate) fn name_of(&self, caller: &Caller) -> String {
         match caller.door {
             Door::Local => self.shared.id.clone(),
-            _ => self.roster.name_of(caller.peer).unwrap_or_else(|| format!("peer-{}", caller.peer)),
+            _ => caller.hello().map_or_else(
+                || format!("peer-{}.{}", self.writer.epoch(), caller.peer),
+                |hello| hello.instance_id.clone(),
+            ),
         }
     }
 
     /// Writes in the name of `source`, under a key of its own when none is given.
     pub(crate) async fn write(&self, source: String, op_id: Option<String>, work: Work) -> Result<Ack, Fault> {
-        let op_id = op_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
+        let op_id = op_id.as_deref().map_or_else(OpId::fresh, OpId::parse);
         let deadline = std::time::Instant::now() + self.shared.options.call_timeout;
         self.writer.submit(WriteRequest::new(op_id, source, deadline, work)?).await
     }
@@ -109,12 +115,22 @@ impl Primary {
             tracing::warn!(topic, %error, "event not journaled");
         }
     }
+
+    /// Tells everyone who was refused or cut off since the last look.
+    fn tell_refusals(&self) {
+        for refused in self.bus().iter().flat_map(Bus::take_refusals) {
+            tracing::warn!(?refused, "peers refused");
+            let event = Envelope::new(&*self.shared.id, Topic::known(topic::DOOR_REFUSED), json!(refused));
+            self.outbound.ephemeral(event);
+        }
+    }
 }
 
 enum Step {
     End(End),
     Beat,
     CheckLock,
+    LookAtRefusals,
     Arrived(Hello),
     Departed(Result<u64, broadcast::error::RecvError>),
 }
@@ -182,6 +198,7 @@ async fn begin(
         instance_id: shared.id.clone(),
         workdir: shared.workdir.path().to_owned(),
         durability: shared.options.durability,
+        writes: shared.options.writes.clone(),
         on_commit: Box::new(move |events: &[Arc<Envelope>]| carrier.carry(events)),
     };
     let writer = open_writer(shared, options).await?;
@@ -246,13 +263,12 @@ async fn catch_up(shared: &Shared, readers: &Readers) {
         match readers.since(shared.hub.position(), &[Pattern::All], CATCH_UP_EVENTS).await {
             Ok(page) => {
                 if let Some(resync) = page.resync {
-                    shared.hub.start_behind(resync.to);
-                    shared.hub.lagged(resync.to.saturating_sub(resync.from) + 1);
-                }
-                if page.events.is_empty() {
-                    return;
+                    shared.hub.resync(resync.from, resync.to);
                 }
                 page.events.into_iter().for_each(|event| shared.hub.deliver(&Arc::new(event)));
+                if page.upto >= page.head {
+                    return;
+                }
             }
             Err(error) => {
                 tracing::warn!(%error, "could not catch up from the journal");
@@ -266,7 +282,8 @@ async fn serve(primary: &Arc<Primary>, lease: &Lease, stop: &CancellationToken, 
     let shared = &primary.shared;
     let mut beat = interval(HEARTBEAT);
     let mut check = interval(LOCK_CHECK);
-    for timer in [&mut beat, &mut check] {
+    let mut refusals = interval(REFUSALS_LOOK);
+    for timer in [&mut beat, &mut check, &mut refusals] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
     loop {
@@ -276,6 +293,7 @@ async fn serve(primary: &Arc<Primary>, lease: &Lease, stop: &CancellationToken, 
             Some(successor) = incoming.chosen.recv() => Step::End(End::HandOver(successor)),
             _ = beat.tick() => Step::Beat,
             _ = check.tick() => Step::CheckLock,
+            _ = refusals.tick() => Step::LookAtRefusals,
             Some(hello) = incoming.arrived.recv() => Step::Arrived(hello),
             peer = incoming.departures.recv() => Step::Departed(peer),
         };
@@ -287,6 +305,7 @@ async fn serve(primary: &Arc<Primary>, lease: &Lease, stop: &CancellationToken, 
                 let payload = shared.heartbeat("primary", primary.writer.head()).await;
                 primary.outbound.ephemeral(Envelope::new(&*shared.id, Topic::known(topic::HEARTBEAT), payload));
             }
+            Step::LookAtRefusals => primary.tell_refusals(),
             Step::Arrived(hello) => primary.announce(topic::JOINED, json!(hello)).await,
             Step::Departed(Ok(peer)) => {
                 if let Some(Member { hello, .. }) = primary.roster.strike(peer) {

@@ -58,11 +58,6 @@ impl Roster {
         let found = instances.find(|member| id.is_none_or(|id| member.hello.instance_id == id))?;
         Some(found.hello.instance_id.clone())
     }
-
-    /// Returns the instance id that a peer gave when it said hello.
-    pub(crate) fn name_of(&self, peer: u64) -> Option<String> {
-        self.members().get(&peer).map(|member| member.hello.instance_id.clone())
-    }
 }
 
 fn same(a: &Hello, b: &Hello) -> bool {

@@ -1,11 +1,15 @@
 //! `db.*`: the database for those who do not read the file themselves.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use pando_dbproxy::catalog::{Depth, Health};
 use pando_dbproxy::{DbError, QueryLimits, WriteError, wire};
+use pando_ipc::access::Capability;
 use pando_ipc::methods::Call;
 use pando_ipc::{Code, Fault};
 use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Method, write_result};
@@ -17,8 +21,25 @@ use crate::instance::Primary;
 struct Statement {
     /// One statement, with `?` or `:name` parameters.
     sql: String,
-    /// An array for `?`, an object for `:name`. Blobs travel as `{"$blob": "<base64>"}`, non-finite numbers as `{"$real": "inf"}`.
+    /// An array for `?`, an object for `:name`. Blobs travel as `{"$blob": "<base64>"}`, non-finite numbers as `{"$real": "inf"}`, what earlier
+    /// statements made as `{"$rowid": 0}` and `{"$returned": {"statement": 0, "row": 0, "column": "id"}}`.
     params: Option<Value>,
+}
+
+/// What every write may carry.
+#[derive(Debug, JsonSchema)]
+#[expect(dead_code, reason = "describes the fields that wire reads of every write")]
+pub(super) struct Frame {
+    /// Of a counted op id: the counter below which the client has all answers.
+    acked: Option<u64>,
+    /// The database that is meant; another one refuses.
+    database: Option<String>,
+    /// The term that is meant, or a later one; an earlier one refuses.
+    epoch: Option<u64>,
+    /// How long the write may wait before it is dropped unapplied, in milliseconds.
+    timeout_ms: Option<u64>,
+    /// Who writes.
+    source_instance_id: Option<String>,
 }
 
 /// What `db.exec` takes.
@@ -27,14 +48,12 @@ struct Statement {
 struct Exec {
     /// Makes a repeated call apply once.
     op_id: Option<String>,
-    /// The database that is meant; another one refuses.
-    database: Option<String>,
     /// Whether statements may change the schema.
     ddl: Option<bool>,
     /// They commit or fail together.
     statements: Vec<Statement>,
-    /// How long the write may wait before it is dropped unapplied, in milliseconds.
-    timeout_ms: Option<u64>,
+    #[schemars(flatten)]
+    frame: Frame,
 }
 
 /// What `db.exec` answers.
@@ -55,12 +74,16 @@ struct ExecResult {
 #[derive(Debug, JsonSchema)]
 #[expect(dead_code, reason = "describes the shape that wire::parse_write reads")]
 struct Meta {
-    /// Who writes.
-    source_instance_id: String,
-    /// The op id: a repeated call applies once.
+    /// The op id among those of its source: a repeated call applies once.
     request_id: String,
     /// When, RFC 3339.
     timestamp: String,
+    /// An op id that is unique for ever, in place of `request_id`.
+    op_id: Option<String>,
+    /// Whether the whole acknowledgement is wanted, and not the row alone.
+    ack: Option<bool>,
+    #[schemars(flatten)]
+    frame: Frame,
 }
 
 /// What `db.write` takes.
@@ -68,10 +91,33 @@ struct Meta {
 #[expect(dead_code, reason = "describes the shape that wire::parse_write reads")]
 struct Write {
     meta: Meta,
-    /// One of the named writes, such as `CreateSession`.
+    /// One of the named writes: of the agent store, such as `CreateSession`, or of the application.
     method: String,
     /// Its params; deletes take a bare string.
     params: Value,
+}
+
+/// What `db.outcome` takes.
+#[derive(Debug, JsonSchema)]
+#[expect(dead_code, reason = "describes the shape that wire::parse_outcome reads")]
+struct Settle {
+    /// The write's op id.
+    op_id: String,
+    /// `source_instance_id` says that the op id is the `request_id` of a `db.write` of that source.
+    #[schemars(flatten)]
+    frame: Frame,
+}
+
+/// What `db.outcome` answers.
+#[derive(Debug, JsonSchema)]
+#[expect(dead_code, reason = "describes the shape of pando_dbproxy::Outcome")]
+struct Settled {
+    /// `applied`, `not_applied` (and it never will be) or `unknown` (its op id is forgotten).
+    outcome: String,
+    /// The answer that it got, when it was applied.
+    ack: Option<Value>,
+    /// Why it is unknown.
+    reason: Option<String>,
 }
 
 /// What `db.query` takes.
@@ -88,6 +134,32 @@ struct Query {
     timeout_ms: Option<u64>,
 }
 
+/// What `db.check` takes.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct Check {
+    /// Leave out the comparison of indexes with their tables: much faster.
+    #[serde(default)]
+    quick: bool,
+    /// How long it may take, in milliseconds; 60,000 when not given.
+    timeout_ms: Option<u64>,
+}
+
+/// What `db.check` answers.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Checked {
+    /// Whether nothing is wrong.
+    ok: bool,
+    /// What is wrong, at most 100 lines.
+    problems: Vec<String>,
+    /// Pages looked at.
+    pages: u64,
+    /// How long it took, in milliseconds.
+    took_ms: u64,
+}
+
+/// How long a check may take when nothing is said: it reads the whole file.
+const CHECK_TIME: Duration = Duration::from_secs(60);
+
 /// What `db.query` answers.
 #[derive(Debug, JsonSchema)]
 #[expect(dead_code, reason = "describes the shape of QueryResult")]
@@ -100,14 +172,37 @@ struct Table {
 
 pub(super) fn methods() -> Vec<Method> {
     vec![
-        Method::raw::<Write, Option<Value>, _, _>("db.write", "Performs a named write of the agent store.", write),
-        Method::raw::<Exec, ExecResult, _, _>("db.exec", "Executes SQL statements in one transaction.", exec),
-        Method::raw::<Query, Table, _, _>("db.query", "Reads the database with one SQL statement.", query),
+        Method::raw::<Write, Option<Value>, _, _>("db.write", Capability::Write, "Performs a named write.", write),
+        Method::raw::<Exec, ExecResult, _, _>(
+            "db.exec",
+            Capability::Write,
+            "Executes SQL statements in one transaction.",
+            exec,
+        ),
+        Method::raw::<Settle, Settled, _, _>(
+            "db.outcome",
+            Capability::Write,
+            "Tells what became of a write, for good.",
+            outcome,
+        ),
+        Method::raw::<Query, Table, _, _>(
+            "db.query",
+            Capability::Read,
+            "Reads the database with one SQL statement.",
+            query,
+        ),
+        Method::new(
+            "db.check",
+            Capability::Read,
+            "Checks that the database is sound.",
+            |primary, _caller, params: Check| async move { check(&primary, &params).await },
+        ),
     ]
 }
 
 async fn write(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
-    let (request, answer) = wire::parse_write(&call.params, &primary.name_of(&call.caller))?;
+    let (request, answer) =
+        wire::parse_write(&call.params, &primary.name_of(&call.caller), &primary.shared.options.writes)?;
     let ack = primary.writer.submit(request).await?;
     Ok(wire::write_result(&answer, &ack))
 }
@@ -118,6 +213,11 @@ async fn exec(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
     Ok(wire::exec_result(&ack))
 }
 
+async fn outcome(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
+    let request = wire::parse_outcome(&call.params, &primary.name_of(&call.caller))?;
+    Ok(wire::outcome_result(primary.writer.submit(request).await?))
+}
+
 async fn query(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
     let wire::Query { statement, min_seq, deadline } = wire::parse_query(&call.params)?;
     let readers = &primary.shared.readers;
@@ -125,6 +225,13 @@ async fn query(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
         readers.wait_for(seq, deadline).await?;
     }
     write_result(readers.query(statement.sql, statement.params, QueryLimits::default()).await?)
+}
+
+async fn check(primary: &Primary, params: &Check) -> Result<Checked, Fault> {
+    let within = params.timeout_ms.map_or(CHECK_TIME, Duration::from_millis);
+    let depth = if params.quick { Depth::Quick } else { Depth::Full };
+    let Health { ok, problems, pages, took_ms } = primary.shared.readers.check(depth, within).await?;
+    Ok(Checked { ok, problems, pages, took_ms })
 }
 
 /// Turns a failure of the agent store into the answer of a call.

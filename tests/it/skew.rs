@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use pando::{Instance, Options};
-use pando_ipc::bus::{Bus, BusOptions, Limits};
+use pando_ipc::access::Capability;
+use pando_ipc::bus::{Bus, BusOptions, Limits, TcpDoor};
 use pando_ipc::{Kind, Lease, LockInfo, Methods, PROTOCOL, Timestamp};
 use serde_json::{Value, json};
 
@@ -25,13 +26,13 @@ impl Other {
         let workdir = sandbox.workdir();
         let lease = pando_ipc::lock::try_lock(&workdir).unwrap().unwrap();
         let methods = Methods::new();
-        methods.register_inline("instance.hello", move |_| {
+        methods.register_inline("instance.hello", Capability::Read, move |_| {
             Ok(json!({"instance_id": "inst-other", "epoch": 1, "version": "9.9.9", "protocol": protocol}))
         });
-        methods.register_inline("instance.ping", |_| {
+        methods.register_inline("instance.ping", Capability::Read, |_| {
             Ok(json!({"status": "ok", "instance_id": "inst-other", "uptime": 1}))
         });
-        let options = BusOptions { workdir, epoch: 1, tcp: false, limits: Limits::default() };
+        let options = BusOptions { workdir, epoch: 1, tcp: TcpDoor::Closed, limits: Limits::default() };
         let bus = Bus::start(options, methods).await.unwrap();
         lease
             .advertise(&LockInfo {

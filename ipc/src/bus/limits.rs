@@ -11,8 +11,19 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const MAX_HANDSHAKES: usize = 256;
 /// How long a handshake may take while others wait for its place.
 pub const HANDSHAKE_GRACE: Duration = Duration::from_millis(500);
+/// Time from the first byte of a message to its last. Then the connection is closed: whoever sends a byte now and then
+/// holds memory and gives nothing. A peer that says nothing at all may do so for ever.
+pub const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a peer may read nothing while bytes wait for it. Then it is cut off, and what waited is freed.
+pub const READ_NOTHING_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections at once, both doors and both sockets together. One beyond it is closed at once.
 pub const MAX_CONNECTIONS: usize = 4_096;
+/// Descriptors that connections leave to the rest of the process: where it may open fewer than both together, the limits
+/// on connections and handshakes shrink, so that strangers at the door never keep the database from opening a file.
+pub const DESCRIPTORS_KEPT: usize = 64;
+/// Of the connections that there may be, one in so many may be in its handshake, per listener: with four listeners the
+/// silent ones leave at least half of the places to those who talk.
+const HANDSHAKE_SHARE: usize = 8;
 /// Bytes queued for one subscriber. One that lets it fill up is cut off; it resumes by replay.
 pub const EVENT_RING_BYTES: usize = 8 * 1024 * 1024;
 /// Bytes queued for one caller. One that lets its answers fill it up is cut off; it has room for a burst of large ones.
@@ -37,6 +48,10 @@ pub struct Limits {
     pub max_handshakes: usize,
     /// See [`HANDSHAKE_GRACE`].
     pub handshake_grace: Duration,
+    /// See [`MESSAGE_TIMEOUT`].
+    pub message_timeout: Duration,
+    /// See [`READ_NOTHING_TIMEOUT`].
+    pub read_nothing_timeout: Duration,
     /// See [`MAX_CONNECTIONS`].
     pub max_connections: usize,
     /// See [`EVENT_RING_BYTES`].
@@ -60,6 +75,8 @@ impl Default for Limits {
             handshake_timeout: HANDSHAKE_TIMEOUT,
             max_handshakes: MAX_HANDSHAKES,
             handshake_grace: HANDSHAKE_GRACE,
+            message_timeout: MESSAGE_TIMEOUT,
+            read_nothing_timeout: READ_NOTHING_TIMEOUT,
             max_connections: MAX_CONNECTIONS,
             event_ring_bytes: EVENT_RING_BYTES,
             reply_ring_bytes: REPLY_RING_BYTES,
@@ -68,5 +85,39 @@ impl Default for Limits {
             max_calls_per_peer: MAX_CALLS_PER_PEER,
             max_calls: MAX_CALLS,
         }
+    }
+}
+
+impl Limits {
+    /// Returns these limits, shrunk to what a process can serve that may open so many descriptors.
+    #[must_use]
+    pub(super) fn within(self, descriptors: usize) -> Self {
+        let max_connections = descriptors.saturating_sub(DESCRIPTORS_KEPT).clamp(1, self.max_connections);
+        let max_handshakes = (max_connections / HANDSHAKE_SHARE).clamp(1, self.max_handshakes);
+        Self { max_handshakes, max_connections, ..self }
+    }
+
+    /// Returns these limits, shrunk to what this process can serve.
+    #[must_use]
+    pub(super) fn within_this_process(self) -> Self {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        self.within(limit.and_then(|limit| limit.try_into().ok()).unwrap_or(usize::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_descriptors_mean_few_connections() {
+        let check = |descriptors, connections, handshakes| {
+            let limits = Limits::default().within(descriptors);
+            assert_eq!((limits.max_connections, limits.max_handshakes), (connections, handshakes), "{descriptors}");
+        };
+        check(usize::MAX, MAX_CONNECTIONS, MAX_HANDSHAKES);
+        check(1_024, 960, 120);
+        check(256, 192, 24);
+        check(10, 1, 1);
     }
 }

@@ -141,9 +141,9 @@ impl Ring {
         self.lock().bytes
     }
 
-    /// Waits until the ring is filled no further than to its pause.
-    pub(super) async fn room(&self) {
-        self.at_most(self.pause).await;
+    /// Waits until the ring is filled no further than to its pause; tells whether that took waiting.
+    pub(super) async fn room(&self) -> bool {
+        self.at_most(self.pause).await
     }
 
     /// Waits until all is written, or the ring is closed.
@@ -156,18 +156,21 @@ impl Ring {
         self.until(|state| state.phase != Phase::Open && state.bytes == 0).await;
     }
 
-    async fn at_most(&self, bytes: usize) {
-        self.until(|state| state.bytes <= bytes).await;
+    async fn at_most(&self, bytes: usize) -> bool {
+        self.until(|state| state.bytes <= bytes).await
     }
 
-    async fn until(&self, holds: impl Fn(&State) -> bool) {
+    /// Waits until that holds; tells whether it had to wait.
+    async fn until(&self, holds: impl Fn(&State) -> bool) -> bool {
+        let mut waited = false;
         loop {
             let mut eased = pin!(self.eased.notified());
             eased.as_mut().enable();
             if holds(&self.lock()) {
-                return;
+                return waited;
             }
             eased.await;
+            waited = true;
         }
     }
 }

@@ -32,6 +32,8 @@ const LOST_AFTER_TICKS: u32 = 12;
 
 /// Why a link ends that the primary ended in good order.
 const LEFT: &str = "the primary has left";
+/// Why a link ends whose primary refuses to be one, or is not the one that the lock file names.
+const SUPERSEDED: &str = "it is not the primary any more";
 
 /// The growing pauses between attempts.
 #[derive(Debug, Default)]
@@ -210,11 +212,11 @@ enum Step {
 /// Moves messages over one link until it is lost, and tells why.
 async fn pump(core: &Core, dealer: &mut Dealer, link: &Link, pulse: &mut Pulse) -> Cause {
     let mut ticks = ticks();
-    let mut is_leaving = false;
+    let (mut is_leaving, mut is_superseded) = (false, false);
     loop {
         if is_leaving {
             if !core.calls().awaits_answers() {
-                return dealer.failure(&LEFT);
+                return dealer.failure(&SUPERSEDED);
             }
         } else if let Err(cause) = send_waiting(core, dealer).await {
             return cause;
@@ -240,9 +242,9 @@ async fn pump(core: &Core, dealer: &mut Dealer, link: &Link, pulse: &mut Pulse) 
             }
             Step::Lost(cause) => return cause,
             Step::Work => {}
-            Step::Tick if dial::is_superseded(&core.workdir, &link.info) => {
-                return dealer.failure(&"the lock file names another primary by now");
-            }
+            // Its last words may still lie in the socket: they tell what it has read.
+            Step::Tick if is_superseded => return dealer.failure(&SUPERSEDED),
+            Step::Tick if dial::is_superseded(&core.workdir, &link.info) => (is_leaving, is_superseded) = (true, true),
             Step::Tick => match pulse.tick(&link.info) {
                 Beat::Nothing => {}
                 Beat::Ping => {
