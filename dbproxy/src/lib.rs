@@ -57,7 +57,7 @@ pub use op::OpId;
 pub use params::{Param, Params};
 pub use readers::{Head, QueryLimits, QueryResult, ReadError, Readers};
 pub use row::{Column, FromValue, Row, RowError};
-pub use schema::StoreError;
+pub use schema::{StoreError, tidy};
 pub use settings::Settings;
 pub use store::{DbError, Querier};
 pub use track::MAX_ROW_EVENTS;
