@@ -228,7 +228,9 @@ impl Instance {
 
     /// Subscribes to the events that any of the patterns selects, from now on: durable ones in commit order, each once, across takeovers.
     pub fn subscribe(&self, patterns: impl IntoIterator<Item = Pattern>) -> HubSubscription {
-        self.shared.hub.subscribe(patterns)
+        // Without a database there is nothing yet that could be too old.
+        let head = self.shared.readers.head_now().map_or(0, |head| head.seq);
+        self.shared.hub.subscribe_behind(head, patterns)
     }
 
     /// Calls a method of the primary, which may be this instance; see `docs/wire.md` for methods and shapes.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use pando_ipc::client::{Page, Resync};
 use pando_ipc::{Envelope, Pattern};
 use rusqlite::{Connection, OptionalExtension, params};
+use serde_json::Value;
 
 /// Events that the journal keeps.
 pub const KEPT_EVENTS: u64 = 1_000_000;
@@ -156,14 +157,25 @@ pub(crate) fn since(connection: &Connection, after: u64, patterns: &[Pattern], l
         to: oldest - 1,
         reason: format!("the journal begins at {oldest}: older events were pruned"),
     });
-    let events = if let [Pattern::Exactly(topic)] = patterns {
-        let sql = "SELECT topic, envelope FROM _pando_event WHERE topic = ?2 AND seq > ?1 ORDER BY seq";
-        collect(transaction.prepare_cached(sql)?.query(params![after, topic.as_str()])?, patterns, limit)?
+    // Single topics have an index; anything else reads along the journal.
+    let exact: Option<Vec<_>> = patterns.iter().map(exactly).collect();
+    let events = if let Some(topics) = exact {
+        let sql = "SELECT topic, envelope FROM _pando_event
+                   WHERE topic IN (SELECT value FROM json_each(?2)) AND seq > ?1 ORDER BY seq LIMIT ?3";
+        let topics = Value::from(topics).to_string();
+        collect(transaction.prepare_cached(sql)?.query(params![after, topics, limit])?, patterns, limit)?
     } else {
         let sql = "SELECT topic, envelope FROM _pando_event WHERE seq > ?1 ORDER BY seq";
         collect(transaction.prepare_cached(sql)?.query([after])?, patterns, limit)?
     };
     Ok(Page { events, head, resync })
+}
+
+fn exactly(pattern: &Pattern) -> Option<&str> {
+    match pattern {
+        Pattern::Exactly(topic) => Some(topic.as_str()),
+        Pattern::All | Pattern::Below(_) => None,
+    }
 }
 
 fn collect(mut rows: rusqlite::Rows<'_>, patterns: &[Pattern], limit: usize) -> rusqlite::Result<Vec<Envelope>> {

@@ -177,6 +177,11 @@ impl Work {
         }
     }
 
+    /// Tells whether it may change the schema.
+    pub(crate) fn changes_schema(&self) -> bool {
+        matches!(self, Self::Exec { ddl: true, .. })
+    }
+
     /// Returns about how many bytes the work takes in the queue.
     fn weight(&self) -> usize {
         match self {

@@ -6,7 +6,7 @@ use pando_bridge::inbound;
 use pando_dbproxy::Remote;
 use pando_ipc::client::{self, Client, Link, Since};
 use pando_ipc::lock::Candidate;
-use pando_ipc::{Kind, Pattern, hello, topic};
+use pando_ipc::{Kind, hello, topic};
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
@@ -88,13 +88,24 @@ fn role_of(link: Option<&Link>) -> Role {
     }
 }
 
-/// Feeds the hub with what happens in the workdir, from the first link on.
+/// Feeds the hub with what its subscribers want of what happens in the workdir, from the first link on.
+///
+/// The rest stays away: with many instances the primary would otherwise send, and all of them read, every event many times over.
 async fn listen(shared: Arc<Shared>, client: Client, stop: CancellationToken) {
     let mut link: watch::Receiver<Option<Link>> = client.link();
     let Some(Ok(_)) = stop.run_until_cancelled(link.wait_for(Option::is_some)).await else { return };
     // A primary that keeps no journal (an older peer) has no head; its events come without numbers.
     shared.place_hub(shared.readers.head().await.map_or(0, |head| head.seq));
     let history = Arc::new(shared.readers.clone());
-    let follower = client.follow(vec![Pattern::All], Since::Seq(shared.hub.position()), history);
-    inbound(follower, shared.hub.clone(), stop).await;
+    let mut interest = shared.hub.interest();
+    loop {
+        let patterns = interest.borrow_and_update().clone();
+        let mut follower = client.follow(patterns, Since::Seq(shared.hub.position()), history.clone());
+        tokio::select! {
+            () = inbound(&mut follower, &shared.hub, &stop) => return,
+            // The hub, which has the sender, is ours.
+            _ = interest.changed() => {}
+        }
+        shared.hub.start_behind(follower.position());
+    }
 }
