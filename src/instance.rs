@@ -6,6 +6,7 @@ mod follow;
 mod lead;
 mod roster;
 mod route;
+mod silence;
 mod terms;
 
 use std::sync::Arc;
@@ -13,10 +14,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pando_bridge::{Hub, HubSubscription};
-use pando_dbproxy::{Db, DbOptions, Durability, Readers, SqlValue, StoreError};
+use pando_dbproxy::{Db, DbOptions, Durability, Readers, StoreError, Writes};
 use pando_ipc::bus::BusError;
 use pando_ipc::client::{self, CallError};
-use pando_ipc::{Endpoints, Kind, LockError, LockInfo, Pattern, Ports, Workdir, topic};
+use pando_ipc::{
+    Endpoints, Kind, LocalTrust, LockError, LockInfo, Pattern, PeerVerifier, Ports, TcpDoor, Workdir, topic,
+};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -44,14 +47,22 @@ pub struct Options {
     pub headless: bool,
     /// Fail with [`JoinError::PrimaryExists`] where another instance is the primary.
     pub require_primary: bool,
-    /// Whether the TCP door opens when this instance is the primary.
-    pub tcp: bool,
+    /// Who may come in over TCP when this instance is the primary.
+    pub tcp: TcpDoor,
+    /// Decides which calls of other processes are answered when this instance is the primary; [`LocalTrust`] by default.
+    pub verifier: Arc<dyn PeerVerifier>,
     /// What an acknowledged write has survived.
     pub durability: Durability,
+    /// The named writes that this instance knows when it leads: those of the agent store, and what the application registered.
+    pub writes: Writes,
     /// How long to look for a primary.
     pub dial_timeout: Duration,
     /// How long a call or a write may take in all.
     pub call_timeout: Duration,
+    /// After how long a primary that holds the lock but says nothing is ended, so that the next one takes over; never when `None`.
+    ///
+    /// It is known as silent after 2 s. Time in which this process was stopped itself does not count.
+    pub evict_after: Option<Duration>,
 }
 
 impl Default for Options {
@@ -61,10 +72,13 @@ impl Default for Options {
             instance_id: None,
             headless: false,
             require_primary: false,
-            tcp: true,
+            tcp: TcpDoor::OwnUser,
+            verifier: Arc::new(LocalTrust),
             durability: Durability::Disk,
+            writes: Writes::default(),
             dial_timeout: client.dial_timeout,
             call_timeout: client.call_timeout,
+            evict_after: None,
         }
     }
 }
@@ -136,11 +150,8 @@ impl Shared {
 
     /// Returns how many sessions there are; 0 while there is no database.
     pub(crate) async fn count_sessions(&self) -> i64 {
-        let counted = self.db.query("SELECT count(*) FROM sessions", ()).await;
-        match counted.as_ref().map(|table| table.rows.first().and_then(|row| row.first())) {
-            Ok(Some(SqlValue::Integer(count))) => *count,
-            _ => 0,
-        }
+        let counted = self.db.query_one("SELECT count(*) FROM sessions", (), |row| row.get(0)).await;
+        counted.ok().flatten().unwrap_or(0)
     }
 
     /// Returns the payload of this instance's heartbeat.
@@ -177,7 +188,7 @@ impl Instance {
         let routes = Routes::default();
         let db_options = DbOptions { timeout: options.call_timeout, ..DbOptions::default() };
         let shared = Arc::new(Shared {
-            db: Db::new(readers.clone(), routes.deliver(), id.clone(), db_options),
+            db: Db::new(readers.clone(), routes.deliver(), options.writes.clone(), id.clone(), db_options),
             id,
             workdir,
             joined: Instant::now(),

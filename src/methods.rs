@@ -13,6 +13,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use pando_ipc::Fault;
+use pando_ipc::access::Needs;
 use pando_ipc::methods::{Call, Caller, Methods};
 use schemars::{JsonSchema, SchemaGenerator};
 use serde::Serialize;
@@ -33,9 +34,10 @@ enum Body {
     Spawned(Handler),
 }
 
-/// One method: its name, what it does, its shapes and the code that answers it.
+/// One method: its name, what it needs of its callers, what it does, its shapes and the code that answers it.
 struct Method {
     name: &'static str,
+    needs: Needs,
     summary: &'static str,
     params: SchemaOf,
     result: SchemaOf,
@@ -44,7 +46,7 @@ struct Method {
 
 impl Method {
     /// A method whose params are read into `P` before `handler` sees them.
-    fn new<P, R, F, Fut>(name: &'static str, summary: &'static str, handler: F) -> Self
+    fn new<P, R, F, Fut>(name: &'static str, needs: impl Into<Needs>, summary: &'static str, handler: F) -> Self
     where
         P: DeserializeOwned + JsonSchema,
         R: Serialize + JsonSchema,
@@ -52,7 +54,7 @@ impl Method {
         Fut: Future<Output = Result<R, Fault>> + Send + 'static,
     {
         let handler = Arc::new(handler);
-        Self::raw::<P, R, _, _>(name, summary, move |primary, call| {
+        Self::raw::<P, R, _, _>(name, needs, summary, move |primary, call| {
             let handler = Arc::clone(&handler);
             async move {
                 let params = read_params(call.params)?;
@@ -62,7 +64,7 @@ impl Method {
     }
 
     /// A method that reads its own params; `P` and `R` describe its shapes.
-    fn raw<P, R, F, Fut>(name: &'static str, summary: &'static str, handler: F) -> Self
+    fn raw<P, R, F, Fut>(name: &'static str, needs: impl Into<Needs>, summary: &'static str, handler: F) -> Self
     where
         P: JsonSchema,
         R: JsonSchema,
@@ -70,13 +72,26 @@ impl Method {
         Fut: Future<Output = Result<Value, Fault>> + Send + 'static,
     {
         let body = Body::Spawned(Arc::new(move |primary, call| handler(primary, call).boxed()));
-        Self { name, summary, params: |g| g.subschema_for::<P>(), result: |g| g.subschema_for::<R>(), body }
+        Self::described::<P, R>(name, needs.into(), summary, body)
     }
 
     /// A cheap method that is answered even under full load.
-    fn inline<P: JsonSchema, R: JsonSchema>(name: &'static str, summary: &'static str, handler: InlineHandler) -> Self {
-        let body = Body::Inline(handler);
-        Self { name, summary, params: |g| g.subschema_for::<P>(), result: |g| g.subschema_for::<R>(), body }
+    fn inline<P: JsonSchema, R: JsonSchema>(
+        name: &'static str,
+        needs: impl Into<Needs>,
+        summary: &'static str,
+        handler: InlineHandler,
+    ) -> Self {
+        Self::described::<P, R>(name, needs.into(), summary, Body::Inline(handler))
+    }
+
+    fn described<P: JsonSchema, R: JsonSchema>(
+        name: &'static str,
+        needs: Needs,
+        summary: &'static str,
+        body: Body,
+    ) -> Self {
+        Self { name, needs, summary, params: |g| g.subschema_for::<P>(), result: |g| g.subschema_for::<R>(), body }
     }
 }
 
@@ -98,12 +113,12 @@ fn table() -> Vec<Method> {
 
 /// Returns the table of methods that answer in the name of a primary.
 pub(crate) fn bind(primary: &Arc<Primary>) -> Methods {
-    let methods = Methods::new();
-    for method in table() {
+    let methods = Methods::verified_by(Arc::clone(&primary.shared.options.verifier));
+    for Method { name, needs, body, .. } in table() {
         let primary = Arc::clone(primary);
-        match method.body {
-            Body::Inline(handler) => methods.register_inline(method.name, move |call| handler(&primary, call)),
-            Body::Spawned(handler) => methods.register(method.name, move |call| handler(Arc::clone(&primary), call)),
+        match body {
+            Body::Inline(handler) => methods.register_inline(name, needs, move |call| handler(&primary, call)),
+            Body::Spawned(handler) => methods.register(name, needs, move |call| handler(Arc::clone(&primary), call)),
         }
     }
     methods

@@ -17,11 +17,13 @@ use uuid::Uuid;
 
 use crate::guard::{Guard, Mode};
 use crate::journal;
-use crate::refusal::{Word, from_sqlite, message_of, refuse};
+use crate::params::Params;
+use crate::refusal::{Word, from_sqlite, internal, message_of, refuse};
+use crate::row::{Row, RowError};
 use crate::run::{Limits, Ran, Runner};
-use crate::schema::STATEMENTS_KEPT;
+use crate::schema::{self, STATEMENTS_KEPT};
 use crate::value::SqlValue;
-use crate::write::{Params, Statement};
+use crate::write::Statement;
 
 /// How long a read waits for a lock; WAL readers wait only for a recovery.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -54,6 +56,18 @@ pub struct QueryResult {
     pub rows: Vec<Vec<SqlValue>>,
 }
 
+impl QueryResult {
+    /// Returns the rows, in order.
+    pub fn rows(&self) -> impl Iterator<Item = Row<'_>> {
+        self.rows.iter().map(|values| Row::new(&self.columns, values))
+    }
+
+    /// Reads each row by `row`.
+    pub fn map<T>(&self, mut row: impl FnMut(&Row<'_>) -> Result<T, RowError>) -> Result<Vec<T>, RowError> {
+        self.rows().map(|found| row(&found)).collect()
+    }
+}
+
 /// Where the journal stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
@@ -77,6 +91,9 @@ pub enum ReadError {
     /// The read was refused, or SQLite failed.
     #[error(transparent)]
     Refused(#[from] Fault),
+    /// A row does not read as wanted.
+    #[error(transparent)]
+    Row(#[from] RowError),
     /// The journal did not reach the wanted number in time.
     #[error("database is at event {head}, before {wanted}, and the wait is over")]
     Behind {
@@ -110,6 +127,7 @@ impl From<ReadError> for Fault {
             ReadError::Refused(fault) => fault,
             ReadError::NotReady { .. } => refuse(Code::NotPrimary, Word::Unreachable, "query", text),
             ReadError::Behind { head, .. } => refuse(Code::Deadline, Word::Timeout, "query", text).with("head", head),
+            ReadError::Row(why) => internal("query", why),
             ReadError::CutOff(_) => refuse(Code::Storage, Word::Internal, "query", text),
         }
     }
@@ -185,13 +203,7 @@ impl Readers {
 
     /// Returns the database's own id.
     pub async fn database(&self) -> Result<Uuid, ReadError> {
-        self.own(|connection| {
-            let sql = "SELECT value FROM _pando_meta WHERE key = 'database'";
-            let text: String = connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
-            Uuid::parse_str(&text)
-                .map_err(|why| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(why)))
-        })
-        .await
+        self.own(schema::database_id).await
     }
 
     /// Returns the events after `after` that match any of the patterns: the oldest ones, at most `limit`.
@@ -220,13 +232,26 @@ impl Readers {
     }
 
     /// Runs our own SQL on a connection.
-    async fn own<T: Send + 'static>(
+    pub(crate) async fn own<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, ReadError> {
-        let path = self.0.path.clone();
+        self.own_within(None, work).await
+    }
+
+    /// Runs our own SQL on a connection, interrupted after `limit`: what goes through the whole file takes long.
+    pub(crate) async fn own_within<T: Send + 'static>(
+        &self,
+        limit: impl Into<Option<Duration>>,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let (path, limit) = (self.0.path.clone(), limit.into());
         self.with(move |reader| {
-            work(&reader.connection).map_err(|error| {
+            let done = match limit {
+                None => work(&reader.connection),
+                Some(limit) => reader.guard.run(Mode::Internal, Instant::now() + limit, || work(&reader.connection)),
+            };
+            done.map_err(|error| {
                 let why = message_of(&error);
                 // The file is made before it is migrated.
                 if why.contains("no such table: _pando_") || matches!(error, rusqlite::Error::QueryReturnedNoRows) {

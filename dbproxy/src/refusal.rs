@@ -7,7 +7,9 @@ use pando_ipc::fault::{Code, INTERNAL, INVALID_PARAMS};
 use rusqlite::{Error, ErrorCode};
 use serde_json::json;
 
+use crate::checkpoint::Pinned;
 use crate::guard::{Guard, MAX_SQL_BYTES, MAX_VALUE_BYTES};
+use crate::writer::Fenced;
 
 /// The words by which clients of the documented format tell failures apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,14 +51,18 @@ pub(crate) fn invalid(method: &str, field: &str, why: impl std::fmt::Display) ->
 
 /// Returns the answer to a named write that does not exist.
 pub(crate) fn unknown_method(method: &str, known: &str) -> Fault {
-    let message = format!("dbproxy: METHOD_NOT_FOUND ({method}): no such write; there are {known}");
+    let message = format!("dbproxy: METHOD_NOT_FOUND ({method}): this primary has no such write; it has {known}");
     Fault { code: INVALID_PARAMS, message, data: Some(json!({"field": "method"})) }
+}
+
+/// Returns the answer to a write whose code is wrong.
+pub(crate) fn internal(method: &str, why: impl std::fmt::Display) -> Fault {
+    Fault { code: INTERNAL, message: text(Word::Internal, method, why.to_string()), data: None }
 }
 
 /// Returns the answer to a write whose code panicked.
 pub(crate) fn panicked(method: &str) -> Fault {
-    let message = text(Word::Internal, method, "the write panicked and was rolled back");
-    Fault { code: INTERNAL, message, data: None }
+    internal(method, "the write panicked and was rolled back")
 }
 
 /// Returns the answer to a request whose deadline passed before it was applied.
@@ -70,9 +76,27 @@ pub(crate) fn queue_is_full(method: &str, retry_after: Duration) -> Fault {
         .with("retry_after_ms", u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// Returns the answer while a reader keeps the write-ahead log from beginning anew and it has become too large.
+pub(crate) fn wal_is_full(method: &str, pinned: &Pinned, retry_after: Duration) -> Fault {
+    let pids: Vec<String> = pinned.readers.iter().map(|reader| reader.pid.to_string()).collect();
+    let who = if pids.is_empty() { "a reader".to_owned() } else { format!("a read of pid {}", pids.join(", ")) };
+    let megabytes = pinned.wal_bytes >> 20;
+    let message = format!(
+        "{who} keeps the write-ahead log from beginning anew ({megabytes} MiB); end that read, nothing was queued"
+    );
+    refuse(Code::BusyQueue, Word::Unreachable, method, message)
+        .with("retry_after_ms", u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX))
+        .with("readers", json!(pinned.readers))
+}
+
 /// Returns the answer of an instance that takes no writes, or no more.
 pub(crate) fn not_primary(method: &str) -> Fault {
     refuse(Code::NotPrimary, Word::Unreachable, method, "this instance takes no more writes")
+}
+
+/// Returns the answer of an instance that has lost its place as the primary.
+pub(crate) fn fenced(method: &str, why: &Fenced) -> Fault {
+    refuse(Code::Fenced, Word::Unreachable, method, format!("{why}; nothing was applied"))
 }
 
 /// Returns what SQLite's error means to the caller.

@@ -94,6 +94,14 @@ pub enum StoreError {
         /// What SQLite said.
         source: rusqlite::Error,
     },
+    /// The workdir's settings cannot be read.
+    #[error("cannot read the settings {path}: {why}")]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// SQLite refused.
     #[error("cannot open database {path}: {source}")]
     Sqlite {
@@ -222,6 +230,25 @@ fn migrate(connection: &mut Connection, path: &Path, known: &[Migration]) -> Res
              ) STRICT",
         )
         .map_err(failed)?;
+    for migration in missing(connection, path, known)? {
+        apply(connection, migration).map_err(|source| StoreError::MigrationFailed {
+            path: path.to_owned(),
+            id: migration.id,
+            name: migration.name,
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// Checks that this binary knows all that was applied to a database.
+pub(crate) fn check_known(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    missing(connection, path, MIGRATIONS).map(drop)
+}
+
+/// Returns the migrations that are still to be applied; what was applied must be known.
+fn missing<'a>(connection: &Connection, path: &Path, known: &'a [Migration]) -> Result<Vec<&'a Migration>, StoreError> {
+    let failed = |source| StoreError::Sqlite { path: path.to_owned(), source };
     let applied = {
         let sql = "SELECT id, name, checksum, made_by FROM _pando_migration ORDER BY id";
         let mut statement = connection.prepare(sql).map_err(failed)?;
@@ -246,15 +273,14 @@ fn migrate(connection: &mut Connection, path: &Path, known: &[Migration]) -> Res
             return Err(StoreError::MigrationDiffers { path: path.to_owned(), id: *id, name: name.clone() });
         }
     }
-    for migration in known.iter().filter(|migration| applied.iter().all(|(id, ..)| *id != migration.id)) {
-        apply(connection, migration).map_err(|source| StoreError::MigrationFailed {
-            path: path.to_owned(),
-            id: migration.id,
-            name: migration.name,
-            source,
-        })?;
-    }
-    Ok(())
+    Ok(known.iter().filter(|migration| applied.iter().all(|(id, ..)| *id != migration.id)).collect())
+}
+
+/// Returns the path of a file that stands beside the database: its name with a suffix, such as `-wal`.
+pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
 
 fn apply(connection: &mut Connection, migration: &Migration) -> rusqlite::Result<()> {
@@ -285,13 +311,17 @@ fn begin_term(connection: &mut Connection) -> rusqlite::Result<(Uuid, u64)> {
         [],
         |row| row.get::<_, u64>(0),
     )?;
-    let database = transaction.query_row("SELECT value FROM _pando_meta WHERE key = 'database'", [], |row| {
-        let text: String = row.get(0)?;
-        Uuid::parse_str(&text)
-            .map_err(|why| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(why)))
-    })?;
+    let database = database_id(&transaction)?;
     transaction.commit()?;
     Ok((database, epoch))
+}
+
+/// Reads the database's own id.
+pub(crate) fn database_id(connection: &Connection) -> rusqlite::Result<Uuid> {
+    let text: String =
+        connection.query_row("SELECT value FROM _pando_meta WHERE key = 'database'", [], |row| row.get(0))?;
+    Uuid::parse_str(&text)
+        .map_err(|why| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(why)))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pando_ipc::fault::Code;
 use pando_ipc::{Envelope, Fault};
@@ -17,10 +17,12 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
-use crate::checkpoint::Checkpointer;
-use crate::refusal::{Word, not_primary, queue_is_full, refuse, too_large};
+use crate::checkpoint::{Announce, Checkpointer, Pinned};
+use crate::named::Writes;
+use crate::refusal::{Word, fenced, not_primary, queue_is_full, refuse, too_large, wal_is_full};
 use crate::schema::{self, StoreError};
-use crate::write::{Ack, Durability, WriteRequest};
+use crate::settings::Settings;
+use crate::write::{Ack, Durability, Work, WriteRequest};
 pub use dedup::{KEPT_OPS, KEPT_OPS_FOR};
 pub(crate) use thread::Tuning;
 use thread::{Command, Job, Signals, Thread};
@@ -33,6 +35,12 @@ pub const QUEUE_BYTES: usize = 64 << 20;
 pub const MAX_WRITE_BYTES: usize = 16 << 20;
 /// What a refused client is told to wait at least.
 const RETRY_AFTER: Duration = Duration::from_millis(5);
+/// Size of the write-ahead log above which writes are answered `E_BUSY_QUEUE` while a reader keeps it from beginning anew, in bytes.
+pub const MAX_WAL_BYTES: u64 = 1 << 30;
+/// What a client is told to wait at least while the log is full.
+const WAL_RETRY_AFTER: Duration = Duration::from_millis(250);
+/// How long news of the log may wait in the queue.
+const NEWS_TIME: Duration = Duration::from_secs(60);
 
 /// Called with the events of each commit, in order, before the writes are answered. It must not block.
 pub type OnCommit = Box<dyn Fn(&[Arc<Envelope>]) + Send>;
@@ -45,6 +53,8 @@ pub struct WriterOptions {
     pub workdir: PathBuf,
     /// How sure an acknowledged write is.
     pub durability: Durability,
+    /// The named writes it knows.
+    pub writes: Writes,
     /// Who is told of each commit.
     pub on_commit: OnCommit,
 }
@@ -56,6 +66,7 @@ impl WriterOptions {
             instance_id: instance_id.into(),
             workdir: workdir.into(),
             durability: Durability::default(),
+            writes: Writes::default(),
             on_commit: Box::new(|_| {}),
         }
     }
@@ -82,6 +93,9 @@ pub enum Fenced {
         /// The term found in the database.
         newer: u64,
     },
+    /// The lock is another file than the one that this instance holds.
+    #[error("the lock file was removed or replaced")]
+    LockLost,
     /// The path leads to another file than the open one.
     #[error("the database file was moved, removed or replaced")]
     Replaced,
@@ -103,8 +117,9 @@ struct Inner {
     database: Uuid,
     durability: Durability,
     head: watch::Receiver<u64>,
-    fenced: watch::Receiver<Option<Fenced>>,
+    fenced: watch::Sender<Option<Fenced>>,
     ended: watch::Receiver<bool>,
+    pinned: watch::Receiver<Option<Pinned>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -117,15 +132,19 @@ impl Writer {
     }
 
     pub(crate) fn open_with(path: &Path, options: WriterOptions, tuning: Tuning) -> Result<Self, StoreError> {
+        let retention = tuning.retention.map_or_else(|| Settings::of(path).map(|settings| settings.journal), Ok)?;
         let opened = schema::open(path, options.durability)?;
         let (epoch, database, durability) = (opened.epoch, opened.database, options.durability);
-        let checkpointer = Checkpointer::start(&opened.path)?;
         let (queue, commands) = mpsc::channel(tuning.queue_writes);
+        let (pinning, pinned) = watch::channel(None);
+        let announce = announce(queue.downgrade(), options.instance_id.clone());
+        let checkpointer = Checkpointer::start(&opened.path, &options.instance_id, announce, pinning)?;
         let queued_bytes = Arc::new(AtomicUsize::new(0));
         let (signals, watched) = Signals::new();
+        let fenced = signals.fenced.clone();
         let thread_error = |source| StoreError::Thread { name: thread::NAME, source };
         let path = opened.path.clone();
-        let mut thread = Thread::new(opened, options, checkpointer, signals, tuning)
+        let mut thread = Thread::new(opened, options, checkpointer, signals, tuning, retention)
             .map_err(|source| StoreError::Sqlite { path, source })?;
         let bytes = Arc::clone(&queued_bytes);
         let handle = std::thread::Builder::new()
@@ -140,8 +159,9 @@ impl Writer {
             database,
             durability,
             head: watched.head,
-            fenced: watched.fenced,
+            fenced,
             ended: watched.ended,
+            pinned,
             thread: Mutex::new(Some(handle)),
         })))
     }
@@ -153,7 +173,10 @@ impl Writer {
     pub async fn submit(&self, request: WriteRequest) -> Result<Ack, Fault> {
         let label = request.work.label().to_owned();
         if self.0.refusing.load(Ordering::Acquire) {
-            return Err(not_primary(&label));
+            return Err(self.refusal(&label));
+        }
+        if let Some(pinned) = self.0.pinned.borrow().as_ref().filter(|pinned| pinned.wal_bytes > MAX_WAL_BYTES) {
+            return Err(wal_is_full(&label, pinned, WAL_RETRY_AFTER));
         }
         let weight = request.weight();
         if weight > MAX_WRITE_BYTES {
@@ -168,13 +191,17 @@ impl Writer {
             self.0.queued_bytes.fetch_sub(weight, Ordering::Relaxed);
             return Err(match refused {
                 TrySendError::Full(_) => queue_is_full(&label, RETRY_AFTER),
-                TrySendError::Closed(_) => not_primary(&label),
+                TrySendError::Closed(_) => self.refusal(&label),
             });
         }
         answered.await.unwrap_or_else(|_| {
             let message = "the writer died before it answered; send again with the same op id";
             Err(refuse(Code::OutcomeUnknown, Word::Unreachable, &label, message))
         })
+    }
+
+    fn refusal(&self, label: &str) -> Fault {
+        self.0.fenced.borrow().as_ref().map_or_else(|| not_primary(label), |why| fenced(label, why))
     }
 
     /// Returns the term that began when this writer was opened.
@@ -202,14 +229,25 @@ impl Writer {
         self.0.head.clone()
     }
 
+    /// Returns who keeps the write-ahead log from beginning anew, while somebody does.
+    pub fn pinned(&self) -> Option<Pinned> {
+        self.0.pinned.borrow().clone()
+    }
+
     /// Waits until this writer must not write any more, and tells why. Pending for ever while all is well.
     pub async fn fenced(&self) -> Fenced {
-        let mut fenced = self.0.fenced.clone();
+        let mut fenced = self.0.fenced.subscribe();
         match fenced.wait_for(Option::is_some).await.map(|why| why.clone()) {
             Ok(Some(why)) => why,
             // The thread has ended in good order.
             _ => std::future::pending().await,
         }
+    }
+
+    /// Answers `E_FENCED` (retryable) to every write that is not committed yet: this instance has lost its place.
+    pub fn depose(&self, why: Fenced) {
+        fence(&self.0.fenced, why);
+        self.refuse_new();
     }
 
     /// Answers `E_NOT_PRIMARY` (retryable) to every later write; what is queued is still applied.
@@ -230,4 +268,28 @@ impl Writer {
             drop(tokio::task::spawn_blocking(move || thread.join()).await);
         }
     }
+}
+
+/// Returns how the checkpointer journals events: through the queue like everyone, past the limit on the log.
+fn announce(queue: mpsc::WeakSender<Command>, source: String) -> Announce {
+    Box::new(move |topic, payload| {
+        let work = Work::Publish { topic, payload, session_id: String::new(), project_id: String::new() };
+        let request = WriteRequest::new(Uuid::now_v7().to_string(), source.clone(), Instant::now() + NEWS_TIME, work);
+        // News that is refused, or that comes when the writer is gone, will not do better later.
+        let (Ok(request), Some(queue)) = (request, queue.upgrade()) else { return true };
+        let (answer, _nobody) = oneshot::channel();
+        queue.try_send(Command::Write(Box::new(Job { request, weight: 0, answer }))).is_ok()
+    })
+}
+
+/// Notes why a writer must not write any more; the first reason stands.
+fn fence(fenced: &watch::Sender<Option<Fenced>>, why: Fenced) {
+    fenced.send_if_modified(|fenced| {
+        let first = fenced.is_none();
+        if first {
+            tracing::warn!(%why, "writer fenced");
+            *fenced = Some(why);
+        }
+        first
+    });
 }

@@ -29,6 +29,7 @@ use serde_json::Value;
 use tokio::sync::broadcast;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::access::Needs;
 use crate::envelope::Envelope;
 use crate::fault::Fault;
 use crate::lock::Endpoints;
@@ -40,10 +41,22 @@ use acceptor::Acceptor;
 use shared::Shared;
 
 pub use limits::*;
-pub use stats::BusStats;
+pub use stats::{BusStats, Offence, PeerStats, Refused};
 
 /// How long a closing bus waits for peers to close their side, once all is written to them.
 const LINGER: Duration = Duration::from_millis(50);
+
+/// Who may come in over TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TcpDoor {
+    /// Nobody: no port is bound.
+    Closed,
+    /// Processes of our own user. Where the system does not tell whose a connection is, the door stays closed.
+    #[default]
+    OwnUser,
+    /// Those, and processes whose user the system does not tell. One that is known to be another user's stays outside.
+    Unverified,
+}
 
 /// What a bus is started with.
 #[derive(Debug, Clone)]
@@ -52,8 +65,8 @@ pub struct BusOptions {
     pub workdir: Workdir,
     /// Our term; it names the sockets of the native door.
     pub epoch: u64,
-    /// Whether the TCP door is opened too.
-    pub tcp: bool,
+    /// Who may come in over TCP.
+    pub tcp: TcpDoor,
     /// What is granted to peers.
     pub limits: Limits,
 }
@@ -139,12 +152,12 @@ impl Bus {
     }
 
     /// Adds a method; see [`Methods::register`].
-    pub fn register_method<F, Fut>(&self, name: impl Into<Arc<str>>, handler: F)
+    pub fn register_method<F, Fut>(&self, name: impl Into<Arc<str>>, needs: impl Into<Needs>, handler: F)
     where
         F: Fn(Call) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Value, Fault>> + Send + 'static,
     {
-        self.methods().register(name, handler);
+        self.methods().register(name, needs, handler);
     }
 
     /// Queues an event for its subscribers. Never blocks; may be called from any thread, inside a runtime or not.
@@ -173,9 +186,24 @@ impl Bus {
         self.inner.shared.stats()
     }
 
+    /// Returns who is connected, oldest first. Takes milliseconds: it finds the processes behind TCP connections.
+    pub fn peers(&self) -> Vec<PeerStats> {
+        self.inner.shared.look()
+    }
+
+    /// Returns what was refused since the last look, at most one line per reason.
+    pub fn take_refusals(&self) -> Vec<Refused> {
+        self.inner.shared.counters.take_news()
+    }
+
     /// Waits until all that was queued for peers has been written to their sockets; `false` when time ran out first.
     pub async fn flush(&self, within: Duration) -> bool {
         timeout(within, self.inner.shared.flushed()).await.is_ok()
+    }
+
+    /// Answers every further call with `refusal`; what is in flight goes on. The first refusal stands.
+    pub fn refuse(&self, refusal: Fault) {
+        self.inner.shared.refusal.get_or_init(|| refusal);
     }
 
     /// Ends the bus: accepts and reads nothing more, lets calls in flight finish, writes what is queued, and closes.

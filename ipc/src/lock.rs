@@ -1,6 +1,7 @@
 //! The election: one flock, and the note that its holder leaves in the file.
 
 mod candidate;
+mod holder;
 mod info;
 
 use std::fs::{self, File, OpenOptions};
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 use crate::workdir::{Workdir, WorkdirError};
 
 pub use candidate::Candidate;
+pub use holder::{EvictError, Holder};
 pub use info::{Endpoints, InfoError, LockInfo, read_lock_for_path};
 
 /// Pause between two reads of a lock file that its holder has not written yet.
@@ -71,13 +73,14 @@ pub enum Claim {
 #[derive(Debug)]
 pub struct Lease {
     file: File,
+    id: FileId,
     path: PathBuf,
 }
 
 impl Lease {
     /// Tells whether the path still leads to the file that we hold. If not, someone removed `.pando`: step down.
     pub fn is_current(&self) -> bool {
-        same_file(&self.file, &self.path)
+        FileId::at(&self.path) == Some(self.id)
     }
 
     /// Writes who we are into the lock file: one write, then cut to length, so that a reader meets at worst a torn text.
@@ -92,7 +95,7 @@ impl Lease {
 
 /// Races once for the lock, without waiting; `None` when someone else holds it.
 pub fn try_lock(workdir: &Workdir) -> Result<Option<Lease>, LockError> {
-    lock_with(workdir, |file| match fs2::FileExt::try_lock_exclusive(file) {
+    lock_with(workdir, |file, _id| match fs2::FileExt::try_lock_exclusive(file) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == fs2::lock_contended_error().kind() => Ok(false),
         Err(error) => Err(error),
@@ -139,7 +142,7 @@ pub fn is_held(workdir: &Workdir) -> Result<bool, LockError> {
 }
 
 /// Opens the lock file and locks it by `lock`, again while the path leads to another file than the one locked.
-fn lock_with(workdir: &Workdir, lock: impl Fn(&File) -> io::Result<bool>) -> Result<Option<Lease>, LockError> {
+fn lock_with(workdir: &Workdir, lock: impl Fn(&File, FileId) -> io::Result<bool>) -> Result<Option<Lease>, LockError> {
     let path = workdir.lock_path();
     for _ in 0..MAX_REOPENS {
         workdir.prepare()?;
@@ -152,11 +155,12 @@ fn lock_with(workdir: &Workdir, lock: impl Fn(&File) -> io::Result<bool>) -> Res
                 return Err(if foreign { LockError::Foreign { path } } else { LockError::Io { path, source: error } });
             }
         };
-        if !file.metadata().is_ok_and(|meta| meta.is_file()) {
-            return Err(LockError::Foreign { path });
-        }
-        match lock(&file) {
-            Ok(true) if same_file(&file, &path) => return Ok(Some(Lease { file, path })),
+        let id = match file.metadata() {
+            Ok(meta) if meta.is_file() => FileId::of(&meta),
+            _ => return Err(LockError::Foreign { path }),
+        };
+        match lock(&file, id) {
+            Ok(true) if FileId::at(&path) == Some(id) => return Ok(Some(Lease { file, id, path })),
             Ok(true) => {}
             Ok(false) => return Ok(None),
             Err(source) => return Err(LockError::Io { path, source }),
@@ -174,11 +178,21 @@ fn open_options() -> OpenOptions {
     options
 }
 
-fn same_file(file: &File, path: &Path) -> bool {
-    let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
-    match (file.metadata(), fs::symlink_metadata(path)) {
-        (Ok(open), Ok(named)) => identity(open) == identity(named),
-        _ => false,
+/// Names one file of this host, whatever paths lead to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    fn of(meta: &fs::Metadata) -> Self {
+        Self { device: meta.dev(), inode: meta.ino() }
+    }
+
+    /// Returns the file at `path` itself, no symlink followed.
+    fn at(path: &Path) -> Option<Self> {
+        fs::symlink_metadata(path).ok().map(|meta| Self::of(&meta))
     }
 }
 
@@ -205,6 +219,7 @@ mod tests {
             protocol: Some(1),
             version: Some("0.1.0".into()),
             endpoints: Some(Endpoints { publish: vec!["ipc:///w/.pando/run/1.pub".into()], rpc: vec![] }),
+            process: None,
         }
     }
 
@@ -266,6 +281,23 @@ mod tests {
         drop(lease);
         let lease = candidate.won().await.unwrap();
         assert!(lease.is_current());
+    }
+
+    #[tokio::test]
+    async fn a_candidate_knows_that_it_waits_for_a_lock_that_is_gone() {
+        let (_dir, workdir) = workdir();
+        let _lease = try_lock(&workdir).unwrap().unwrap();
+        let candidate = Candidate::wait(workdir.clone()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !candidate.is_waiting() {
+            assert!(Instant::now() < deadline, "the thread never came to the lock");
+            tokio::task::yield_now().await;
+        }
+        assert!(candidate.is_current());
+        fs::remove_file(workdir.lock_path()).unwrap();
+        assert!(!candidate.is_current());
+        let mut second = Candidate::wait(workdir.clone()).unwrap();
+        assert!(second.won().await.unwrap().is_current());
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use fnv::FnvHashMap;
 use futures::FutureExt;
@@ -10,7 +10,9 @@ use futures::future::BoxFuture;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::access::{LocalTrust, Needs, PeerVerifier};
 use crate::fault::Fault;
+use crate::hello::Hello;
 
 /// How a caller came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -24,24 +26,38 @@ pub enum Door {
     Tcp,
 }
 
-/// Who calls, as far as the system vouches for it.
+/// Who calls: what the system vouches for, and what the caller says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     /// Number of the connection, unique for the life of this process; 0 is this process itself.
     pub peer: u64,
     /// How it came in.
     pub door: Door,
-    /// Its user.
-    pub uid: u32,
+    /// Its user; `None` at a TCP door that is open to those whose user the system does not tell.
+    pub uid: Option<u32>,
     /// Its process, where the door can tell.
     pub pid: Option<u32>,
+    said: Arc<OnceLock<Hello>>,
 }
 
 impl Caller {
+    pub(crate) fn new(peer: u64, door: Door, uid: Option<u32>, pid: Option<u32>) -> Self {
+        Self { peer, door, uid, pid, said: Arc::default() }
+    }
+
     /// Returns this process as a caller.
     pub fn local() -> Self {
-        let uid = rustix::process::geteuid().as_raw();
-        Self { peer: 0, door: Door::Local, uid, pid: Some(std::process::id()) }
+        Self::new(0, Door::Local, Some(rustix::process::geteuid().as_raw()), Some(std::process::id()))
+    }
+
+    /// Notes what the caller says of itself and returns what stands: the first hello of a connection, so that no later one widens what it may.
+    pub fn introduce(&self, hello: Hello) -> &Hello {
+        self.said.get_or_init(|| hello)
+    }
+
+    /// Returns what the caller said of itself, once it has; nothing of it is proven.
+    pub fn hello(&self) -> Option<&Hello> {
+        self.said.get()
     }
 }
 
@@ -95,9 +111,22 @@ fn panicked(method: &str) -> Fault {
 }
 
 /// A table of methods, shared by its clones. Methods may be added while it is in use.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Methods {
-    table: Arc<RwLock<FnvHashMap<Arc<str>, Handler>>>,
+    table: Arc<RwLock<FnvHashMap<Arc<str>, Entry>>>,
+    verifier: Arc<dyn PeerVerifier>,
+}
+
+#[derive(Clone)]
+struct Entry {
+    needs: Needs,
+    handler: Handler,
+}
+
+impl Default for Methods {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl fmt::Debug for Methods {
@@ -107,27 +136,33 @@ impl fmt::Debug for Methods {
 }
 
 impl Methods {
-    /// Returns an empty table.
+    /// Returns an empty table that trusts as [`LocalTrust`] does.
     pub fn new() -> Self {
-        Self::default()
+        Self::verified_by(Arc::new(LocalTrust))
+    }
+
+    /// Returns an empty table whose peers' calls `verifier` decides about.
+    pub fn verified_by(verifier: Arc<dyn PeerVerifier>) -> Self {
+        Self { table: Arc::default(), verifier }
     }
 
     /// Adds or replaces a cheap method that never waits: it is answered in the peer's reader, exempt from the caps on calls in flight.
     pub fn register_inline(
         &self,
         name: impl Into<Arc<str>>,
+        needs: impl Into<Needs>,
         handler: impl Fn(Call) -> Result<Value, Fault> + Send + Sync + 'static,
     ) {
-        self.insert(name.into(), Handler::Inline(Arc::new(handler)));
+        self.insert(name.into(), needs.into(), Handler::Inline(Arc::new(handler)));
     }
 
     /// Adds or replaces a method. Its calls run concurrently, each in a task of its own.
-    pub fn register<F, Fut>(&self, name: impl Into<Arc<str>>, handler: F)
+    pub fn register<F, Fut>(&self, name: impl Into<Arc<str>>, needs: impl Into<Needs>, handler: F)
     where
         F: Fn(Call) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Value, Fault>> + Send + 'static,
     {
-        self.insert(name.into(), Handler::Task(Arc::new(move |call| handler(call).boxed())));
+        self.insert(name.into(), needs.into(), Handler::Task(Arc::new(move |call| handler(call).boxed())));
     }
 
     /// Returns the names of all methods, sorted.
@@ -138,28 +173,37 @@ impl Methods {
         names
     }
 
-    /// Runs a call in place. A panic becomes an internal fault; an unknown name is [`Fault::method_not_found`].
+    /// Runs a call in place. A panic becomes an internal fault; an unknown name is [`Fault::method_not_found`], a call
+    /// that the verifier refuses `E_PEER_UNAUTHORIZED`.
     pub async fn dispatch(&self, call: Call) -> Result<Value, Fault> {
-        match self.find(&call.method) {
-            Some((_, handler)) => handler.run(call).await,
-            None => Err(Fault::method_not_found(&call.method)),
+        let (_, handler) = self.admit(&call.method, &call.params, &call.caller)?;
+        handler.run(call).await
+    }
+
+    /// Returns a method for a caller who may call it, with the table's own copy of its name.
+    pub(crate) fn admit(&self, name: &str, params: &Value, caller: &Caller) -> Result<(Arc<str>, Handler), Fault> {
+        let found = {
+            let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+            table.get_key_value(name).map(|(name, entry)| (Arc::clone(name), entry.clone()))
+        };
+        let (name, Entry { needs, handler }) = found.ok_or_else(|| Fault::method_not_found(name))?;
+        if caller.door != Door::Local {
+            let needs = needs.of(params);
+            self.verifier.verify(caller, &name, needs).map_err(|rule| rule.refuse(&name, needs))?;
         }
+        Ok((name, handler))
     }
 
-    /// Returns a method with the table's own copy of its name.
-    pub(crate) fn find(&self, name: &str) -> Option<(Arc<str>, Handler)> {
-        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        table.get_key_value(name).map(|(name, handler)| (Arc::clone(name), handler.clone()))
-    }
-
-    fn insert(&self, name: Arc<str>, handler: Handler) {
-        self.table.write().unwrap_or_else(PoisonError::into_inner).insert(name, handler);
+    fn insert(&self, name: Arc<str>, needs: Needs, handler: Handler) {
+        self.table.write().unwrap_or_else(PoisonError::into_inner).insert(name, Entry { needs, handler });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::Capability::{Admin, Read, Write};
+    use crate::fault::Code;
     use serde_json::json;
 
     async fn call(methods: &Methods, method: &str, params: Value) -> Outcome {
@@ -169,9 +213,9 @@ mod tests {
     #[tokio::test]
     async fn both_kinds_answer_and_the_last_registration_wins() {
         let methods = Methods::new();
-        methods.register_inline("echo", |_| Ok(Value::Null));
-        methods.register_inline("echo", |call| Ok(call.params));
-        methods.register("later", |call: Call| async move { Ok(json!([call.params, call.caller.peer])) });
+        methods.register_inline("echo", Read, |_| Ok(Value::Null));
+        methods.register_inline("echo", Read, |call| Ok(call.params));
+        methods.register("later", Read, |call: Call| async move { Ok(json!([call.params, call.caller.peer])) });
         assert_eq!(call(&methods, "echo", json!(1)).await, Ok(json!(1)));
         assert_eq!(call(&methods, "later", json!(2)).await, Ok(json!([2, 0])));
         assert_eq!(call(&methods, "none", Value::Null).await, Err(Fault::method_not_found("none")));
@@ -179,11 +223,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_peer_is_refused_by_rule_before_anything_of_its_call_is_done() {
+        let methods = Methods::new();
+        methods.register_inline("admin", Admin, |_| panic!("must not run"));
+        let by_params = Needs::ByParams(|params| if params.is_null() { Read } else { Admin });
+        methods.register("depends", by_params, |_| async { Ok(json!(1)) });
+        let peer = Caller::new(1, Door::Native, Some(0), None);
+        let by = |method: &str, params| Call { method: method.into(), params, caller: peer.clone() };
+        let refusal = methods.dispatch(by("admin", json!(1))).await.unwrap_err();
+        assert!(refusal.is(Code::PeerUnauthorized), "{refusal:?}");
+        let data = refusal.data.unwrap();
+        assert_eq!((&data["method"], &data["needs"]), (&json!("admin"), &json!("admin")));
+        assert_eq!((&data["rule"], &data["retryable"]), (&json!("no peer has admin"), &json!(false)));
+        assert_eq!(methods.dispatch(by("depends", Value::Null)).await, Ok(json!(1)));
+        assert!(methods.dispatch(by("depends", json!(1))).await.unwrap_err().is(Code::PeerUnauthorized));
+        let nothing = Methods::verified_by(Arc::new(crate::access::AllowList::default()));
+        nothing.register_inline("m", Write, |_| Ok(Value::Null));
+        assert_eq!(call(&nothing, "m", Value::Null).await, Ok(Value::Null), "this process is no peer");
+    }
+
+    #[tokio::test]
     async fn a_panic_is_an_internal_fault() {
         let methods = Methods::new();
-        methods.register_inline("now", |_| panic!("inline"));
-        methods.register("first", |_| -> BoxFuture<'static, Outcome> { panic!("before the future") });
-        methods.register("then", |_| async { panic!("in the future") });
+        methods.register_inline("now", Read, |_| panic!("inline"));
+        methods.register("first", Read, |_| -> BoxFuture<'static, Outcome> { panic!("before the future") });
+        methods.register("then", Read, |_| async { panic!("in the future") });
         for method in ["now", "first", "then"] {
             let fault = call(&methods, method, Value::Null).await.unwrap_err();
             assert_eq!(fault.code, crate::fault::INTERNAL);

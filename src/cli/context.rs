@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::args::{Command, Globals};
 use super::environment::Environment;
 use super::failure::{self, Failure};
-use super::holder::Standing;
 use super::output::Palette;
+use super::standing::Standing;
 
 /// How long a call may take when nothing else is said.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -68,7 +68,12 @@ impl Context {
 
     /// Returns how long the command may take.
     pub(crate) fn timeout(&self) -> Duration {
-        self.globals.timeout.unwrap_or(CALL_TIMEOUT)
+        self.timeout_or(CALL_TIMEOUT)
+    }
+
+    /// Returns how long the command may take, `usual` when nothing is said.
+    pub(crate) fn timeout_or(&self, usual: Duration) -> Duration {
+        self.globals.timeout.unwrap_or(usual)
     }
 
     /// Returns the workdir: the one named, else the nearest upwards.
@@ -126,12 +131,25 @@ impl Context {
             call_timeout: self.timeout(),
         };
         let (patience, began) = (options.dial_timeout, Instant::now());
-        Client::connect(workdir.clone(), options).await.map_err(|error| match error {
-            CallError::NotSent(cause @ Cause::ConnectionFailed { .. }) if began.elapsed() >= patience => {
-                Failure::silent(&cause, patience, workdir)
+        let client = Client::open(workdir.clone(), options);
+        match self.linked(&client).await {
+            Ok(()) => Ok(client),
+            Err(CallError::NotSent(cause @ Cause::ConnectionFailed { .. })) if began.elapsed() >= patience => {
+                Err(Failure::silent(&cause, patience, workdir))
             }
-            error => Failure::call(error, workdir),
-        })
+            Err(error) => Err(Failure::call(error, workdir)),
+        }
+    }
+
+    /// Waits for the link: until the holder of the lock is known to be silent, or as long as the user said.
+    async fn linked(&self, client: &Client) -> Result<(), CallError> {
+        let mut silence = client.silence();
+        tokio::select! {
+            linked = client.linked() => linked,
+            Ok(_) = silence.wait_for(Option::is_some), if self.globals.timeout.is_none() => {
+                Err(CallError::NotSent(client.trouble().unwrap_or(Cause::Closed)))
+            }
+        }
     }
 
     /// Connects, calls one method and hangs up; one deadline covers all of it.

@@ -1,22 +1,37 @@
-//! `pando db`: SQL from the shell.
+//! `pando db`: the workdir's database from the shell: SQL, what is in it, and its care.
 
+mod backup;
+mod check;
+mod copying;
 mod exec;
 mod query;
+mod restore;
+mod rows;
+mod schema;
+mod stats;
+mod tables;
 
 use clap::Subcommand;
+use pando_dbproxy::Readers;
+use pando_ipc::Workdir;
 use serde_json::Value;
 
 use super::context::Context;
-use super::failure::Failure;
-use super::output::{Table, cell};
+use super::failure::{Failure, Kind};
 
 pub(crate) use query::{read, read_failure};
 
-/// Read and write the workdir's database with SQL
+/// Read, write, copy and check the workdir's database
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Exec(exec::Args),
     Query(query::Args),
+    Tables(tables::Args),
+    Schema(schema::Args),
+    Stats(stats::Args),
+    Check(check::Args),
+    Backup(backup::Args),
+    Restore(restore::Args),
 }
 
 /// Runs one of them.
@@ -24,6 +39,12 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
     match command {
         Command::Exec(args) => exec::run(args, context).await,
         Command::Query(args) => query::run(args, context).await,
+        Command::Tables(args) => tables::run(args, context).await,
+        Command::Schema(args) => schema::run(args, context).await,
+        Command::Stats(args) => stats::run(args, context).await,
+        Command::Check(args) => check::run(args, context).await,
+        Command::Backup(args) => backup::run(args, context).await,
+        Command::Restore(args) => restore::run(args, context).await,
     }
 }
 
@@ -32,13 +53,14 @@ fn parse_param(text: &str) -> Result<Value, String> {
     serde_json::from_str(text).map_err(|error| format!("not JSON: {error}; a text needs its quotes: '\"{text}\"'"))
 }
 
-/// Returns rows as a table for people.
-fn rows(columns: &[String], rows: &[Vec<Value>]) -> Table {
-    let mut table = Table::new(columns);
-    for row in rows {
-        table.row(row.iter().map(cell));
+/// Opens the database file of a workdir for reading; needs no primary.
+fn open(workdir: &Workdir) -> Result<Readers, Failure> {
+    let path = workdir.database_path();
+    if !path.exists() {
+        return Err(Failure::new(Kind::Failed, format!("no database at {}", path.display()))
+            .hint("the first primary makes it: 'pando up'"));
     }
-    table
+    Ok(Readers::open(path, 1))
 }
 
 #[cfg(test)]

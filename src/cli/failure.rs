@@ -8,12 +8,12 @@ use std::time::Duration;
 use pando_dbproxy::StoreError;
 use pando_ipc::bus::BusError;
 use pando_ipc::client::{CallError, Cause};
-use pando_ipc::{Code, Fault, LockError, Workdir, WorkdirError, fault};
+use pando_ipc::{Code, Fault, Holder, LockError, Workdir, WorkdirError, fault};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::holder::{Holder, Standing};
 use super::output::Palette;
+use super::standing::Standing;
 
 /// Why a command ends, one for each documented exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,8 +122,9 @@ impl Failure {
             Cause::NoPrimary { .. } => Self::no_primary(workdir),
             Cause::ConnectionFailed { .. } | Cause::Closed => {
                 let mut failure = Self::new(Kind::Unreachable, format!("cannot reach the primary of {path}: {cause}"));
-                let silent = failure.name_holder(workdir).map(end_it);
-                failure.hints.extend(silent);
+                if failure.name_holder(workdir) {
+                    failure = failure.hint(END_IT);
+                }
                 failure.hint("see who holds the workdir: 'pando status'")
             }
             Cause::Busy { waiting } => {
@@ -138,6 +139,12 @@ impl Failure {
                 failure.name_holder(workdir);
                 failure.hint("give it longer with '--timeout 30s', or see what it does: 'pando status'")
             }
+            Cause::Unresponsive { holder, silent } => Self::new(
+                Kind::Timeout,
+                format!("the primary of {path} has said nothing for {:?} ({holder:#})", rounded(*silent)),
+            )
+            .hint(END_IT)
+            .hint("see who holds the workdir: 'pando status'"),
             Cause::Version { .. } => {
                 let mut failure = Self::new(Kind::Version, format!("cannot talk to the primary of {path}: {cause}"));
                 failure.name_holder(workdir);
@@ -152,9 +159,7 @@ impl Failure {
         match Standing::of(workdir) {
             Ok(Standing::Held(Some(holder))) => {
                 let message = format!("the primary of {path} gave no answer within {patience:?} ({holder}): {cause}");
-                Self::new(Kind::Timeout, message)
-                    .hint(end_it(holder.info.pid))
-                    .hint("see who holds the workdir: 'pando status'")
+                Self::new(Kind::Timeout, message).hint(END_IT).hint("see who holds the workdir: 'pando status'")
             }
             _ => Self::cause(cause, workdir),
         }
@@ -166,7 +171,7 @@ impl Failure {
         match Standing::of(workdir) {
             Ok(Standing::Held(Some(holder))) => {
                 Self::new(Kind::Unreachable, format!("no primary answers in {path} (lock is held by {holder})"))
-                    .hint(end_it(holder.info.pid))
+                    .hint(END_IT)
             }
             Ok(Standing::Held(None)) => Self::new(
                 Kind::Unreachable,
@@ -179,12 +184,12 @@ impl Failure {
         }
     }
 
-    /// Adds who holds the lock, so that the reader knows whom to look at; returns its pid.
-    fn name_holder(&mut self, workdir: &Workdir) -> Option<u32> {
-        let Ok(Standing::Held(Some(holder))) = Standing::of(workdir) else { return None };
+    /// Adds who holds the lock, so that the reader knows whom to look at; tells whether somebody does.
+    fn name_holder(&mut self, workdir: &Workdir) -> bool {
+        let Ok(Standing::Held(Some(holder))) = Standing::of(workdir) else { return false };
         // Writing into a String cannot fail.
         let _written = write!(self.message, " (the lock is held by {holder})");
-        Some(holder.info.pid)
+        true
     }
 
     /// Returns the failure for a refusal: our own codes have exit codes of their own.
@@ -205,7 +210,7 @@ impl Failure {
             ),
             (Code::Deadline, Kind::Timeout, "nothing was applied; give it longer with '--timeout 30s'"),
             (Code::TooLarge, Kind::Failed, "send less, or ask for less, at once"),
-            (Code::PeerUnauthorized, Kind::NotAuthorised, "run as the user who owns the workdir"),
+            (Code::PeerUnauthorized, Kind::NotAuthorised, "see what each method needs: 'pando ipc methods'"),
             (Code::Version, Kind::Version, "bring both sides to the same release"),
             (Code::Sql, Kind::Failed, "see the tables: pando db query 'SELECT name, sql FROM sqlite_schema'"),
             (Code::Storage, Kind::Failed, "check the disk of the workdir: 'df -h'"),
@@ -250,8 +255,11 @@ impl Failure {
             WorkdirError::NotADirectory { .. } => {
                 Self::new(Kind::Usage, message).hint("name the directory that holds it with '--workdir DIR'")
             }
-            WorkdirError::Unusable { path, .. } => Self::new(Kind::Failed, message)
-                .hint(format!("make it a directory you may write to: 'ls -ld {}'", path.display())),
+            WorkdirError::Unusable { path, .. } => {
+                let there = path.ancestors().find(|path| path.exists()).unwrap_or(path);
+                Self::new(Kind::Failed, message)
+                    .hint(format!("make it a directory you may write to: 'ls -ld {}'", there.display()))
+            }
             WorkdirError::Foreign { .. } => Self::new(Kind::NotAuthorised, message)
                 .hint("run as its owner, or work in a directory of your own with '--workdir DIR'"),
         }
@@ -272,6 +280,9 @@ impl Failure {
             StoreError::NotAFile { path } => (Kind::Failed, format!("look at it: 'ls -l {}'", path.display())),
             StoreError::HardLinked { path, .. } => {
                 (Kind::Failed, format!("find its other name: 'find / -xdev -samefile {}'", path.display()))
+            }
+            StoreError::Settings { path, .. } => {
+                (Kind::Failed, format!("correct it, or move it away to run as usual: {}", path.display()))
             }
             StoreError::NoWal { .. } => (Kind::Failed, "work in a directory on a local disk".into()),
             StoreError::Sqlite { path, .. } => (
@@ -341,10 +352,8 @@ impl Failure {
     }
 }
 
-/// Returns what to do with a holder that stays silent. It may be stopped or deadlocked, so a milder signal need not reach it.
-fn end_it(pid: u32) -> String {
-    format!("if it stays silent, end it and another instance takes over: 'kill -9 {pid}'")
-}
+/// What to do with a holder that stays silent.
+const END_IT: &str = "if it stays silent, end it and another instance takes over: 'pando ipc evict'";
 
 /// Returns what the user waited, as the user said it: the start of the command takes some milliseconds of it.
 fn rounded(waited: Duration) -> Duration {

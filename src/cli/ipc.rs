@@ -1,6 +1,8 @@
 //! `pando ipc`: talk to the primary of this workdir.
 
 pub(crate) mod call;
+pub(crate) mod doors;
+pub(crate) mod evict;
 pub(crate) mod instances;
 pub(crate) mod methods;
 pub(crate) mod ports;
@@ -18,11 +20,13 @@ use super::status;
 pub(crate) enum Command {
     Status(status::Args),
     Instances(instances::Args),
+    Doors(doors::Args),
     Ports(ports::Args),
     Call(call::Args),
     Tail(tail::Args),
     Publish(publish::Args),
     Methods(methods::Args),
+    Evict(evict::Args),
 }
 
 /// Runs one of them.
@@ -30,10 +34,12 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
     match command {
         Command::Status(args) => status::run(args, context).await,
         Command::Instances(args) => instances::run(args, context).await,
+        Command::Doors(args) => doors::run(args, context).await,
         Command::Ports(args) => ports::run(&args, context),
         Command::Call(args) => call::run(args, context).await,
         Command::Tail(args) => tail::run(args, context).await,
         Command::Publish(args) => publish::run(args, context).await,
         Command::Methods(args) => methods::run(args, context).await,
+        Command::Evict(args) => evict::run(args, context).await,
     }
 }

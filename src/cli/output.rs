@@ -76,6 +76,12 @@ pub(crate) fn is_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
+/// Returns how many columns the terminal behind our stdout has; `None` when it is no terminal.
+pub(crate) fn terminal_columns() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    (size.ws_col > 0).then(|| size.ws_col.into())
+}
+
 /// Writes to stdout at once. A reader that has gone is [`Kind::ReaderGone`].
 pub(crate) fn raw(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
@@ -114,6 +120,16 @@ pub(crate) fn cell(value: &Value) -> String {
     }
 }
 
+/// Returns a number of bytes with its unit.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match UNITS.iter().find(|(size, _)| count >= *size) {
+        // Tenths, rounded down.
+        Some((size, unit)) => format!("{}.{} {unit}", count / size, count % size * 10 / size),
+        None => format!("{count} bytes"),
+    }
+}
+
 /// Returns text that cannot move a terminal's cursor: control characters become escapes.
 pub(crate) fn printable(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
@@ -143,29 +159,63 @@ impl Table {
 
     /// Returns the lines, the headings first.
     pub(crate) fn render(&self, palette: Palette) -> String {
+        self.render_within(palette, None)
+    }
+
+    /// Returns the lines, no wider than `columns` where that can be: the widest cells are cut, which `…` shows.
+    pub(crate) fn render_within(&self, palette: Palette, columns: Option<usize>) -> String {
         let cell = |row: &[String], column: usize| row.get(column).cloned().unwrap_or_default();
-        let widths: Vec<usize> = (0..self.headings.len())
+        let mut widths: Vec<usize> = (0..self.headings.len())
             .map(|column| {
                 let heading = self.headings[column].chars().count();
                 self.rows.iter().map(|row| cell(row, column).chars().count()).fold(heading, usize::max)
             })
             .collect();
+        if let Some(columns) = columns {
+            narrow(&mut widths, columns);
+        }
         let numeric: Vec<bool> = (0..self.headings.len())
-            .map(|column| !self.rows.is_empty() && self.rows.iter().all(|row| cell(row, column).parse::<f64>().is_ok()))
+            .map(|column| {
+                let mut told = self.rows.iter().map(|row| cell(row, column)).filter(|cell| cell != "NULL").peekable();
+                told.peek().is_some() && told.all(|cell| cell.parse::<f64>().is_ok())
+            })
             .collect();
         let render_row = |row: &[String]| {
             let cells: Vec<String> = (0..widths.len())
                 .map(|column| {
-                    let (text, width) = (cell(row, column), widths[column]);
+                    let (text, width) = (cut(cell(row, column), widths[column]), widths[column]);
                     if numeric[column] { format!("{text:>width$}") } else { format!("{text:<width$}") }
                 })
                 .collect();
-            cells.join("  ").trim_end().to_owned()
+            cells.join(GAP).trim_end().to_owned()
         };
         let mut lines = vec![palette.heading(&render_row(&self.headings))];
         lines.extend(self.rows.iter().map(|row| render_row(row)));
         lines.join("\n")
     }
+}
+
+/// Between two columns of a table.
+const GAP: &str = "  ";
+/// No column of a table is made narrower than this.
+const MIN_WIDTH: usize = 8;
+
+/// Takes from the widest columns what does not fit.
+fn narrow(widths: &mut [usize], columns: usize) {
+    let room = columns.saturating_sub(GAP.len() * widths.len().saturating_sub(1));
+    let fits = |cap: usize| widths.iter().map(|width| (*width).min(cap)).sum::<usize>() <= room;
+    let widest = widths.iter().copied().max().unwrap_or_default();
+    let cap = (MIN_WIDTH..=widest).rev().find(|cap| fits(*cap)).unwrap_or(MIN_WIDTH);
+    for width in widths {
+        *width = (*width).min(cap);
+    }
+}
+
+fn cut(text: String, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text;
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
 /// Names and values below each other, the values aligned.
@@ -194,6 +244,26 @@ mod tests {
         a            5  x
         long-id   1200
         ");
+    }
+
+    #[test]
+    fn a_table_that_is_too_wide_is_cut_in_its_widest_column() {
+        let mut table = Table::new(["id", "text", "n"]);
+        table.row(["a", "twenty characters!!!", "NULL"]);
+        table.row(["b", "short", "7"]);
+        insta::assert_snapshot!(table.render_within(Palette::plain(), Some(24)), @r"
+        id  text               n
+        a   twenty charac…  NULL
+        b   short              7
+        ");
+        let wide = table.render_within(Palette::plain(), Some(80));
+        assert_eq!(wide, table.render(Palette::plain()), "nothing is cut without need");
+    }
+
+    #[test]
+    fn bytes_have_units() {
+        let shown: Vec<String> = [0, 1_023, 1_024, 1_600_000, 5 << 30].map(bytes).to_vec();
+        assert_eq!(shown, ["0 bytes", "1023 bytes", "1.0 KiB", "1.5 MiB", "5.0 GiB"]);
     }
 
     #[test]

@@ -13,15 +13,17 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::lead::LOCK_CHECK;
 use super::route::Route;
 use super::terms::Ended;
-use super::{HEARTBEAT, JoinError, Role, Shared};
+use super::{HEARTBEAT, JoinError, Role, Shared, silence};
 
 enum Step {
     Stop,
     Won(Result<pando_ipc::Lease, pando_ipc::LockError>),
     Link,
     Beat,
+    CheckLock,
 }
 
 /// Follows until `stop`, or until the lock is ours.
@@ -42,21 +44,27 @@ pub(super) async fn follow(
             call_timeout: shared.options.call_timeout,
         },
     );
-    shared.routes.set(Route::Remote(client.clone()), Some(Arc::new(Remote::new(Arc::new(client.clone())))));
+    let writes = shared.options.writes.clone();
+    shared.routes.set(Route::Remote(client.clone()), Some(Arc::new(Remote::new(Arc::new(client.clone()), writes))));
     let term = stop.child_token();
     let tasks = TaskTracker::new();
     tasks.spawn(listen(Arc::clone(shared), client.clone(), term.clone()));
+    tasks.spawn(silence::watch(Arc::clone(shared), client.clone(), term.clone()));
     tasks.close();
 
     let mut link = client.link();
     let mut beat = interval(HEARTBEAT);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut check = interval(LOCK_CHECK);
+    for timer in [&mut beat, &mut check] {
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
     let ended = loop {
         let step = tokio::select! {
             () = stop.cancelled() => Step::Stop,
             won = candidate.won() => Step::Won(won),
             Ok(()) = link.changed() => Step::Link,
             _ = beat.tick() => Step::Beat,
+            _ = check.tick() => Step::CheckLock,
         };
         match step {
             Step::Stop => break Ok(Ended::Stopped),
@@ -72,6 +80,14 @@ pub(super) async fn follow(
                 }
             }
             Step::Beat => {}
+            Step::CheckLock if candidate.is_current() => {}
+            Step::CheckLock => {
+                tracing::warn!("the lock file was removed or replaced: racing for the new one");
+                match Candidate::wait(shared.workdir.clone()) {
+                    Ok(anew) => candidate = anew,
+                    Err(error) => break Err(JoinError::Lock(error)),
+                }
+            }
         }
     };
     shared.routes.clear();

@@ -8,7 +8,8 @@ use pando_dbproxy::{Ack, Fenced, Readers, Work, WriteRequest, Writer, WriterOpti
 use pando_ipc::bus::{Bus, BusOptions, Limits};
 use pando_ipc::lock::Lease;
 use pando_ipc::methods::{Caller, Door};
-use pando_ipc::{Envelope, Fault, Hello, LockInfo, PROTOCOL, Timestamp, Topic, read_lock_for_path, topic};
+use pando_ipc::process::ProcessId;
+use pando_ipc::{Code, Envelope, Fault, Hello, LockInfo, PROTOCOL, Timestamp, Topic, read_lock_for_path, topic};
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
@@ -20,10 +21,15 @@ use super::terms::Ended;
 use super::{HEARTBEAT, JoinError, Role, Shared};
 use crate::methods;
 
-/// How often the primary compares the lock file's path with the file it holds.
-const LOCK_CHECK: Duration = Duration::from_millis(500);
+/// How often an instance compares the lock file's path with the file that it holds, or waits for.
+pub(super) const LOCK_CHECK: Duration = Duration::from_millis(500);
+/// How often refused and cut-off peers are told of: at most one log line and one event per reason and look, so that nobody
+/// fills the log or the journal by knocking.
+const REFUSALS_LOOK: Duration = Duration::from_secs(1);
 /// How long a leaving primary waits for its subscribers to read the last events, and for calls in flight.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// The same for one that has lost its place, and must be gone within a second.
+const SHORT_FAREWELL: Duration = Duration::from_millis(200);
 /// Arrivals that wait to be told to everyone. When it is full an arrival is not announced; it still shows in `instance.list`.
 const ARRIVALS: usize = 1_024;
 /// Events per read when the hub catches up.
@@ -61,7 +67,7 @@ impl Primary {
     pub(crate) fn name_of(&self, caller: &Caller) -> String {
         match caller.door {
             Door::Local => self.shared.id.clone(),
-            _ => self.roster.name_of(caller.peer).unwrap_or_else(|| format!("peer-{}", caller.peer)),
+            _ => caller.hello().map_or_else(|| format!("peer-{}", caller.peer), |hello| hello.instance_id.clone()),
         }
     }
 
@@ -84,6 +90,15 @@ impl Primary {
             tracing::warn!(topic, %error, "event not journaled");
         }
     }
+
+    /// Tells everyone who was refused or cut off since the last look.
+    fn tell_refusals(&self) {
+        for refused in self.bus().iter().flat_map(Bus::take_refusals) {
+            tracing::warn!(?refused, "peers refused");
+            let event = Envelope::new(&*self.shared.id, Topic::known(topic::DOOR_REFUSED), json!(refused));
+            self.outbound.ephemeral(event);
+        }
+    }
 }
 
 enum Step {
@@ -91,6 +106,7 @@ enum Step {
     Deposed(Fenced),
     Beat,
     CheckLock,
+    LookAtRefusals,
     Arrived(Hello),
     Departed(Result<u64, broadcast::error::RecvError>),
 }
@@ -132,6 +148,7 @@ async fn begin(
         instance_id: shared.id.clone(),
         workdir: shared.workdir.path().to_owned(),
         durability: shared.options.durability,
+        writes: shared.options.writes.clone(),
         on_commit: Box::new(move |events: &[Arc<Envelope>]| carrier.carry(events)),
     };
     let writer = open_writer(shared, options).await?;
@@ -172,6 +189,7 @@ async fn begin(
         protocol: Some(PROTOCOL),
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         endpoints: Some(endpoints.clone()),
+        process: ProcessId::of(std::process::id()),
     })?;
     shared.routes.set(Route::Local(table), Some(Arc::new(writer.clone())));
     shared.role.send_replace(Role::Primary { epoch: writer.epoch(), ports, endpoints });
@@ -219,7 +237,8 @@ async fn serve(
     let shared = &primary.shared;
     let mut beat = interval(HEARTBEAT);
     let mut check = interval(LOCK_CHECK);
-    for timer in [&mut beat, &mut check] {
+    let mut refusals = interval(REFUSALS_LOOK);
+    for timer in [&mut beat, &mut check, &mut refusals] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
     loop {
@@ -228,6 +247,7 @@ async fn serve(
             why = primary.writer.fenced() => Step::Deposed(why),
             _ = beat.tick() => Step::Beat,
             _ = check.tick() => Step::CheckLock,
+            _ = refusals.tick() => Step::LookAtRefusals,
             Some(hello) = arrived.recv() => Step::Arrived(hello),
             peer = departures.recv() => Step::Departed(peer),
         };
@@ -235,17 +255,15 @@ async fn serve(
             Step::Stop => return Ended::Stopped,
             Step::Deposed(why) => {
                 tracing::error!(%why, "stepping down");
-                return Ended::Deposed;
+                return Ended::Deposed(why);
             }
             Step::CheckLock if lease.is_current() => {}
-            Step::CheckLock => {
-                tracing::error!("stepping down: the lock file was removed or replaced");
-                return Ended::Deposed;
-            }
+            Step::CheckLock => primary.writer.depose(Fenced::LockLost),
             Step::Beat => {
                 let payload = shared.heartbeat("primary", primary.writer.head()).await;
                 primary.outbound.ephemeral(Envelope::new(&*shared.id, Topic::known(topic::HEARTBEAT), payload));
             }
+            Step::LookAtRefusals => primary.tell_refusals(),
             Step::Arrived(hello) => primary.announce(topic::JOINED, json!(hello)).await,
             Step::Departed(Ok(peer)) => {
                 if let Some(Member { hello, .. }) = primary.roster.strike(peer) {
@@ -260,15 +278,22 @@ async fn serve(
 
 /// Ends a term: the goodbye is the last write, then everything is drained and closed.
 async fn finish(primary: &Primary, bus: &Bus, ended: &Ended) {
-    if matches!(ended, Ended::Stopped) {
-        let goodbye = json!({"instance_id": primary.shared.id, "epoch": primary.writer.epoch()});
-        primary.announce(topic::SHUTDOWN, goodbye).await;
-    }
+    let farewell = match ended {
+        Ended::Deposed(why) => {
+            bus.refuse(Fault::new(Code::Fenced, format!("{why}; nothing was applied")));
+            SHORT_FAREWELL
+        }
+        Ended::Stopped | Ended::Elected(_) => {
+            let goodbye = json!({"instance_id": primary.shared.id, "epoch": primary.writer.epoch()});
+            primary.announce(topic::SHUTDOWN, goodbye).await;
+            FAREWELL
+        }
+    };
     primary.shared.routes.clear();
     primary.writer.clone().close().await;
-    if !bus.flush(FAREWELL).await {
+    if !bus.flush(farewell).await {
         tracing::warn!("a subscriber did not read the last events");
     }
-    bus.shutdown(FAREWELL).await;
+    bus.shutdown(farewell).await;
     primary.bus.lock().unwrap_or_else(PoisonError::into_inner).take();
 }

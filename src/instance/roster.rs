@@ -50,11 +50,6 @@ impl Roster {
         }
         list
     }
-
-    /// Returns the instance id that a peer gave when it said hello.
-    pub(crate) fn name_of(&self, peer: u64) -> Option<String> {
-        self.members().get(&peer).map(|member| member.hello.instance_id.clone())
-    }
 }
 
 fn same(a: &Hello, b: &Hello) -> bool {

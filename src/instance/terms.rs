@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pando_dbproxy::Fenced;
 use pando_ipc::acquire_lock;
 use pando_ipc::lock::{self, Claim, Lease};
 use tokio::sync::oneshot;
@@ -21,12 +22,13 @@ pub(super) enum Ended {
     /// The primary went, and the lock is ours.
     Elected(Lease),
     /// The lock or the database is no longer ours; somebody else leads.
-    Deposed,
+    Deposed(Fenced),
 }
 
 /// Leads or follows, term after term, until `stop`. When the very first term cannot begin, says why and ends.
 pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, failed: oneshot::Sender<JoinError>) {
     let mut failed = Some(failed);
+    let mut said = String::new();
     let mut claim = first_claim(&shared).await;
     loop {
         let ended = match claim {
@@ -37,14 +39,23 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, failed: on
         shared.role.send_replace(Role::Seeking);
         claim = match ended {
             Ok(Ended::Stopped) => break,
-            Ok(Ended::Elected(lease)) => Ok(Some(lease)),
-            Ok(Ended::Deposed) => lock::try_lock(&shared.workdir).map_err(JoinError::Lock),
+            Ok(Ended::Elected(lease)) => {
+                said.clear();
+                Ok(Some(lease))
+            }
+            // Whoever else waits for the lock comes first; where nobody does, following ends at once.
+            Ok(Ended::Deposed(_)) => Ok(None),
             Err(error) => {
                 if let Some(failed) = failed.take() {
                     drop(failed.send(error));
                     break;
                 }
-                tracing::error!(%error, "the term could not begin");
+                // Again and again for the same reason, such as a workdir that was moved away, is said once.
+                let why = error.to_string();
+                if why != said {
+                    tracing::error!(error = why, "the term could not begin; trying again every {FAILED_TERM_PAUSE:?}");
+                    said = why;
+                }
                 if stop.run_until_cancelled(tokio::time::sleep(FAILED_TERM_PAUSE)).await.is_none() {
                     break;
                 }

@@ -1,11 +1,15 @@
 //! `db.*`: the database for those who do not read the file themselves.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use pando_dbproxy::catalog::{Depth, Health};
 use pando_dbproxy::{DbError, QueryLimits, WriteError, wire};
+use pando_ipc::access::Capability;
 use pando_ipc::methods::Call;
 use pando_ipc::{Code, Fault};
 use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Method, write_result};
@@ -17,7 +21,8 @@ use crate::instance::Primary;
 struct Statement {
     /// One statement, with `?` or `:name` parameters.
     sql: String,
-    /// An array for `?`, an object for `:name`. Blobs travel as `{"$blob": "<base64>"}`, non-finite numbers as `{"$real": "inf"}`.
+    /// An array for `?`, an object for `:name`. Blobs travel as `{"$blob": "<base64>"}`, non-finite numbers as `{"$real": "inf"}`, what earlier
+    /// statements made as `{"$rowid": 0}` and `{"$returned": {"statement": 0, "row": 0, "column": "id"}}`.
     params: Option<Value>,
 }
 
@@ -68,7 +73,7 @@ struct Meta {
 #[expect(dead_code, reason = "describes the shape that wire::parse_write reads")]
 struct Write {
     meta: Meta,
-    /// One of the named writes, such as `CreateSession`.
+    /// One of the named writes: of the agent store, such as `CreateSession`, or of the application.
     method: String,
     /// Its params; deletes take a bare string.
     params: Value,
@@ -88,6 +93,32 @@ struct Query {
     timeout_ms: Option<u64>,
 }
 
+/// What `db.check` takes.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct Check {
+    /// Leave out the comparison of indexes with their tables: much faster.
+    #[serde(default)]
+    quick: bool,
+    /// How long it may take, in milliseconds; 60,000 when not given.
+    timeout_ms: Option<u64>,
+}
+
+/// What `db.check` answers.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Checked {
+    /// Whether nothing is wrong.
+    ok: bool,
+    /// What is wrong, at most 100 lines.
+    problems: Vec<String>,
+    /// Pages looked at.
+    pages: u64,
+    /// How long it took, in milliseconds.
+    took_ms: u64,
+}
+
+/// How long a check may take when nothing is said: it reads the whole file.
+const CHECK_TIME: Duration = Duration::from_secs(60);
+
 /// What `db.query` answers.
 #[derive(Debug, JsonSchema)]
 #[expect(dead_code, reason = "describes the shape of QueryResult")]
@@ -100,14 +131,31 @@ struct Table {
 
 pub(super) fn methods() -> Vec<Method> {
     vec![
-        Method::raw::<Write, Option<Value>, _, _>("db.write", "Performs a named write of the agent store.", write),
-        Method::raw::<Exec, ExecResult, _, _>("db.exec", "Executes SQL statements in one transaction.", exec),
-        Method::raw::<Query, Table, _, _>("db.query", "Reads the database with one SQL statement.", query),
+        Method::raw::<Write, Option<Value>, _, _>("db.write", Capability::Write, "Performs a named write.", write),
+        Method::raw::<Exec, ExecResult, _, _>(
+            "db.exec",
+            Capability::Write,
+            "Executes SQL statements in one transaction.",
+            exec,
+        ),
+        Method::raw::<Query, Table, _, _>(
+            "db.query",
+            Capability::Read,
+            "Reads the database with one SQL statement.",
+            query,
+        ),
+        Method::new(
+            "db.check",
+            Capability::Read,
+            "Checks that the database is sound.",
+            |primary, _caller, params: Check| async move { check(&primary, &params).await },
+        ),
     ]
 }
 
 async fn write(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
-    let (request, answer) = wire::parse_write(&call.params, &primary.name_of(&call.caller))?;
+    let (request, answer) =
+        wire::parse_write(&call.params, &primary.name_of(&call.caller), &primary.shared.options.writes)?;
     let ack = primary.writer.submit(request).await?;
     Ok(wire::write_result(&answer, &ack))
 }
@@ -125,6 +173,13 @@ async fn query(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
         readers.wait_for(seq, deadline).await?;
     }
     write_result(readers.query(statement.sql, statement.params, QueryLimits::default()).await?)
+}
+
+async fn check(primary: &Primary, params: &Check) -> Result<Checked, Fault> {
+    let within = params.timeout_ms.map_or(CHECK_TIME, Duration::from_millis);
+    let depth = if params.quick { Depth::Quick } else { Depth::Full };
+    let Health { ok, problems, pages, took_ms } = primary.shared.readers.check(depth, within).await?;
+    Ok(Checked { ok, problems, pages, took_ms })
 }
 
 /// Turns a failure of the agent store into the answer of a call.

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pando_dbproxy::wire::{self, Publication};
+use pando_ipc::access::{Capability, Needs};
 use pando_ipc::client::Resync;
 use pando_ipc::methods::Call;
+use pando_ipc::topic::PROBE_PREFIX;
 use pando_ipc::{Fault, Pattern};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -85,16 +87,31 @@ struct Head {
 
 pub(super) fn methods() -> Vec<Method> {
     vec![
-        Method::raw::<Publish, Published, _, _>("events.publish", "Publishes an event in the caller's name.", publish),
+        Method::raw::<Publish, Published, _, _>(
+            "events.publish",
+            Needs::ByParams(publishing),
+            "Publishes an event in the caller's name.",
+            publish,
+        ),
         Method::new(
             "events.since",
+            Capability::Read,
             "Reads the journal, or waits for its next event.",
             |primary, _caller, params: Since| async move { since(&primary, params).await },
         ),
-        Method::inline::<NoParams, Head>("events.head", "Tells where the journal ends.", |primary, _call| {
-            write_result(Head { seq: primary.writer.head(), epoch: primary.writer.epoch() })
-        }),
+        Method::inline::<NoParams, Head>(
+            "events.head",
+            Capability::Read,
+            "Tells where the journal ends.",
+            |primary, _call| write_result(Head { seq: primary.writer.head(), epoch: primary.writer.epoch() }),
+        ),
     ]
+}
+
+/// Publishing needs write, but for the probes by which an observer, too, proves that its subscription is live.
+fn publishing(params: &Value) -> Capability {
+    let is_probe = params["topic"].as_str().is_some_and(|topic| topic.starts_with(PROBE_PREFIX));
+    if is_probe && params["durable"] != true { Capability::Read } else { Capability::Write }
 }
 
 async fn publish(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {

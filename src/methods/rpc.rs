@@ -1,5 +1,6 @@
 //! `rpc.discover`: the methods describe themselves.
 
+use pando_ipc::access::Capability::Read;
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
@@ -13,6 +14,7 @@ struct Document(Map<String, Value>);
 pub(super) fn methods() -> Vec<Method> {
     vec![Method::new(
         "rpc.discover",
+        Read,
         "Describes every method as an OpenRPC document.",
         |_primary, _caller, NoParams {}| async { Ok(document()) },
     )]
@@ -27,6 +29,7 @@ fn document() -> Document {
         methods.push(json!({
             "name": method.name,
             "summary": method.summary,
+            "x-needs": method.needs.of(&Value::Null),
             "paramStructure": "by-name",
             "params": content_descriptors(&params),
             "result": {"name": "result", "schema": result},

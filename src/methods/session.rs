@@ -2,6 +2,7 @@
 
 use pando_dbproxy::Querier;
 use pando_dbproxy::store::Session;
+use pando_ipc::access::Capability::{Control, Read, Write};
 use pando_ipc::{Code, Fault, Topic, topic};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,7 @@ pub(super) fn methods() -> Vec<Method> {
     vec![
         Method::new(
             "session.list",
+            Read,
             "Lists sessions, newest first.",
             |primary, _caller, params: ListParams| async move {
                 let limit = params.limit.unwrap_or(DEFAULT_LIMIT).clamp(1, MAX_LIMIT);
@@ -71,11 +73,12 @@ pub(super) fn methods() -> Vec<Method> {
                 Ok(List { sessions })
             },
         ),
-        Method::new("session.get", "Returns one session.", |primary, _caller, params: Named| async move {
+        Method::new("session.get", Read, "Returns one session.", |primary, _caller, params: Named| async move {
             find(&primary, params.id).await
         }),
         Method::new(
             "session.activate",
+            Write,
             "Tells everyone that a session is now in front of the user.",
             |primary, _caller, params: Named| async move {
                 let session = find(&primary, params.id).await?;
@@ -86,6 +89,7 @@ pub(super) fn methods() -> Vec<Method> {
         ),
         Method::new(
             "session.interrupt",
+            Control,
             "Asks the agent that works on a session to stop.",
             |primary, _caller, params: Named| async move {
                 let session = find(&primary, params.id).await?;

@@ -2,6 +2,7 @@
 
 use pando_dbproxy::Querier;
 use pando_dbproxy::store::Session;
+use pando_ipc::access::Capability::Read;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -28,6 +29,7 @@ const SNAPSHOT_SESSIONS: u32 = 1_000;
 pub(super) fn methods() -> Vec<Method> {
     vec![Method::new(
         "state.sync",
+        Read,
         "Returns a snapshot and where to follow from.",
         |primary, _caller, NoParams {}| async move {
             // The position first: what commits in between is seen twice, never missed.

@@ -50,6 +50,18 @@ fn every_param_in_the_wire_document_is_one_of_the_method() {
     }
 }
 
+#[test]
+fn what_a_method_needs_is_documented() {
+    let sandbox = Sandbox::new();
+    let (_instance, _) = PandoProcess::primary(&sandbox);
+    let document: Value = pando(&sandbox, &["ipc", "call", "rpc.discover"]).json();
+    for method in document["methods"].as_array().unwrap() {
+        let (name, needs) = (method["name"].as_str().unwrap(), method["x-needs"].as_str().unwrap());
+        let row = methods_section().lines().find(|line| line.starts_with(&format!("| `{name}` |"))).unwrap();
+        assert!(row.ends_with(&format!("| {needs} |")), "{name} needs {needs}: {row}");
+    }
+}
+
 /// Writes a number of bytes as the document does.
 fn bytes(count: usize) -> String {
     let units = [(1 << 20, "MiB"), (1 << 10, "KiB")];
@@ -69,6 +81,8 @@ fn limits_in_the_wire_document_are_the_ones_in_force() {
     let seconds = |limit: std::time::Duration| format!("{} s", limit.as_secs());
     for (row, value) in [
         ("handshake,", seconds(bus::HANDSHAKE_TIMEOUT)),
+        ("time from the first byte", seconds(bus::MESSAGE_TIMEOUT)),
+        ("time in which a peer reads nothing", seconds(bus::READ_NOTHING_TIMEOUT)),
         ("handshakes at once", number(bus::MAX_HANDSHAKES)),
         ("connections,", number(bus::MAX_CONNECTIONS)),
         ("a caller's message", bytes(zmtp::MAX_MESSAGE_BYTES)),

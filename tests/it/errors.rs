@@ -1,12 +1,14 @@
 //! Every mistake a user can make is answered with what is wrong, the next step and the documented exit code.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use insta::assert_snapshot;
 use rustix::process::Signal;
 
-use crate::support::{Outcome, PandoProcess, Sandbox, eventually, pando};
+use crate::support::{Outcome, PandoProcess, Sandbox, eventually, pando, pando_bound_by_modes};
 
 /// How long a process may take to leave.
 const LEAVE: Duration = Duration::from_secs(5);
@@ -79,6 +81,36 @@ fn a_file_in_place_of_the_directory_is_named() {
     exit 1
     ");
     assert_eq!(fs::read_to_string(sandbox.path().join(".pando")).unwrap(), "mine");
+}
+
+#[test]
+fn a_directory_that_we_may_not_write_to_is_named() {
+    let sandbox = Sandbox::new();
+    let _redacted = sandbox.redact();
+    let fails = || {
+        let outcome = pando_bound_by_modes(&sandbox, &["up"]);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(1), ""), "{outcome}");
+        outcome
+    };
+    let read_only = |path: &Path| fs::set_permissions(path, Permissions::from_mode(0o500)).unwrap();
+    let writable = |path: &Path| fs::set_permissions(path, Permissions::from_mode(0o700)).unwrap();
+    read_only(sandbox.path());
+    assert_snapshot!(fails(), @r"
+    $ pando up
+    error: cannot use [workdir]/.pando: Permission denied (os error 13)
+    hint: make it a directory you may write to: 'ls -ld [workdir]'
+    exit 1
+    ");
+    writable(sandbox.path());
+    sandbox.workdir().prepare().unwrap();
+    read_only(&sandbox.path().join(".pando"));
+    assert_snapshot!(fails(), @r"
+    $ pando up
+    error: cannot lock [workdir]/.pando/ipc.lock: Permission denied (os error 13)
+    hint: make it yours and writable: 'ls -ld [workdir]/.pando'
+    exit 1
+    ");
+    writable(&sandbox.path().join(".pando"));
 }
 
 #[test]
@@ -263,8 +295,8 @@ fn a_primary_that_is_stopped_is_a_timeout_that_names_it() {
     instance.signal(Signal::CONT);
     assert_snapshot!(silent, @r"
     $ pando --timeout 300ms ipc call instance.info
-    error: the primary of [workdir] gave no answer within 300ms ([inst], pid [pid], [pando], since [time]): connection to [inst] failed: it has not answered yet
-    hint: if it stays silent, end it and another instance takes over: 'kill -9 [pid]'
+    error: the primary of [workdir] gave no answer within 300ms ([inst], pid [pid], stopped, [pando], since [time]): connection to [inst] failed: it has not answered yet
+    hint: if it stays silent, end it and another instance takes over: 'pando ipc evict'
     hint: see who holds the workdir: 'pando status'
     exit 5
     ");

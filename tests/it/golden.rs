@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use pando_ipc::access::{Capability, Rule};
 use pando_ipc::fault::{Code, Fault};
 use pando_ipc::rpc::{Id, Incoming, Request, Response, parse_request, parse_response};
 use pando_ipc::{Envelope, ports_for_path};
@@ -18,6 +19,7 @@ const VOID: &str = include_str!("../golden/void.reply.json");
 const PARSE_ERROR: &str = include_str!("../golden/parse-error.reply.json");
 const METHOD_NOT_FOUND: &str = include_str!("../golden/method-not-found.reply.json");
 const FENCED: &str = include_str!("../golden/fenced.reply.json");
+const UNAUTHORIZED: &str = include_str!("../golden/unauthorized.reply.json");
 const DB_WRITE_REQUEST: &str = include_str!("../golden/db-write.request.json");
 const DB_WRITE_REPLY: &str = include_str!("../golden/db-write.reply.json");
 const CHANGE_EVENT: &str = include_str!("../golden/change-event.frame");
@@ -48,9 +50,11 @@ fn answers_have_the_documented_bytes() {
     assert_eq!(answer(id(), Ok(Value::Null)), VOID);
     assert_eq!(answer(id(), Err(Fault::method_not_found("no.such.method"))), METHOD_NOT_FOUND);
     assert_eq!(answer(id(), Err(Fault::new(Code::Fenced, "epoch 4 is over"))), FENCED);
+    let rule = Rule::new("an observer may only read");
+    assert_eq!(answer(id(), Err(rule.refuse("db.exec", Capability::Write))), UNAUTHORIZED);
     let refusal = parse_request(b"{").unwrap_err();
     assert_eq!(serde_json::to_string(&refusal).unwrap(), PARSE_ERROR);
-    for text in [REPLY, VOID, METHOD_NOT_FOUND, FENCED, PARSE_ERROR] {
+    for text in [REPLY, VOID, METHOD_NOT_FOUND, FENCED, UNAUTHORIZED, PARSE_ERROR] {
         let read = parse_response(text.as_bytes()).unwrap();
         assert_eq!(serde_json::to_string(&read).unwrap(), text, "a client reads what a primary writes");
     }
@@ -189,6 +193,7 @@ fn the_wire_document_shows_the_pinned_bytes() {
         PARSE_ERROR,
         METHOD_NOT_FOUND,
         FENCED,
+        UNAUTHORIZED,
         DB_WRITE_REQUEST,
         DB_WRITE_REPLY,
         frame.trim_end(),

@@ -3,15 +3,20 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails, and says where")]
 
 mod calls;
+mod database;
 mod demo;
 mod documents;
+mod doors_access;
+mod doors_listing;
 mod election;
 mod errors;
 mod events;
+mod fencing;
 mod golden;
 mod house;
 mod interop;
 mod ports;
 mod support;
 mod takeover;
+mod wedged;
 mod writes;

@@ -8,7 +8,7 @@ mod raw;
 mod sandbox;
 mod wait;
 
-pub(crate) use cli::{Outcome, pando, tail};
+pub(crate) use cli::{Outcome, pando, pando_bound_by_modes, tail};
 pub(crate) use instance::{PandoProcess, RoleLine};
 pub(crate) use process::Process;
 pub(crate) use python::python;
@@ -19,9 +19,13 @@ pub(crate) use wait::{eventually, heavy};
 use std::path::Path;
 use std::process::Command;
 
-/// Returns the binary under test in `workdir`, with an environment in which no setting of the developer shows.
+/// Returns the binary under test in `workdir`.
 fn binary(workdir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pando"));
+    in_workdir(Command::new(env!("CARGO_BIN_EXE_pando")), workdir)
+}
+
+/// Gives a command an environment in which no setting of the developer shows.
+fn in_workdir(mut command: Command, workdir: &Path) -> Command {
     command.current_dir(workdir).env("HOME", "/nonexistent").env("COLUMNS", "120");
     for name in ["PANDO_LOG", "NO_COLOR", "CLICOLOR_FORCE", "RUST_LOG", "RUST_BACKTRACE"] {
         command.env_remove(name);

@@ -16,7 +16,7 @@ use super::Fenced;
 use super::apply::Applied;
 use super::thread::{BATCH_TIME, Job, Thread};
 use crate::journal::{self, Mark};
-use crate::refusal::{Word, from_sqlite, panicked, refuse};
+use crate::refusal::{Word, fenced, from_sqlite, panicked, refuse};
 use crate::write::{Ack, WriteRequest};
 
 /// A write with its answer.
@@ -212,6 +212,9 @@ impl Thread {
     /// Returns the fault for every write, when a newer primary exists or the file is no longer the one at its path.
     fn check_fence(&mut self, label: &str) -> Option<Fault> {
         let mut moved = 0;
+        if let Some(why) = self.signals.fenced.borrow().as_ref() {
+            return Some(fenced(label, why));
+        }
         let asked = self.connection.file_control(DEFAULT_NAME, FileControl::HasMoved(&mut moved));
         if asked.is_ok() && moved != 0 {
             self.fence(Fenced::Replaced);
@@ -222,8 +225,7 @@ impl Thread {
                 Err(error) => return Some(from_sqlite(label, &error, None)),
             }
         }
-        let why = self.signals.fenced.borrow().clone()?;
-        Some(refuse(Code::Fenced, Word::Unreachable, label, format!("{why}; nothing was applied")))
+        self.signals.fenced.borrow().as_ref().map(|why| fenced(label, why))
     }
 }
 

@@ -14,6 +14,8 @@ use tokio::sync::Semaphore;
 use zeromq::{DealerSocket, Socket, SocketRecv, SocketSend, SubSocket, ZmqMessage};
 
 use super::*;
+use crate::access::Capability::{Read, Write};
+use crate::hello::{HELLO, Hello};
 use crate::workdir::Workdir;
 use crate::zmtp::Role;
 
@@ -51,28 +53,34 @@ impl Fixture {
         let workdir = Workdir::open(dir.path()).unwrap();
         workdir.prepare().unwrap();
         let (methods, gate) = (Methods::new(), Arc::new(Semaphore::new(0)));
-        methods.register_inline("now", |call| Ok(call.params));
-        methods.register("later", |call: Call| async move { Ok(call.params) });
-        methods.register_inline("crash_now", |_| panic!("on purpose"));
-        methods.register("crash_later", |_| async { panic!("on purpose") });
-        methods.register("who", |call: Call| async move {
+        methods.register_inline(HELLO, Read, |call| {
+            let hello: Hello = serde_json::from_value(call.params).map_err(Fault::internal)?;
+            Ok(json!(call.caller.introduce(hello)))
+        });
+        methods.register_inline("write_now", Write, |_| Ok(json!("written")));
+        methods.register("write_later", Write, |_| async { Ok(json!("written")) });
+        methods.register_inline("now", Read, |call| Ok(call.params));
+        methods.register("later", Read, |call: Call| async move { Ok(call.params) });
+        methods.register_inline("crash_now", Read, |_| panic!("on purpose"));
+        methods.register("crash_later", Read, |_| async { panic!("on purpose") });
+        methods.register("who", Read, |call: Call| async move {
             Ok(json!({"door": call.caller.door, "pid": call.caller.pid, "uid": call.caller.uid, "peer": call.caller.peer}))
         });
         let waiting = Arc::clone(&gate);
-        methods.register("wait", move |call: Call| {
+        methods.register("wait", Read, move |call: Call| {
             let gate = Arc::clone(&waiting);
             async move {
                 gate.acquire().await.unwrap().forget();
                 Ok(call.params)
             }
         });
-        methods.register_inline("large_now", |call| {
+        methods.register_inline("large_now", Read, |call| {
             Ok("x".repeat(usize::try_from(call.params[0].as_u64().unwrap()).unwrap()).into())
         });
-        methods.register("large", |call: Call| async move {
+        methods.register("large", Read, |call: Call| async move {
             Ok("x".repeat(usize::try_from(call.params[0].as_u64().unwrap()).unwrap()).into())
         });
-        let options = BusOptions { workdir: workdir.clone(), epoch: 7, tcp: true, limits };
+        let options = BusOptions { workdir: workdir.clone(), epoch: 7, tcp: TcpDoor::OwnUser, limits };
         let bus = Bus::start(options, methods).await.unwrap();
         Self { bus, workdir, gate, _dir: dir }
     }
@@ -156,14 +164,18 @@ struct Raw<S>(S);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
     async fn greet(stream: S, minor: u8, socket_type: &str) -> Self {
+        let length = u32::try_from(socket_type.len()).unwrap().to_be_bytes();
+        let ready = [b"\x05READY\x0bSocket-Type".as_slice(), &length, socket_type.as_bytes()].concat();
+        Self::greet_with(stream, minor, &ready).await
+    }
+
+    async fn greet_with(stream: S, minor: u8, ready: &[u8]) -> Self {
         let mut peer = Self(stream);
         let mut greeting = [0; 64];
         (greeting[0], greeting[9], greeting[10], greeting[11]) = (0xff, 0x7f, 3, minor);
         greeting[12..16].copy_from_slice(b"NULL");
         peer.write(&greeting).await;
-        let length = u32::try_from(socket_type.len()).unwrap().to_be_bytes();
-        let ready = [b"\x05READY\x0bSocket-Type".as_slice(), &length, socket_type.as_bytes()].concat();
-        peer.frame(4, &ready).await;
+        peer.frame(4, ready).await;
         within(peer.0.read_exact(&mut greeting)).await.unwrap();
         assert_eq!(greeting[..16], *b"\xff\0\0\0\0\0\0\0\0\x7f\x03\x01NULL");
         let (flags, ready) = peer.read_frame().await;

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::json;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::calls::Outgoing;
 use super::error::{CallError, Cause};
 use super::socket::Dealer;
-use super::{Core, Link, dial};
+use super::{Core, Link, Silence, dial};
 use crate::hello::PING;
+use crate::lock::{Holder, LockInfo};
 use crate::rpc::parse_response;
 
 /// Pauses between attempts, while somebody waits for the link; the last one repeats.
@@ -64,41 +65,61 @@ enum Beat {
     GiveUp,
 }
 
-/// Whether the primary still speaks. It counts ticks, not time, so that our own long sleep is not held against the primary.
+/// Whether the holder of the lock still speaks. It counts ticks, not time, so that our own long sleep is not held against it.
 #[derive(Debug, Default)]
 struct Pulse {
     silent_ticks: u32,
+    /// Whose silence is counted.
+    holder: Option<LockInfo>,
 }
 
 impl Pulse {
-    /// Something was heard; tells whether the primary had been reported as unresponsive.
+    /// Something was heard; tells whether the holder had been reported as unresponsive.
     fn heard(&mut self) -> bool {
         std::mem::take(&mut self.silent_ticks) >= UNRESPONSIVE_AFTER_TICKS
     }
 
-    fn tick(&mut self) -> Beat {
+    /// Counts a tick in which `holder` has said nothing. With another one the count starts over.
+    fn tick(&mut self, holder: &LockInfo) -> Beat {
+        if self.holder.as_ref() != Some(holder) {
+            *self = Self { silent_ticks: 0, holder: Some(holder.clone()) };
+        }
         self.silent_ticks += 1;
         match self.silent_ticks {
             PING_AFTER_TICKS => Beat::Ping,
-            UNRESPONSIVE_AFTER_TICKS => Beat::Report,
             LOST_AFTER_TICKS.. => Beat::GiveUp,
+            UNRESPONSIVE_AFTER_TICKS.. => Beat::Report,
             _ => Beat::Nothing,
         }
     }
+
+    /// Returns what to report of a holder that has said nothing for too long.
+    fn silence(&self) -> Option<Silence> {
+        let holder = self.holder.clone().filter(|_| self.silent_ticks >= UNRESPONSIVE_AFTER_TICKS)?;
+        Some(Silence { holder: Holder::new(holder), lasted: TICK * self.silent_ticks })
+    }
+}
+
+/// The ticks in which a link, or the search for one, is looked at.
+fn ticks() -> Interval {
+    let mut ticks = tokio::time::interval_at(Instant::now() + TICK, TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 /// Keeps the link until the client is closed; then fails whatever still waits.
 pub(super) async fn keep(core: &Core) {
     let mut backoff = Backoff::default();
+    let mut pulse = Pulse::default();
     let mut number = 0;
     let endless = async {
         loop {
-            let (mut dealer, link) = connected(core, &mut backoff).await;
+            let (mut dealer, link) = linked(core, &mut backoff, &mut pulse).await;
             number += 1;
             tracing::debug!(instance = link.info.instance_id, epoch = link.welcome.epoch, "linked to the primary");
             let (since, epoch) = (Instant::now(), link.welcome.epoch);
             core.link.send_replace(Some(Link { number, ..link.clone() }));
-            let cause = pump(core, &mut dealer, &link).await;
+            let cause = pump(core, &mut dealer, &link, &mut pulse).await;
             tracing::debug!(epoch, %cause, "link lost");
             core.set_trouble(cause.clone());
             core.calls().lose(&cause);
@@ -109,6 +130,32 @@ pub(super) async fn keep(core: &Core) {
     let _never: Option<()> = core.stop.run_until_cancelled(endless).await;
     core.calls().close();
     core.link.send_replace(None);
+}
+
+/// Tries until there is a link, and tells meanwhile when whoever holds the lock says nothing.
+async fn linked(core: &Core, backoff: &mut Backoff, pulse: &mut Pulse) -> (Dealer, Link) {
+    let mut ticks = ticks();
+    let connected = connected(core, backoff);
+    tokio::pin!(connected);
+    loop {
+        tokio::select! {
+            linked = &mut connected => {
+                pulse.heard();
+                core.report(None);
+                return linked;
+            }
+            _ = ticks.tick() => match dial::advertised(&core.workdir) {
+                Ok(holder) => {
+                    pulse.tick(&holder);
+                    core.report(pulse.silence());
+                }
+                Err(_nobody) => {
+                    *pulse = Pulse::default();
+                    core.report(None);
+                }
+            },
+        }
+    }
 }
 
 /// Tries until there is a link.
@@ -155,10 +202,8 @@ enum Step {
 }
 
 /// Moves messages over one link until it is lost, and tells why.
-async fn pump(core: &Core, dealer: &mut Dealer, link: &Link) -> Cause {
-    let mut pulse = Pulse::default();
-    let mut ticks = tokio::time::interval_at(Instant::now() + TICK, TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+async fn pump(core: &Core, dealer: &mut Dealer, link: &Link, pulse: &mut Pulse) -> Cause {
+    let mut ticks = ticks();
     loop {
         if let Err(cause) = send_waiting(core, dealer).await {
             return cause;
@@ -171,7 +216,7 @@ async fn pump(core: &Core, dealer: &mut Dealer, link: &Link) -> Cause {
         match step {
             Step::Heard(body) => {
                 if pulse.heard() {
-                    core.report(false);
+                    core.report(None);
                 }
                 settle(core, &body);
             }
@@ -180,15 +225,19 @@ async fn pump(core: &Core, dealer: &mut Dealer, link: &Link) -> Cause {
             Step::Tick if dial::is_superseded(&core.workdir, &link.info) => {
                 return dealer.failure(&"the lock file names another primary by now");
             }
-            Step::Tick => match pulse.tick() {
+            Step::Tick => match pulse.tick(&link.info) {
                 Beat::Nothing => {}
                 Beat::Ping => {
                     if let Err(cause) = ping(core, dealer).await {
                         return cause;
                     }
                 }
-                Beat::Report => core.report(true),
-                Beat::GiveUp => return dealer.failure(&"the primary holds the lock but does not answer pings"),
+                Beat::Report => core.report(pulse.silence()),
+                Beat::GiveUp => {
+                    core.report(pulse.silence());
+                    let unknown = || dealer.failure(&"the primary does not answer pings");
+                    return core.silent_holder().unwrap_or_else(unknown);
+                }
             },
         }
     }
@@ -246,12 +295,26 @@ mod tests {
 
     #[test]
     fn silence_is_asked_about_then_reported_then_ended() {
+        let info: LockInfo = serde_json::from_str(include_str!("../../../tests/golden/ipc.lock")).unwrap();
         let mut pulse = Pulse::default();
-        let beats: Vec<_> = (0..LOST_AFTER_TICKS).map(|_| pulse.tick()).collect();
+        let beats: Vec<_> = (0..LOST_AFTER_TICKS).map(|_| pulse.tick(&info)).collect();
         let at = |beat| beats.iter().position(|it| *it == beat).unwrap() + 1;
         assert_eq!((at(Beat::Ping), at(Beat::Report), at(Beat::GiveUp)), (2, 4, 12));
+        assert_eq!(pulse.silence().unwrap().lasted, Duration::from_secs(6));
         assert!(pulse.heard());
-        assert_eq!((pulse.heard(), pulse.tick()), (false, Beat::Nothing));
+        assert_eq!((pulse.heard(), pulse.silence(), pulse.tick(&info)), (false, None, Beat::Nothing));
+    }
+
+    #[test]
+    fn the_silence_of_one_holder_is_not_held_against_the_next() {
+        let info: LockInfo = serde_json::from_str(include_str!("../../../tests/golden/ipc.lock")).unwrap();
+        let mut pulse = Pulse::default();
+        for _ in 0..UNRESPONSIVE_AFTER_TICKS {
+            pulse.tick(&info);
+        }
+        assert!(pulse.silence().is_some());
+        let next = LockInfo { epoch: Some(2), ..info };
+        assert_eq!((pulse.tick(&next), pulse.silence()), (Beat::Nothing, None));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::open_options;
 use crate::envelope::Timestamp;
+use crate::process::ProcessId;
 use crate::workdir::Workdir;
 
 /// Longest lock file that is read, in bytes; a longer one is foreign.
@@ -16,7 +17,7 @@ const MAX_INFO_BYTES: u64 = 64 * 1024;
 /// The lock file's content: JSON with 2-space indent and a trailing newline; the first five keys are documented and fixed.
 ///
 /// Readers ignore keys they do not know. It is true only while the flock is held *and* the instance answers hello with the same id and epoch.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockInfo {
     /// The primary's instance id.
     pub instance_id: String,
@@ -43,6 +44,9 @@ pub struct LockInfo {
     /// Its doors as ZeroMQ endpoints, best first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<Endpoints>,
+    /// What tells its process from a later one of the same pid, so that it can be evicted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<ProcessId>,
 }
 
 /// ZeroMQ endpoints of a primary, best first: `ipc:///path` (native door), then `tcp://127.0.0.1:port`.
@@ -137,5 +141,14 @@ mod tests {
         let info: LockInfo = serde_json::from_str(golden).unwrap();
         assert_eq!(info.to_text(), golden);
         assert_eq!(info.doors().rpc, ["tcp://127.0.0.1:58826"]);
+    }
+
+    #[test]
+    fn a_file_with_all_keys_reads_and_writes_back_the_same() {
+        let golden = include_str!("../../../tests/golden/ipc-all-keys.lock");
+        let info: LockInfo = serde_json::from_str(golden).unwrap();
+        assert_eq!(info.to_text(), golden);
+        let process = ProcessId { boot_id: "f1dd8c0f-2e4a-4c5f-9b6e-0a1b2c3d4e5f".into(), start_ticks: 1_268_400 };
+        assert_eq!((info.epoch, info.process), (Some(3), Some(process)));
     }
 }

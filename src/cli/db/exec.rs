@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pando_dbproxy::SqlValue;
 use pando_ipc::client::CallError;
 use pando_ipc::{Kind as PeerKind, Workdir};
 use serde::Deserialize;
@@ -9,7 +10,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{parse_param, rows};
+use super::parse_param;
+use super::rows::Format;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Kind};
 use crate::cli::output;
@@ -37,6 +39,8 @@ pub(crate) struct Args {
     /// Name the write, so that running this command again does not apply it again [default: a new one]
     #[arg(long, value_name = "ID")]
     op_id: Option<String>,
+    #[command(flatten)]
+    format: Format,
 }
 
 /// What `db.exec` answers.
@@ -54,7 +58,7 @@ struct Outcome {
     #[serde(default)]
     columns: Vec<String>,
     #[serde(default)]
-    rows: Vec<Vec<Value>>,
+    rows: Vec<Vec<SqlValue>>,
 }
 
 /// Writes and prints what became of it.
@@ -71,10 +75,11 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     if context.json() {
         return output::json(&answer);
     }
+    let format = args.format;
     let answer: Answer = serde_json::from_value(answer).map_err(|error| {
         Failure::new(Kind::Failed, format!("db.exec answered something else than documented: {error}"))
     })?;
-    human(&answer, context)
+    print(&answer, format, context)
 }
 
 /// Sends the write until it is answered for good or the time is over; the op id makes that safe.
@@ -106,11 +111,11 @@ async fn send(workdir: &Workdir, params: Value, op_id: &str, context: &Context) 
     outcome
 }
 
-fn human(answer: &Answer, context: &Context) -> Result<(), Failure> {
+fn print(answer: &Answer, format: Format, context: &Context) -> Result<(), Failure> {
     for outcome in answer.results.iter().filter(|outcome| !outcome.columns.is_empty()) {
-        output::line(&rows(&outcome.columns, &outcome.rows).render(context.palette()))?;
+        format.print(&outcome.columns, &outcome.rows, &(), context)?;
     }
-    if context.quiet() { Ok(()) } else { output::line(&summary(answer)) }
+    if context.quiet() || format.is_for_programs(context) { Ok(()) } else { output::line(&summary(answer)) }
 }
 
 fn summary(answer: &Answer) -> String {

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use pando_dbproxy::{Params, QueryLimits, ReadError, Readers, SqlValue};
+use pando_dbproxy::{Params, QueryLimits, QueryResult, ReadError, SqlValue};
 use pando_ipc::{Code, Workdir};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{parse_param, rows};
+use super::rows::Format;
+use super::{open, parse_param};
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Kind};
-use crate::cli::output;
 
 /// Read with one SQL statement
 ///
@@ -17,13 +17,16 @@ use crate::cli::output;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   pando db query 'SELECT id, title FROM sessions'
-  pando db query 'SELECT * FROM messages WHERE session_id = ?' --param '\"s1\"' --json")]
+  pando db query 'SELECT * FROM messages WHERE session_id = ?' --param '\"s1\"' --json
+  pando db query 'SELECT * FROM files' --csv > files.csv")]
 pub(crate) struct Args {
     /// Statement to run
     sql: String,
     /// Value for the next '?', as JSON; repeat it for more
     #[arg(long = "param", value_name = "JSON", value_parser = parse_param)]
     params: Vec<Value>,
+    #[command(flatten)]
+    format: Format,
 }
 
 /// Most rows that are read: they are held in memory before they are printed.
@@ -31,10 +34,8 @@ const MAX_ROWS: usize = 1_000_000;
 /// Most bytes that are read, as JSON.
 const MAX_BYTES: usize = 256 << 20;
 
-/// What `--json` prints: the shape of the method `db.query`.
+/// Rows as JSON: the shape of the method `db.query`.
 pub(crate) struct Rows {
-    /// Names of the columns.
-    pub(crate) columns: Vec<String>,
     /// Rows of values in the order of the columns.
     pub(crate) rows: Vec<Vec<Value>>,
 }
@@ -42,30 +43,25 @@ pub(crate) struct Rows {
 /// Runs it and prints the rows.
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let workdir = context.workdir()?;
-    let found = read(&workdir, &args.sql, args.params, context.timeout()).await?;
-    if context.json() {
-        return output::json_for_reader(&json!({"columns": found.columns, "rows": found.rows}));
-    }
-    output::line(&rows(&found.columns, &found.rows).render(context.palette()))
+    let found = find(&workdir, &args.sql, args.params, context.timeout()).await?;
+    args.format.print(&found.columns, &found.rows, &found, context)
 }
 
 /// Reads the database of a workdir from its file.
 pub(crate) async fn read(workdir: &Workdir, sql: &str, params: Vec<Value>, within: Duration) -> Result<Rows, Failure> {
-    let path = workdir.database_path();
-    if !path.exists() {
-        return Err(Failure::new(Kind::Failed, format!("no database at {}", path.display()))
-            .hint("the first primary makes it: 'pando up'"));
-    }
+    let found = find(workdir, sql, params, within).await?;
+    Ok(Rows { rows: found.rows.iter().map(|row| row.iter().map(SqlValue::to_json).collect()).collect() })
+}
+
+async fn find(workdir: &Workdir, sql: &str, params: Vec<Value>, within: Duration) -> Result<QueryResult, Failure> {
+    let readers = open(workdir)?;
     let params = Params::from_json("query", "param", Some(&Value::Array(params))).map_err(|fault| Failure {
         kind: Kind::Usage,
         hints: vec!["repeat '--param' once for each '?'".to_owned()],
         ..Failure::refused(fault)
     })?;
     let limits = QueryLimits { rows: MAX_ROWS, bytes: MAX_BYTES, time: within };
-    let found =
-        Readers::open(&path, 1).query(sql, params, limits).await.map_err(|error| read_failure(error, workdir))?;
-    let rows = found.rows.iter().map(|row| row.iter().map(SqlValue::to_json).collect()).collect();
-    Ok(Rows { columns: found.columns, rows })
+    readers.query(sql, params, limits).await.map_err(|error| read_failure(error, workdir))
 }
 
 /// Returns the failure to read the database of a workdir.
@@ -79,7 +75,7 @@ pub(crate) fn read_failure(error: ReadError, workdir: &Workdir) -> Failure {
             }
         }
         ReadError::Refused(fault) => Failure::refused(fault),
-        error @ (ReadError::NotReady { .. } | ReadError::Behind { .. } | ReadError::CutOff(_)) => {
+        error @ (ReadError::NotReady { .. } | ReadError::Behind { .. } | ReadError::Row(_) | ReadError::CutOff(_)) => {
             let path = workdir.database_path();
             Failure::new(Kind::Failed, format!("cannot read {}: {error}", path.display()))
         }

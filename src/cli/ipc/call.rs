@@ -1,11 +1,12 @@
 //! `pando ipc call`: one method, one answer.
 
 use std::io::{self, IsTerminal};
+use std::time::Duration;
 
 use pando_ipc::Kind as PeerKind;
 use pando_ipc::client::{CallError, Client};
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::methods;
 use crate::cli::context::Context;
@@ -38,7 +39,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             if given.is_none() && io::stdin().is_terminal() {
                 json!({})
             } else {
-                parse(&read_stdin().await?, "params on stdin")?
+                parse(&read_stdin(context.timeout()).await?, "params on stdin")?
             }
         }
     };
@@ -69,8 +70,13 @@ pub(crate) fn parse(text: &str, what: &str) -> Result<Value, Failure> {
     })
 }
 
-async fn read_stdin() -> Result<String, Failure> {
-    let read = tokio::task::spawn_blocking(|| io::read_to_string(io::stdin())).await;
+/// Reads stdin to its end. One that somebody holds open and never closes must not hang a script.
+async fn read_stdin(within: Duration) -> Result<String, Failure> {
+    let reading = tokio::task::spawn_blocking(|| io::read_to_string(io::stdin()));
+    let read = timeout(within, reading).await.map_err(|_| {
+        Failure::new(Kind::Timeout, format!("stdin, where the params are read from, did not end within {within:?}"))
+            .hint("give them as an argument: '{}' for none")
+    })?;
     read.map_err(io::Error::other).flatten().map_err(|error| Failure::io("read stdin", &error))
 }
 

@@ -35,12 +35,13 @@ fn all(document: &Value) -> impl Iterator<Item = &Value> {
 }
 
 fn table(document: &Value) -> Table {
-    let mut table = Table::new(["METHOD", "PARAMS", "WHAT IT DOES"]);
+    let mut table = Table::new(["METHOD", "NEEDS", "PARAMS", "WHAT IT DOES"]);
     for method in all(document) {
         let params: Vec<String> = method["params"].as_array().into_iter().flatten().map(param).collect();
         let summary = if method["summary"].is_null() { &method["description"] } else { &method["summary"] };
         let summary = if summary.is_null() { String::new() } else { cell(summary) };
-        table.row([cell(&method["name"]), params.join(" "), summary]);
+        let needs = method["x-needs"].as_str().unwrap_or("-").to_owned();
+        table.row([cell(&method["name"]), needs, params.join(" "), summary]);
     }
     table
 }
@@ -59,13 +60,13 @@ mod tests {
     #[test]
     fn methods_stand_in_a_table_with_their_params() {
         let document = json!({"methods": [
-            {"name": "instance.ping", "summary": "Tells that the primary is alive", "params": []},
+            {"name": "instance.ping", "summary": "Tells that the primary is alive", "x-needs": "read", "params": []},
             {"name": "session.list", "params": [{"name": "limit", "schema": {}}, {"name": "id", "required": true}]},
         ]});
         insta::assert_snapshot!(table(&document).render(Palette::plain()), @r"
-        METHOD         PARAMS     WHAT IT DOES
-        instance.ping             Tells that the primary is alive
-        session.list   limit? id
+        METHOD         NEEDS  PARAMS     WHAT IT DOES
+        instance.ping  read              Tells that the primary is alive
+        session.list   -      limit? id
         ");
         assert_eq!(names(&document), ["instance.ping", "session.list"]);
     }

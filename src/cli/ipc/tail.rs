@@ -1,11 +1,13 @@
 //! `pando ipc tail`: every event, in order, across takeovers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pando_dbproxy::Readers;
-use pando_ipc::client::{Followed, History, RemoteHistory, Resync, Since};
+use pando_ipc::client::{Followed, History, RemoteHistory, Resync, Silence, Since};
 use pando_ipc::{Envelope, Kind as PeerKind, Pattern};
 use serde_json::json;
+use tokio::sync::watch;
 
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Kind};
@@ -13,6 +15,9 @@ use crate::cli::output::{self, Palette, printable};
 
 /// How many characters of a payload a person is shown; programs get all of it.
 const SHOWN_PAYLOAD: usize = 200;
+
+/// A silence is told every 500 ms from 2 s on; only the first time is worth a line.
+const NOTED_AGAIN: Duration = Duration::from_millis(2_500);
 
 /// Follow events until Ctrl-C
 ///
@@ -54,8 +59,16 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         if database.exists() { Arc::new(Readers::open(database, 1)) } else { Arc::new(RemoteHistory(client.clone())) };
     let mut events = client.follow(args.topics, args.since, history);
     let mut left = args.limit.unwrap_or(u64::MAX);
+    let mut silence = client.silence();
     while left > 0 {
-        let Some(followed) = events.recv().await else {
+        let followed = tokio::select! {
+            followed = events.recv() => followed,
+            Ok(()) = silence.changed() => {
+                note_silence(&mut silence);
+                continue;
+            }
+        };
+        let Some(followed) = followed else {
             return Err(Failure::new(Kind::Unreachable, "the stream of events has ended"));
         };
         let line = match followed {
@@ -74,6 +87,17 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     }
     client.close().await;
     Ok(())
+}
+
+/// Says once that the primary has fallen silent: without it there are no events, and nobody would know why.
+fn note_silence(silence: &mut watch::Receiver<Option<Silence>>) {
+    match &*silence.borrow_and_update() {
+        Some(Silence { holder, lasted }) if *lasted < NOTED_AGAIN => {
+            tracing::warn!("the primary has said nothing for {lasted:?} ({holder:#}); to end it: 'pando ipc evict'");
+        }
+        Some(_) => {}
+        None => tracing::warn!("the primary is no longer silent, or another one leads"),
+    }
 }
 
 fn event_line(event: &Envelope, context: &Context) -> Result<String, Failure> {

@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
 use super::process::Reaped;
-use super::{Process, Sandbox, binary, eventually};
+use super::{Process, Sandbox, binary, eventually, in_workdir};
 
 /// How long a command may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -47,8 +47,23 @@ impl fmt::Display for Outcome {
 /// Runs `pando` in the sandbox's workdir, with nothing on stdin.
 #[track_caller]
 pub(crate) fn pando(sandbox: &Sandbox, args: &[&str]) -> Outcome {
+    run(sandbox, binary(sandbox.path()), args)
+}
+
+/// The same where file modes bind us: root gives up the capability to pass them by.
+#[track_caller]
+pub(crate) fn pando_bound_by_modes(sandbox: &Sandbox, args: &[&str]) -> Outcome {
+    if !rustix::process::geteuid().is_root() {
+        return pando(sandbox, args);
+    }
+    let mut command = in_workdir(Command::new("setpriv"), sandbox.path());
+    command.args(["--bounding-set=-dac_override,-dac_read_search", env!("CARGO_BIN_EXE_pando")]);
+    run(sandbox, command, args)
+}
+
+#[track_caller]
+fn run(sandbox: &Sandbox, mut command: Command, args: &[&str]) -> Outcome {
     let (stdout, stderr) = (sandbox.new_log("stdout"), sandbox.new_log("cli"));
-    let mut command = binary(sandbox.path());
     command.args(args).stdin(Stdio::null());
     command.stdout(File::create(&stdout).unwrap()).stderr(File::create(&stderr).unwrap());
     let mut child = Reaped::spawn(&mut command);

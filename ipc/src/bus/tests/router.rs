@@ -209,3 +209,33 @@ async fn callers_are_told_apart_and_their_departures_are_told() {
     assert_eq!(json!(within(departures.recv()).await.unwrap()), second["peer"]);
     assert_eq!(fixture.bus.stats().callers, 0);
 }
+
+#[tokio::test]
+async fn an_observer_is_refused_what_writes_and_everything_refused_is_counted() {
+    let fixture = Fixture::start().await;
+    for (endpoint, refused) in fixture.rpc().iter().zip([5, 10]) {
+        let mut peer = Dealer::connect(endpoint).await;
+        assert_eq!(peer.call("write_now", Value::Null).await["result"], json!("written"), "nobody has said hello yet");
+        let hello = |kind: &str| json!({"instance_id": "o", "kind": kind, "pid": 1, "version": "", "protocol": 1});
+        assert_eq!(peer.call(HELLO, hello("observer")).await["result"]["kind"], json!("observer"));
+        assert_eq!(
+            peer.call(HELLO, hello("instance")).await["result"]["kind"],
+            json!("observer"),
+            "the first one stands"
+        );
+        for method in ["write_now", "write_later"] {
+            let answer = peer.call(method, Value::Null).await;
+            let data = &answer["error"]["data"];
+            assert_eq!((&data["code"], &data["method"]), (&json!("E_PEER_UNAUTHORIZED"), &json!(method)), "{answer}");
+            assert_eq!(data["rule"], json!("an observer may only read"));
+        }
+        peer.send(&["", r#"{"jsonrpc":"2.0","method":"write_now"}"#]).await;
+        let batch = r#"[{"jsonrpc":"2.0","id":1,"method":"write_later"},{"jsonrpc":"2.0","id":2,"method":"later"},
+            {"jsonrpc":"2.0","method":"write_now"}]"#;
+        let answers = peer.ask(batch).await;
+        assert_eq!(answers.as_array().map(Vec::len), Some(2), "{answers}");
+        assert_eq!(answers[0]["error"]["data"]["code"], json!("E_PEER_UNAUTHORIZED"));
+        assert_eq!((&answers[1]["id"], &answers[1]["result"]), (&json!(2), &Value::Null));
+        assert_eq!(fixture.refusals("unauthorized"), refused);
+    }
+}

@@ -77,6 +77,7 @@ pub(super) fn info(setup: &Setup, rpc: Vec<String>, publish: Vec<String>) -> Loc
         protocol: None,
         version: None,
         endpoints: Some(Endpoints { publish, rpc }),
+        process: None,
     }
 }
 

@@ -1,0 +1,256 @@
+//! Copies of the database: consistent under load, verified, and there only when they are complete.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::catalog::{self, Depth};
+use crate::schema::{self, StoreError};
+
+/// Instructions of SQLite's machine between two looks at how far a copy is.
+const TICK: i32 = 100_000;
+
+/// Where a copy stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Pages are being copied.
+    Copying {
+        /// Bytes written so far.
+        bytes: u64,
+        /// Bytes of the original: at most so many will be written.
+        of: u64,
+    },
+    /// The copy is complete and read through.
+    Verifying,
+}
+
+/// Told how a copy goes on, from the thread that makes it.
+pub type OnStep = Arc<dyn Fn(Step) + Send + Sync>;
+
+/// Where a database stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Standing {
+    /// The database's own id.
+    pub database: Uuid,
+    /// Its latest term.
+    pub epoch: u64,
+    /// Number of its last event.
+    pub seq: u64,
+}
+
+/// A finished copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Copied {
+    /// The copy.
+    pub path: PathBuf,
+    /// Its bytes.
+    pub bytes: u64,
+    /// What it holds.
+    #[serde(flatten)]
+    pub standing: Standing,
+}
+
+/// Why a database cannot be copied or replaced.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// A file is where the copy should go.
+    #[error("{path} exists")]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The copy would replace the original.
+    #[error("{path} is the database itself")]
+    Itself {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file system refused.
+    #[error("cannot {what} {path}: {source}")]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// SQLite failed.
+    #[error("cannot {what} {path}: {source}")]
+    Sqlite {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// The file is damaged.
+    #[error("{path} is damaged: {}", .problems.first().map_or("", String::as_str))]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problems: Vec<String>,
+    },
+    /// The file is a database of somebody else.
+    #[error("{path} is no database of Pando's: {why}")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What is missing.
+        why: String,
+    },
+    /// This binary does not know the schema.
+    #[error(transparent)]
+    Schema(StoreError),
+    /// It was cancelled; nothing is left of it.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// Copies the database at `database` to `to`, as it is at one moment, while others write. Blocks.
+///
+/// The copy is one file of mode 0600 without free pages. It gets its name once it is verified and on disk; a file that is there
+/// stays as it was unless `overwrite` is set. The copy is a long read: the write-ahead log grows meanwhile.
+pub fn back_up(
+    database: &Path,
+    to: &Path,
+    overwrite: bool,
+    stop: &CancellationToken,
+    on_step: &OnStep,
+) -> Result<Copied, CopyError> {
+    let to = std::path::absolute(to).map_err(|source| file("use", to, source))?;
+    let identity = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    if identity(&to).is_some_and(|id| Some(id) == identity(database)) {
+        return Err(CopyError::Itself { path: to });
+    }
+    if !overwrite && fs::symlink_metadata(&to).is_ok() {
+        return Err(CopyError::Exists { path: to });
+    }
+    let draft = Draft::copy(database, &to, stop, on_step)?;
+    on_step(Step::Verifying);
+    let standing = verify(&draft.path)?;
+    draft.name(&to, if overwrite { RenameFlags::empty() } else { RenameFlags::NOREPLACE })?;
+    let bytes = fs::metadata(&to).map_err(|source| file("look at", &to, source))?.len();
+    Ok(Copied { path: to, bytes, standing })
+}
+
+/// Checks that a file is a sound database of Pando's that this binary understands.
+pub(crate) fn verify(path: &Path) -> Result<Standing, CopyError> {
+    let connection = open(path)?;
+    let health = catalog::check(&connection, Depth::Full).map_err(|source| sqlite("check", path, source))?;
+    if !health.ok {
+        return Err(CopyError::Damaged { path: path.to_owned(), problems: health.problems });
+    }
+    let standing = standing(&connection)
+        .map_err(|error| CopyError::Foreign { path: path.to_owned(), why: crate::refusal::message_of(&error) })?;
+    schema::check_known(&connection, path).map_err(CopyError::Schema)?;
+    Ok(standing)
+}
+
+/// Reads where a database stands.
+pub(crate) fn standing(connection: &Connection) -> rusqlite::Result<Standing> {
+    let (seq, epoch) = crate::journal::head(connection)?;
+    Ok(Standing { database: schema::database_id(connection)?, epoch, seq })
+}
+
+/// Opens a database for reading, without the guard: `VACUUM INTO` counts as ATTACH.
+fn open(path: &Path) -> Result<Connection, CopyError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    // Absolute: a relative path may begin with `file:`, which SQLite reads as a URI.
+    let absolute = std::path::absolute(path).map_err(|source| file("use", path, source))?;
+    Connection::open_with_flags(absolute, flags).map_err(|source| sqlite("open", path, source))
+}
+
+/// A copy without its name yet; it is removed unless it gets one.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) path: PathBuf,
+    kept: bool,
+}
+
+impl Draft {
+    /// Copies a database into a new file in the directory of `place`, and brings it to the disk.
+    pub(crate) fn copy(
+        from: &Path,
+        place: &Path,
+        stop: &CancellationToken,
+        on_step: &OnStep,
+    ) -> Result<Self, CopyError> {
+        let mut source = open(from)?;
+        let path = schema::beside(place, &format!(".partial-{}", Uuid::new_v4().simple()));
+        // Made by us for its mode; SQLite takes an empty file as it is.
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let made = made.map_err(|source| file("make", &path, source))?;
+        let draft = Self { path, kept: false };
+        let of = bytes_of(&source).map_err(|error| sqlite("read", from, error))?;
+        let (told, stopped, seen) = (Arc::clone(on_step), stop.clone(), draft.path.clone());
+        let look = move || {
+            told(Step::Copying { bytes: fs::metadata(&seen).map_or(0, |meta| meta.len()), of });
+            stopped.is_cancelled()
+        };
+        let copied = source.progress_handler(TICK, Some(look)).and_then(|()| {
+            let into = ToSqlOutput::Borrowed(ValueRef::Text(draft.path.as_os_str().as_bytes()));
+            source.execute("VACUUM INTO ?1", [into])
+        });
+        match copied {
+            Ok(_) => {}
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => {
+                return Err(CopyError::Cancelled);
+            }
+            Err(error) => return Err(sqlite("copy", from, error)),
+        }
+        // SQLite does not sync what it vacuums into.
+        made.sync_all().map_err(|source| file("write", &draft.path, source))?;
+        Ok(draft)
+    }
+
+    /// Gives the copy its name, in one step.
+    pub(crate) fn name(mut self, to: &Path, how: RenameFlags) -> Result<(), CopyError> {
+        renameat_with(CWD, &self.path, CWD, to, how).map_err(|error| match error {
+            rustix::io::Errno::EXIST => CopyError::Exists { path: to.to_owned() },
+            error => file("rename a copy to", to, error.into()),
+        })?;
+        self.kept = true;
+        sync_directory_of(to)
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "an unfinished copy stays behind");
+        }
+    }
+}
+
+fn bytes_of(connection: &Connection) -> rusqlite::Result<u64> {
+    let one = |pragma| connection.query_row(pragma, [], |row| row.get::<_, u64>(0));
+    Ok(one("PRAGMA page_count")? * one("PRAGMA page_size")?)
+}
+
+pub(crate) fn sync_directory_of(path: &Path) -> Result<(), CopyError> {
+    let dir = path.parent().unwrap_or(path);
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| file("sync", dir, source))
+}
+
+pub(crate) fn file(what: &'static str, path: &Path, source: io::Error) -> CopyError {
+    CopyError::File { what, path: path.to_owned(), source }
+}
+
+pub(crate) fn sqlite(what: &'static str, path: &Path, source: rusqlite::Error) -> CopyError {
+    CopyError::Sqlite { what, path: path.to_owned(), source }
+}

@@ -1,0 +1,200 @@
+//! Copies of the database, and what is put in its place.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use pando_ipc::fault::Code;
+use pando_ipc::lock::try_lock;
+use pando_ipc::{Lease, Workdir};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::*;
+use crate::backup::{Copied, CopyError, OnStep, Step, back_up};
+use crate::restore::{Restored, restore};
+
+fn quiet() -> OnStep {
+    Arc::new(|_| {})
+}
+
+fn backup(bench: &Bench, to: &str) -> Result<Copied, CopyError> {
+    back_up(&bench.path(), &bench.dir.path().join(to), false, &CancellationToken::new(), &quiet())
+}
+
+fn lease(bench: &Bench) -> Lease {
+    try_lock(&Workdir::open(bench.dir.path()).unwrap()).unwrap().unwrap()
+}
+
+fn put_back(bench: &Bench, from: &str) -> Result<Restored, CopyError> {
+    let from = bench.dir.path().join(from);
+    restore(&lease(bench), &from, &bench.path(), &CancellationToken::new(), &quiet())
+}
+
+/// Files beside the database whose names hold this.
+fn beside(bench: &Bench, part: &str) -> Vec<String> {
+    let names = fs::read_dir(bench.dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.filter(|name| name.contains(part)).collect();
+    names.sort();
+    names
+}
+
+fn one<T: rusqlite::types::FromSql>(path: &Path, sql: &str) -> T {
+    rusqlite::Connection::open(path).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_under_load_is_one_moment_of_the_database() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, ddl(&["CREATE TABLE pair (a INTEGER, b INTEGER)", "INSERT INTO pair VALUES (0, 0)"])).await;
+    let stop = CancellationToken::new();
+    let (writing, stopped) = (writer.clone(), stop.clone());
+    let tasks = TaskTracker::new();
+    tasks.spawn(async move {
+        while !stopped.is_cancelled() {
+            let filler = "INSERT INTO files (id, session_id, path, content, version) SELECT hex(randomblob(16)), 's', hex(randomblob(8)), hex(randomblob(2000)), 'v'";
+            apply(&writing, exec(&["UPDATE pair SET a = a + 1", filler, "UPDATE pair SET b = b + 1"])).await;
+        }
+    });
+    apply(&writer, session("s")).await;
+    for round in 0..5 {
+        let name = format!("copy-{round}");
+        let bench = &bench;
+        let copied = tokio::task::block_in_place(|| backup(bench, &name)).unwrap();
+        assert_eq!(one::<i64>(&copied.path, "SELECT a - b FROM pair"), 0);
+        let head: u64 = one(&copied.path, "SELECT max(seq) FROM _pando_event");
+        assert_eq!(copied.standing.seq, head);
+        assert_eq!(fs::metadata(&copied.path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    assert_eq!(beside(&bench, "partial"), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_backup_replaces_nothing_unless_told_and_never_the_database() {
+    let bench = Bench::new();
+    apply(&bench.writer(), session("s")).await;
+    let (path, target) = (bench.path(), bench.dir.path().join("copy"));
+    fs::write(&target, "precious").unwrap();
+    assert!(matches!(backup(&bench, "copy"), Err(CopyError::Exists { .. })));
+    assert_eq!(fs::read(&target).unwrap(), b"precious");
+    let over = |to: &Path| back_up(&path, to, true, &CancellationToken::new(), &quiet());
+    assert_eq!(over(&target).unwrap().standing.seq, 1);
+    let alias = bench.dir.path().join("alias");
+    std::os::unix::fs::symlink(&path, &alias).unwrap();
+    for itself in [&path, &alias] {
+        assert!(matches!(over(itself), Err(CopyError::Itself { .. })));
+    }
+    let nowhere = over(Path::new("/nowhere/at/all")).unwrap_err();
+    assert!(nowhere.to_string().contains("/nowhere/at/all"), "{nowhere}");
+}
+
+#[tokio::test]
+async fn a_cancelled_backup_leaves_nothing() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let rows = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 20000) INSERT INTO big SELECT x, hex(randomblob(200)) FROM n";
+    apply(&writer, ddl(&["CREATE TABLE big (a, b)", rows])).await;
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    let on_step: OnStep = Arc::new(move |step| {
+        if matches!(step, Step::Copying { .. }) {
+            told.cancel();
+        }
+    });
+    let cancelled = back_up(&bench.path(), &bench.dir.path().join("copy"), false, &stop, &on_step);
+    assert!(matches!(cancelled, Err(CopyError::Cancelled)), "{cancelled:?}");
+    assert_eq!((beside(&bench, "copy"), beside(&bench, "partial")), (vec![], vec![]));
+}
+
+#[tokio::test]
+async fn what_is_restored_is_a_database_of_its_own() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, session("kept")).await;
+    backup(&bench, "copy").unwrap();
+    apply(&writer, session("later")).await;
+    let lost = request("op-lost", message("m", "kept")).for_database(Some(writer.database()));
+    writer.submit(lost.clone()).await.unwrap();
+    let (database, epoch, head) = (writer.database(), writer.epoch(), writer.head());
+    writer.close().await;
+
+    let restored = put_back(&bench, "copy").unwrap();
+    assert_eq!(restored.copy_of, database);
+    assert_ne!(restored.standing.database, database);
+    let former = restored.former.unwrap();
+    assert_eq!(one::<i64>(&former, "SELECT count(*) FROM sessions"), 2, "the former database is whole");
+
+    bench.forget();
+    let writer = bench.writer();
+    assert_eq!(writer.database(), restored.standing.database);
+    assert!(writer.epoch() > epoch);
+    assert_eq!(writer.head(), head + 1, "numbers go on");
+    assert_eq!(bench.value("SELECT group_concat(id) FROM sessions").await, "kept");
+    // A client that was away sends its write again: it was meant for the former database.
+    let refused = writer.submit(lost).await.unwrap_err();
+    assert!(refused.is(Code::WrongDatabase), "{refused}");
+    apply(&writer, session("new")).await;
+
+    let readers = bench.readers();
+    let followed = |after| {
+        let readers = readers.clone();
+        async move { readers.since(after, &[Pattern::All], 10).await.unwrap() }
+    };
+    let up_to_date = followed(head).await;
+    assert_eq!((up_to_date.resync, up_to_date.events[0].topic.as_str()), (None, "db.restored"));
+    assert_eq!(up_to_date.events[0].payload["former"], database.to_string());
+    assert_eq!(up_to_date.events[1].prev, Some(1), "topics remember their last event");
+    let behind = followed(1).await;
+    assert_eq!(behind.resync.map(|gone| (gone.from, gone.to)), Some((2, head)));
+    assert_eq!(behind.events[0].topic.as_str(), "db.restored");
+}
+
+#[tokio::test]
+async fn a_restore_needs_no_former_database_and_none_that_can_be_read() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, session("kept")).await;
+    backup(&bench, "copy").unwrap();
+    writer.close().await;
+    let head = |bench: &Bench| one::<u64>(&bench.path(), "SELECT max(seq) FROM _pando_event");
+    fs::write(bench.path(), "no database at all, but some bytes are there").unwrap();
+    let restored = put_back(&bench, "copy").unwrap();
+    assert!(fs::read(restored.former.unwrap()).unwrap().starts_with(b"no database"));
+    assert_eq!(head(&bench), 1 + crate::restore::UNKNOWN_JUMP + 1);
+    fs::remove_file(bench.path()).unwrap();
+    assert_eq!(put_back(&bench, "copy").unwrap().former, None);
+    assert_eq!(head(&bench), 2);
+    bench.writer().close().await;
+}
+
+#[tokio::test]
+async fn what_is_damaged_foreign_or_newer_is_not_restored() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let rows = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 2000) INSERT INTO big SELECT x, hex(randomblob(50)) FROM n";
+    apply(&writer, ddl(&["CREATE TABLE big (a, b)", "CREATE INDEX big_b ON big (b)", rows])).await;
+    for name in ["damaged", "newer"] {
+        backup(&bench, name).unwrap();
+    }
+    writer.close().await;
+    let before = fs::read(bench.path()).unwrap();
+    let at = |name: &str| bench.dir.path().join(name);
+    let mut bytes = fs::read(at("damaged")).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 8_192].fill(0x55);
+    fs::write(at("damaged"), bytes).unwrap();
+    assert!(matches!(put_back(&bench, "damaged"), Err(CopyError::Damaged { .. })));
+    let newer = rusqlite::Connection::open(at("newer")).unwrap();
+    newer.execute("INSERT INTO _pando_migration VALUES (99, 'later', 1, 'now', '9.9.9')", []).unwrap();
+    assert!(matches!(put_back(&bench, "newer"), Err(CopyError::Schema(_))));
+    rusqlite::Connection::open(at("foreign")).unwrap().execute_batch("CREATE TABLE t (a)").unwrap();
+    assert!(matches!(put_back(&bench, "foreign"), Err(CopyError::Foreign { .. })));
+    fs::write(at("text"), "just some text, longer than the header of a database would be: ".repeat(9)).unwrap();
+    assert!(matches!(put_back(&bench, "text"), Err(CopyError::Damaged { .. })));
+    assert_eq!(fs::read(bench.path()).unwrap(), before, "nothing was changed");
+    assert_eq!(beside(&bench, "partial"), [""; 0]);
+}

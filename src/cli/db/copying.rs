@@ -1,0 +1,68 @@
+//! What `backup` and `restore` share: a copy in the making, shown on a terminal, that ends with its command.
+
+use std::io::{self, IsTerminal};
+use std::sync::Arc;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use pando_dbproxy::StoreError;
+use pando_dbproxy::backup::{CopyError, OnStep, Step};
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::context::Context;
+use crate::cli::failure::{Failure, Kind};
+
+/// Runs `work`, which copies, on a thread of its own with a progress bar. When the command ends first, the copy ends, too.
+pub(super) async fn copy<T: Send + 'static>(
+    context: &Context,
+    work: impl FnOnce(&CancellationToken, &OnStep) -> Result<T, CopyError> + Send + 'static,
+) -> Result<T, Failure> {
+    let stop = CancellationToken::new();
+    let _ends_with_us = stop.clone().drop_guard();
+    let bar = bar(context);
+    let shown = bar.clone();
+    let done = tokio::task::spawn_blocking(move || work(&stop, &(Arc::new(move |step| show(&shown, step)) as OnStep)));
+    let done = done.await.map_err(|error| Failure::new(Kind::Failed, format!("the copy was cut off: {error}")))?;
+    bar.finish_and_clear();
+    done.map_err(|error| failure(&error))
+}
+
+fn bar(context: &Context) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:24} {bytes} of {total_bytes}  {msg}");
+    match style {
+        Ok(style) if io::stderr().is_terminal() && !context.quiet() && !context.json() => {
+            ProgressBar::new(0).with_style(style)
+        }
+        _ => ProgressBar::hidden(),
+    }
+}
+
+fn show(bar: &ProgressBar, step: Step) {
+    match step {
+        Step::Copying { bytes, of } => {
+            bar.set_length(of);
+            bar.set_position(bytes);
+        }
+        Step::Verifying => bar.set_message("verifying"),
+    }
+}
+
+fn failure(error: &CopyError) -> Failure {
+    let text = error.to_string();
+    match error {
+        CopyError::Exists { .. } => {
+            Failure::new(Kind::Conflict, text).hint("name another file, or replace it with '--force'")
+        }
+        CopyError::Itself { .. } => Failure::new(Kind::Usage, text).hint("name another file"),
+        CopyError::File { source, .. } => {
+            Failure { message: text, ..Failure::io("copy", source) }.hint("name a file in a directory you may write to")
+        }
+        CopyError::Sqlite { .. } => Failure::new(Kind::Failed, text).hint("check the original: 'pando db check'"),
+        CopyError::Damaged { .. } => Failure::new(Kind::Failed, text).hint("use another copy; nothing was changed"),
+        CopyError::Foreign { .. } => {
+            Failure::new(Kind::Failed, text).hint("name a file that 'pando db backup' made; nothing was changed")
+        }
+        CopyError::Schema(error @ StoreError::NewerSchema { .. }) => Failure::store(error).hint("nothing was changed"),
+        CopyError::Schema(error) => Failure::new(Kind::Failed, error.to_string()).hint("nothing was changed"),
+        CopyError::Cancelled => Failure::interrupted(),
+    }
+}
