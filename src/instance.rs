@@ -51,8 +51,9 @@ pub struct Options {
     pub tcp: TcpDoor,
     /// Decides which calls of other processes are answered when this instance is the primary; [`LocalTrust`] by default.
     pub verifier: Arc<dyn PeerVerifier>,
-    /// What an acknowledged write has survived.
-    pub durability: Durability,
+    /// What an acknowledged write has survived; the workdir keeps it from the term on in which this instance leads. `None` leaves it as it is: `disk`
+    /// unless it was set.
+    pub durability: Option<Durability>,
     /// The named writes that this instance knows when it leads: those of the agent store, and what the application registered.
     pub writes: Writes,
     /// How long to look for a primary.
@@ -74,7 +75,7 @@ impl Default for Options {
             require_primary: false,
             tcp: TcpDoor::OwnUser,
             verifier: Arc::new(LocalTrust),
-            durability: Durability::Disk,
+            durability: None,
             writes: Writes::default(),
             dial_timeout: client.dial_timeout,
             call_timeout: client.call_timeout,

@@ -43,7 +43,7 @@ pub trait Deliver: Send + Sync {
 impl Deliver for Writer {
     fn deliver(&self, request: WriteRequest) -> BoxFuture<'_, Result<Ack, DeliverError>> {
         Box::pin(async move {
-            self.submit(request).await.map_err(|fault| {
+            self.submit_here(request).await.map_err(|fault| {
                 if fault.is(Code::OutcomeUnknown) {
                     DeliverError::Unknown(fault.message)
                 } else {

@@ -14,7 +14,7 @@ use rusqlite::{DEFAULT_NAME, Error, ErrorCode, FileControl};
 
 use super::Fenced;
 use super::apply::Applied;
-use super::thread::{BATCH_TIME, Job, Thread};
+use super::thread::{BATCH_TIME, Desk, Job};
 use crate::journal::{self, Mark};
 use crate::refusal::{Word, fenced, from_sqlite, panicked, refuse};
 use crate::write::{Ack, WriteRequest};
@@ -51,7 +51,7 @@ enum Attempt {
     Failed(Fault),
 }
 
-impl Thread {
+impl Desk {
     /// Commits the first writes of `pending`, in one transaction. Those that had no room stay.
     pub(super) fn commit_some(&mut self, pending: &mut VecDeque<Job>) -> (Answered, Vec<Envelope>) {
         let count = if self.alone > 0 { 1 } else { pending.len() };
