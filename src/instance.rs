@@ -16,9 +16,11 @@ use std::time::Duration;
 use pando_bridge::{Hub, HubSubscription};
 use pando_dbproxy::{Db, DbOptions, Durability, Readers, StoreError, Writes};
 use pando_ipc::bus::BusError;
-use pando_ipc::client::{self, CallError};
+use pando_ipc::client::{self, CallError, Cause};
+use pando_ipc::hello::STEP_DOWN;
 use pando_ipc::{
-    Endpoints, Kind, LocalTrust, LockError, LockInfo, Pattern, PeerVerifier, Ports, TcpDoor, Workdir, topic,
+    Code, Endpoints, Fault, Kind, LocalTrust, LockError, LockInfo, Pattern, PeerVerifier, Ports, TcpDoor, Workdir,
+    topic,
 };
 use serde_json::Value;
 use tokio::sync::watch;
@@ -252,6 +254,46 @@ impl Instance {
         self.shared.routes.call(method, params, self.shared.options.call_timeout).await
     }
 
+    /// Hands the primary's role to `successor`, or to the secondary that joined last, and waits until it leads. Returns its id.
+    ///
+    /// No call fails by it: what arrives meanwhile waits for the next primary. This instance stays, as a secondary. An instance that is not the
+    /// primary is refused with `E_NOT_PRIMARY`, an unknown successor with `E_NOT_FOUND`. A successor that dies just then is not
+    /// waited for longer than 250 ms: then any other instance leads.
+    pub async fn step_down(&self, successor: Option<&str>) -> Result<String, CallError> {
+        if !matches!(&*self.shared.role.borrow(), Role::Primary { .. }) {
+            return Err(CallError::Refused(Fault::new(Code::NotPrimary, "this instance is not the primary")));
+        }
+        self.move_role(successor).await
+    }
+
+    /// Takes the primary's role over from whoever has it, and waits until this instance leads; see [`Instance::step_down`].
+    pub async fn take_over(&self) -> Result<(), CallError> {
+        let leader = self.move_role(Some(self.id())).await?;
+        if leader == self.id() {
+            return Ok(());
+        }
+        let why = format!("instance {leader} has become the primary meanwhile");
+        Err(CallError::Refused(Fault::new(Code::Conflict, why)))
+    }
+
+    /// Asks the primary, whoever it is, to hand its role over, and waits for the next one. Returns its id.
+    async fn move_role(&self, successor: Option<&str>) -> Result<String, CallError> {
+        let mut role = self.shared.role.subscribe();
+        let before = leader(&role.borrow_and_update(), self.id());
+        let params = serde_json::json!({"to": successor});
+        let answer = self.call(STEP_DOWN, params).await?;
+        if answer.get("successor").and_then(Value::as_str) == before.as_deref() {
+            return Ok(before.unwrap_or_default());
+        }
+        let within = self.shared.options.call_timeout;
+        let next = role.wait_for(|role| leader(role, self.id()).is_some_and(|leader| Some(leader) != before));
+        match tokio::time::timeout(within, next).await {
+            Ok(Ok(role)) => Ok(leader(&role, self.id()).unwrap_or_default()),
+            Ok(Err(_)) => Err(CallError::Unknown(Cause::Closed)),
+            Err(_elapsed) => Err(CallError::Unknown(Cause::Timeout { after: within })),
+        }
+    }
+
     /// Waits until somebody asked this headless instance to leave (`pando down`). The caller then calls [`Instance::leave`].
     pub async fn stop_requested(&self) {
         self.shared.stop_requested.cancelled().await;
@@ -261,6 +303,15 @@ impl Instance {
     pub async fn leave(self) {
         self.stop.cancel();
         self.tasks.wait().await;
+    }
+}
+
+/// Returns who leads, as far as an instance of this role knows.
+fn leader(role: &Role, own_id: &str) -> Option<String> {
+    match role {
+        Role::Seeking => None,
+        Role::Secondary { primary, .. } => Some(primary.clone()),
+        Role::Primary { .. } => Some(own_id.to_owned()),
     }
 }
 

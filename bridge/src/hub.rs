@@ -37,7 +37,7 @@ struct Shared {
 struct Subscriber {
     patterns: Vec<Pattern>,
     /// Durable events up to here are older than the subscription.
-    behind: u64,
+    behind: AtomicU64,
     queue: Mutex<Queue>,
     arrived: Notify,
 }
@@ -82,7 +82,7 @@ impl Hub {
     pub fn subscribe_behind(&self, seq: u64, patterns: impl IntoIterator<Item = Pattern>) -> HubSubscription {
         let subscriber = Arc::new(Subscriber {
             patterns: patterns.into_iter().collect(),
-            behind: seq,
+            behind: AtomicU64::new(seq),
             queue: Mutex::default(),
             arrived: Notify::new(),
         });
@@ -127,6 +127,18 @@ impl Hub {
         self.0.position.fetch_max(seq, Ordering::AcqRel);
     }
 
+    /// Tells that the events `from` to `to` could not be had, and goes on behind them. Numbers that were delivered already
+    /// begin anew: it is another journal, or one that lost its end.
+    pub fn resync(&self, from: u64, to: u64) {
+        let position = self.position();
+        let (next, lost) = if from <= position { (from.saturating_sub(1), 1) } else { (to, to - from + 1) };
+        if next < position {
+            self.each(|subscriber, _| subscriber.behind.store(0, Ordering::Release));
+        }
+        self.0.position.store(next, Ordering::Release);
+        self.lagged(lost);
+    }
+
     /// Hands an event to its subscribers; a durable one that is not later than the position is a duplicate and dropped.
     ///
     /// Durable events must come in order, from one feeder at a time.
@@ -137,7 +149,7 @@ impl Hub {
             return;
         }
         self.each(|subscriber, queue| {
-            let is_old = event.seq.is_some_and(|seq| seq <= subscriber.behind);
+            let is_old = event.seq.is_some_and(|seq| seq <= subscriber.behind.load(Ordering::Acquire));
             if !is_old && subscriber.patterns.iter().any(|pattern| pattern.matches(event.topic.as_str())) {
                 queue.push(Arc::clone(event));
             }
@@ -258,6 +270,27 @@ mod tests {
         hub.close();
         assert_eq!((seqs(early).await, seqs(late).await), (vec![1, 2, 3], vec![3]));
         assert!(selected().is_empty());
+    }
+
+    #[tokio::test]
+    async fn numbers_that_begin_anew_are_delivered_again() {
+        let hub = Hub::new();
+        hub.start_behind(9);
+        let mut all = hub.subscribe_behind(9, pattern("*"));
+        hub.resync(1, 9);
+        hub.deliver(&event("a", Some(1)));
+        hub.resync(2, 5);
+        hub.deliver(&event("a", Some(5)));
+        hub.deliver(&event("a", Some(6)));
+        hub.close();
+        let mut seen = Vec::new();
+        while let Some(delivery) = all.recv().await {
+            seen.push(match delivery {
+                Delivery::Event(event) => format!("{}", event.seq.unwrap()),
+                Delivery::Lagged(lost) => format!("lost {lost}"),
+            });
+        }
+        assert_eq!(seen, ["lost 1", "1", "lost 4", "6"]);
     }
 
     #[tokio::test]

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use pando_ipc::client::{History, HistoryError, Page};
+use pando_ipc::cursor::Bookmark;
 use pando_ipc::fault::Code;
-use pando_ipc::{Fault, Pattern};
+use pando_ipc::{Fault, Pattern, Timestamp};
 use rusqlite::{Connection, OpenFlags};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
@@ -114,9 +115,20 @@ impl History for Readers {
         patterns: &'a [Pattern],
         limit: usize,
     ) -> BoxFuture<'a, Result<Page, HistoryError>> {
-        Box::pin(async move {
-            Self::since(self, after, patterns, limit).await.map_err(|error| HistoryError::Storage(Box::new(error)))
-        })
+        Box::pin(async move { Self::since(self, after, patterns, limit).await.map_err(HistoryError::from) })
+    }
+
+    fn last_before(&self, time: Option<Timestamp>) -> BoxFuture<'_, Result<u64, HistoryError>> {
+        Box::pin(async move { Self::last_before(self, time).await.map_err(HistoryError::from) })
+    }
+}
+
+impl From<ReadError> for HistoryError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::NotReady { .. } => Self::Absent(Box::new(error)),
+            error => Self::Storage(Box::new(error)),
+        }
     }
 }
 
@@ -208,10 +220,31 @@ impl Readers {
 
     /// Returns the events after `after` that match any of the patterns: the oldest ones, at most `limit`.
     ///
-    /// A page may be shorter than the limit; it is the last when it is empty or its last event is the head.
+    /// A page may be shorter than the limit, and even empty; it is the last when its `upto` is its `head`.
     pub async fn since(&self, after: u64, patterns: &[Pattern], limit: usize) -> Result<Page, ReadError> {
         let patterns = patterns.to_vec();
         self.own(move |connection| journal::since(connection, after, &patterns, limit)).await
+    }
+
+    /// Counts the events behind a place that match any of the patterns; `None` when its database is not this one.
+    pub async fn unread(&self, bookmark: Bookmark, patterns: &[Pattern]) -> Result<Option<u64>, ReadError> {
+        let patterns = patterns.to_vec();
+        let count = move |connection: &Connection| {
+            let is_here = schema::database_id(connection)? == bookmark.database;
+            is_here.then(|| journal::count(connection, bookmark.seq, &patterns)).transpose()
+        };
+        match self.own(count).await {
+            Err(ReadError::NotReady { .. }) => Ok(None),
+            counted => counted,
+        }
+    }
+
+    /// Returns the number of the last event before `time`, or of the last event of all; 0 when there is none.
+    pub async fn last_before(&self, time: Option<Timestamp>) -> Result<u64, ReadError> {
+        match time {
+            Some(time) => self.own(move |connection| journal::last_before(connection, time)).await,
+            None => Ok(self.head().await?.seq),
+        }
     }
 
     /// Waits until reads here see the event `min_seq`. Returns where the journal stands then.

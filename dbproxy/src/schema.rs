@@ -13,7 +13,10 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, DEFAULT_NAME, FileControl, OpenFlags, TransactionBehavior, params};
 use uuid::Uuid;
 
+use crate::file_system::FileSystem;
 use crate::guard::Guard;
+use crate::incarnation::{self, Standing};
+use crate::trouble::Trouble;
 use crate::write::Durability;
 
 /// How long the writer waits for a lock that another program holds, before it answers `E_BUSY`.
@@ -47,6 +50,16 @@ pub enum StoreError {
         path: PathBuf,
         /// How many names it has.
         links: u64,
+    },
+    /// The file system cannot be trusted with locks.
+    #[error("database {path} lies on a file system ({file_system}) where two primaries could lead at once: {why}")]
+    UnsafeFileSystem {
+        /// The database file.
+        path: PathBuf,
+        /// What kind it is.
+        file_system: String,
+        /// Why it is not safe.
+        why: &'static str,
     },
     /// The file system cannot do WAL.
     #[error("database {path} stays in journal mode {mode:?}: its file system cannot hold a WAL (no shared memory?)")]
@@ -120,6 +133,16 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Returns what the disk did, when it did.
+    pub fn trouble(&self) -> Option<Trouble> {
+        match self {
+            Self::Sqlite { source, .. } | Self::MigrationFailed { source, .. } => Trouble::of(source),
+            _ => None,
+        }
+    }
+}
+
 struct Migration {
     id: u32,
     name: &'static str,
@@ -130,6 +153,7 @@ struct Migration {
 const MIGRATIONS: &[Migration] = &[
     Migration { id: 1, name: "pando", sql: include_str!("migrations/0001_pando.sql") },
     Migration { id: 2, name: "agent_store", sql: include_str!("migrations/0002_agent_store.sql") },
+    Migration { id: 3, name: "op_clients", sql: include_str!("migrations/0003_op_clients.sql") },
 ];
 
 /// An open database at the beginning of a term.
@@ -154,7 +178,8 @@ pub(crate) fn open(path: &Path, durability: Durability) -> Result<Opened, StoreE
         return Err(StoreError::NoWal { path, mode });
     }
     migrate(&mut connection, &path, MIGRATIONS)?;
-    let (database, epoch) = begin_term(&mut connection).map_err(failed)?;
+    let identity = incarnation::identity(&path).map_err(|source| StoreError::File { path: path.clone(), source })?;
+    let (database, epoch) = begin_term(&mut connection, &identity).map_err(failed)?;
     Ok(Opened { connection, guard, path, database, epoch, durability })
 }
 
@@ -177,6 +202,10 @@ fn prepare_file(path: &Path) -> Result<PathBuf, StoreError> {
     };
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     let path = fs::canonicalize(parent).map_err(failed)?.join(name);
+    let FileSystem { name: file_system, objection } = FileSystem::of(parent).map_err(failed)?;
+    if let Some(why) = objection {
+        return Err(StoreError::UnsafeFileSystem { path, file_system, why });
+    }
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
         Ok(_created) => File::open(path.with_file_name(".")).and_then(|dir| dir.sync_all()).map_err(failed)?,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -300,13 +329,18 @@ fn apply(connection: &mut Connection, migration: &Migration) -> rusqlite::Result
     transaction.commit()
 }
 
-/// Counts the term up, in a transaction of its own. Returns the database's id and the new term.
-fn begin_term(connection: &mut Connection) -> rusqlite::Result<(Uuid, u64)> {
+/// Counts the term up, in a transaction of its own; a copy becomes a database of its own first. Returns the database's id and the new term.
+fn begin_term(connection: &mut Connection, identity: &str) -> rusqlite::Result<(Uuid, u64)> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute(
         "INSERT INTO _pando_meta (key, value) VALUES ('database', ?1), ('epoch', 0) ON CONFLICT DO NOTHING",
         [Uuid::new_v4().to_string()],
     )?;
+    if incarnation::settle_in(&transaction, identity)? {
+        let copy = Standing::of(&transaction)?;
+        let renewed = incarnation::renew(&transaction, copy, copy.far_behind(), None)?;
+        tracing::warn!(copy_of = %copy.database, database = %renewed.database, "the database is a copy; it has a new id from now on");
+    }
     let epoch = transaction.query_row(
         "UPDATE _pando_meta SET value = value + 1 WHERE key = 'epoch' RETURNING value",
         [],
@@ -353,6 +387,29 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_is_a_database_of_its_own() {
+        let (dir, path) = fresh();
+        let first = open(&path, Durability::Os).unwrap();
+        let (database, epoch) = (first.database, first.epoch);
+        drop(first);
+        let copy = dir.path().join("copy.db");
+        fs::copy(&path, &copy).unwrap();
+        let second = open(&copy, Durability::Os).unwrap();
+        assert_ne!(second.database, database);
+        assert!(second.epoch > epoch + incarnation::UNKNOWN_JUMP);
+        let sql = "SELECT seq, topic FROM _pando_event";
+        let event = second.connection.query_row(sql, [], |row| Ok((row.get::<_, u64>(0)?, row.get::<_, String>(1)?)));
+        assert_eq!(event.unwrap(), (incarnation::UNKNOWN_JUMP + 1, "db.restored".to_owned()));
+        let renewed = second.database;
+        drop(second);
+        fs::rename(&copy, dir.path().join("moved.db")).unwrap();
+        let moved = open(&dir.path().join("moved.db"), Durability::Os).unwrap();
+        assert_eq!(moved.database, renewed, "a file that was moved is the same file");
+        drop(moved);
+        assert_eq!(open(&path, Durability::Os).unwrap().database, database);
+    }
+
+    #[test]
     fn aliases_of_a_database_are_refused() {
         let (dir, path) = fresh();
         drop(open(&path, Durability::Disk).unwrap());
@@ -383,12 +440,12 @@ mod tests {
         let step = |id, sql| Migration { id, name: "step", sql };
         let base = || MIGRATIONS.iter().map(|known| Migration { ..*known });
         let with = |last: Migration| base().chain([last]).collect::<Vec<_>>();
-        let broken = with(step(3, "CREATE TABLE three (a); CREATE TABLE three (b);"));
+        let broken = with(step(4, "CREATE TABLE three (a); CREATE TABLE three (b);"));
         let failed = migrate(&mut connection, &path, &broken);
-        assert!(matches!(failed, Err(StoreError::MigrationFailed { id: 3, .. })));
-        migrate(&mut connection, &path, &with(step(3, "CREATE TABLE three (a)"))).unwrap();
-        let differs = migrate(&mut connection, &path, &with(step(3, "CREATE TABLE three (c)")));
-        assert!(matches!(differs, Err(StoreError::MigrationDiffers { id: 3, .. })));
+        assert!(matches!(failed, Err(StoreError::MigrationFailed { id: 4, .. })));
+        migrate(&mut connection, &path, &with(step(4, "CREATE TABLE three (a)"))).unwrap();
+        let differs = migrate(&mut connection, &path, &with(step(4, "CREATE TABLE three (c)")));
+        assert!(matches!(differs, Err(StoreError::MigrationDiffers { id: 4, .. })));
     }
 
     #[test]

@@ -5,8 +5,11 @@ mod crash;
 mod delivery;
 mod events;
 mod guards;
+mod model;
 mod named;
+mod outcome;
 mod reads;
+mod steps;
 mod store;
 mod typed;
 mod writes;
@@ -19,7 +22,9 @@ use pando_ipc::{Envelope, Fault, Pattern};
 use serde_json::{Value, json};
 
 use crate::writer::Tuning;
-use crate::{Ack, Durability, QueryLimits, Readers, Statement, Work, WriteRequest, Writer, WriterOptions, Writes};
+use crate::{
+    Ack, Durability, OpId, QueryLimits, Readers, Statement, Work, WriteRequest, Writer, WriterOptions, Writes,
+};
 
 /// A workdir with its database; the writer's commits are seen in `events`.
 struct Bench {
@@ -56,7 +61,7 @@ fn message(id: &str, session: &str) -> Work {
 }
 
 fn request(op_id: &str, work: Work) -> WriteRequest {
-    WriteRequest::new(op_id.to_owned(), "inst-A".into(), Instant::now() + Duration::from_secs(20), work).unwrap()
+    WriteRequest::new(OpId::parse(op_id), "inst-A".into(), Instant::now() + Duration::from_secs(20), work).unwrap()
 }
 
 impl Bench {

@@ -13,6 +13,7 @@
 pub mod access;
 pub mod bus;
 pub mod client;
+pub mod cursor;
 pub mod envelope;
 pub mod fault;
 pub mod hello;

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::args::{Command, Globals};
 use super::environment::Environment;
 use super::failure::{self, Failure};
-use super::output::Palette;
+use super::output::{self, Palette};
 use super::standing::Standing;
 
 /// How long a call may take when nothing else is said.
@@ -76,6 +76,16 @@ impl Context {
         self.globals.timeout.unwrap_or(usual)
     }
 
+    /// Returns how long the command may take, when that was said.
+    pub(crate) fn time_limit(&self) -> Option<Duration> {
+        self.globals.timeout
+    }
+
+    /// Returns how wide a line may be; `None`: as wide as it is.
+    pub(crate) fn width(&self) -> Option<usize> {
+        self.environment.columns.or_else(output::terminal_width)
+    }
+
     /// Returns the workdir: the one named, else the nearest upwards.
     pub(crate) fn workdir(&self) -> Result<Workdir, Failure> {
         let found = match (&self.globals.workdir, &self.environment.current_dir) {
@@ -122,14 +132,7 @@ impl Context {
                 return Err(Failure::no_primary(workdir));
             }
         }
-        let options = Options {
-            // A label for one short connection: short enough to read in a table.
-            instance_id: format!("cli-{}", &Uuid::new_v4().simple().to_string()[..12]),
-            kind,
-            headless: false,
-            dial_timeout: self.globals.timeout.unwrap_or(DIAL_TIMEOUT),
-            call_timeout: self.timeout(),
-        };
+        let options = self.options(kind);
         let (patience, began) = (options.dial_timeout, Instant::now());
         let client = Client::open(workdir.clone(), options);
         match self.linked(&client).await {
@@ -149,6 +152,22 @@ impl Context {
             Ok(_) = silence.wait_for(Option::is_some), if self.globals.timeout.is_none() => {
                 Err(CallError::NotSent(client.trouble().unwrap_or(Cause::Closed)))
             }
+        }
+    }
+
+    /// Starts a client of `workdir` that looks for a primary as long as it takes.
+    pub(crate) fn open(&self, workdir: &Workdir, kind: Kind) -> Client {
+        Client::open(workdir.clone(), self.options(kind))
+    }
+
+    fn options(&self, kind: Kind) -> Options {
+        Options {
+            // A label for one short connection: short enough to read in a table.
+            instance_id: format!("cli-{}", &Uuid::new_v4().simple().to_string()[..12]),
+            kind,
+            headless: false,
+            dial_timeout: self.globals.timeout.unwrap_or(DIAL_TIMEOUT),
+            call_timeout: self.timeout(),
         }
     }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use pando_bridge::inbound;
 use pando_dbproxy::Remote;
-use pando_ipc::client::{self, Client, Link, Since};
+use pando_ipc::client::{self, Client, Link, LocalHistory, Since};
+use pando_ipc::cursor::Bookmark;
 use pando_ipc::lock::Candidate;
 use pando_ipc::{Kind, hello, topic};
 use serde_json::json;
@@ -32,7 +33,7 @@ pub(super) async fn follow(
     stop: &CancellationToken,
     failed: &mut Option<oneshot::Sender<JoinError>>,
 ) -> Result<Ended, JoinError> {
-    let mut candidate = Candidate::wait(shared.workdir.clone())?;
+    let mut candidate = Candidate::wait(shared.workdir.clone(), &shared.id)?;
     failed.take();
     let client = Client::open(
         shared.workdir.clone(),
@@ -83,7 +84,7 @@ pub(super) async fn follow(
             Step::CheckLock if candidate.is_current() => {}
             Step::CheckLock => {
                 tracing::warn!("the lock file was removed or replaced: racing for the new one");
-                match Candidate::wait(shared.workdir.clone()) {
+                match Candidate::wait(shared.workdir.clone(), &shared.id) {
                     Ok(anew) => candidate = anew,
                     Err(error) => break Err(JoinError::Lock(error)),
                 }
@@ -92,7 +93,11 @@ pub(super) async fn follow(
     };
     shared.routes.clear();
     term.cancel();
-    client.close().await;
+    match &ended {
+        // Every moment counts, and nobody is left to read our last words.
+        Ok(Ended::Elected(_)) => client.hang_up().await,
+        _ => client.close().await,
+    }
     tasks.wait().await;
     ended
 }
@@ -112,16 +117,19 @@ async fn listen(shared: Arc<Shared>, client: Client, stop: CancellationToken) {
     let Some(Ok(_)) = stop.run_until_cancelled(link.wait_for(Option::is_some)).await else { return };
     // A primary that keeps no journal (an older peer) has no head; its events come without numbers.
     shared.place_hub(shared.readers.head().await.map_or(0, |head| head.seq));
-    let history = Arc::new(shared.readers.clone());
+    let history = Arc::new(LocalHistory::new(Arc::new(shared.readers.clone()), client.clone()));
     let mut interest = shared.hub.interest();
+    let mut since = Since::Seq(shared.hub.position());
     loop {
         let patterns = interest.borrow_and_update().clone();
-        let mut follower = client.follow(patterns, Since::Seq(shared.hub.position()), history.clone());
+        let mut follower = client.follow(patterns, since, history.clone());
         tokio::select! {
             () = inbound(&mut follower, &shared.hub, &stop) => return,
             // The hub, which has the sender, is ours.
             _ = interest.changed() => {}
         }
         shared.hub.start_behind(follower.position());
+        let seq = shared.hub.position();
+        since = follower.bookmark().map_or(Since::Seq(seq), |bookmark| Since::Bookmark(Bookmark { seq, ..bookmark }));
     }
 }

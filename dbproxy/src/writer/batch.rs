@@ -16,7 +16,8 @@ use super::Fenced;
 use super::apply::Applied;
 use super::thread::{BATCH_TIME, Desk, Job};
 use crate::journal::{self, Mark};
-use crate::refusal::{Word, fenced, from_sqlite, panicked, refuse};
+use crate::refusal::{Word, commit_unknown, fenced, from_sqlite, panicked, refuse};
+use crate::trouble::may_have_committed;
 use crate::write::{Ack, WriteRequest};
 
 /// A write with its answer.
@@ -139,12 +140,10 @@ impl Desk {
                     return Attempt::Blamed(fault);
                 }
                 tracing::error!(%error, "commit failed; nothing was acknowledged");
-                Attempt::Failed(if fault.is(Code::Busy) {
-                    fault
-                } else {
-                    let message = format!("commit failed, nothing was applied: {}", crate::refusal::message_of(&error));
-                    refuse(Code::Storage, Word::Internal, &label, message)
-                })
+                if may_have_committed(&error) && !self.overwrite_lost_commit() {
+                    return Attempt::Failed(commit_unknown(&label, &error));
+                }
+                Attempt::Failed(fault)
             }
         }
     }
@@ -196,6 +195,12 @@ impl Desk {
     /// Runs one statement of transaction control, prepared once.
     fn control(&self, sql: &str) -> rusqlite::Result<()> {
         self.connection.prepare_cached(sql)?.execute([]).map(drop)
+    }
+
+    /// Commits something else where a lost commit may stand in the log. Returns whether that worked: then the lost one is gone for certain.
+    fn overwrite_lost_commit(&self) -> bool {
+        let sql = "UPDATE _pando_meta SET value = value WHERE key = 'epoch'";
+        self.connection.execute(sql, []).inspect_err(|error| tracing::error!(%error, "the disk still fails")).is_ok()
     }
 
     /// Rolls the transaction back, if SQLite has not done so, and takes the journal back to its start.

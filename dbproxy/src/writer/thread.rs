@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use super::batch::Answered;
-use super::dedup::{self, KEPT_OPS, KEPT_OPS_FOR};
+use super::dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR, Keep, Ops};
 use super::{Fenced, OnCommit, QUEUE_WRITES, WriterOptions};
 use crate::checkpoint::Checkpointer;
 use crate::guard::Guard;
@@ -39,7 +39,6 @@ pub(super) const BATCH_BYTES: usize = 1 << 20;
 pub(super) const BATCH_TIME: Duration = Duration::from_millis(5);
 /// Longest that the statements of one write may run.
 pub(super) const WRITE_TIME: Duration = Duration::from_secs(5);
-
 /// Longest that the statements of a write may run on the caller's thread, which other tasks wait for; then the writer's thread begins anew.
 const INLINE_TIME: Duration = Duration::from_millis(2);
 
@@ -51,6 +50,7 @@ pub(crate) struct Tuning {
     pub(crate) retention: Option<Retention>,
     pub(crate) keep_ops: u64,
     pub(crate) keep_ops_for: Duration,
+    pub(crate) keep_clients_for: Duration,
     pub(crate) write_time: Duration,
 }
 
@@ -61,6 +61,7 @@ impl Default for Tuning {
             retention: None,
             keep_ops: KEPT_OPS,
             keep_ops_for: KEPT_OPS_FOR,
+            keep_clients_for: KEPT_CLIENTS_FOR,
             write_time: WRITE_TIME,
         }
     }
@@ -110,6 +111,7 @@ pub(super) struct Desk {
     pub(super) guard: Guard,
     pub(super) track: Track,
     pub(super) journal: Journal,
+    pub(super) ops: Ops,
     pub(super) database: Uuid,
     pub(super) epoch: u64,
     pub(super) durability: Durability,
@@ -153,6 +155,7 @@ impl Desk {
             guard,
             track,
             journal,
+            ops: Ops::default(),
             database,
             epoch,
             durability,
@@ -170,7 +173,7 @@ impl Desk {
     }
 
     /// Commits the first writes of `pending` and tells who observes. Returns the writes with their answers.
-    fn settle(&mut self, pending: &mut VecDeque<Job>) -> Answered {
+    fn commit(&mut self, pending: &mut VecDeque<Job>) -> Answered {
         let (answered, events) = self.commit_some(pending);
         if let Some(checkpointer) = &self.checkpointer
             && answered.iter().any(|(_, result)| result.is_ok())
@@ -196,7 +199,7 @@ impl Desk {
         let deadline = job.request.deadline;
         let usual = std::mem::replace(&mut self.tuning.write_time, INLINE_TIME);
         let label = job.request.work.label().to_owned();
-        let answered = catch_unwind(AssertUnwindSafe(|| self.settle(&mut VecDeque::from([*job])).pop()));
+        let answered = catch_unwind(AssertUnwindSafe(|| self.commit(&mut VecDeque::from([*job])).pop()));
         self.tuning.write_time = usual;
         let answered = answered.unwrap_or_else(|_| {
             tracing::error!("the writer panicked; this instance must step down");
@@ -229,12 +232,15 @@ impl Desk {
                 self.journal.prune(&transaction)?;
             }
             if ops {
-                dedup::prune(&transaction, self.tuning.keep_ops, self.tuning.keep_ops_for)?;
+                let Tuning { keep_ops, keep_ops_for, keep_clients_for, .. } = self.tuning;
+                let keep = Keep { ops: keep_ops, ops_for: keep_ops_for, clients_for: keep_clients_for };
+                self.ops.prune(&transaction, keep)?;
             }
             transaction.commit()
         });
         if let Err(why) = pruned {
             self.journal.forget_oldest();
+            self.ops.reload();
             tracing::warn!(%why, "pruning the journal failed");
         }
     }
@@ -287,7 +293,7 @@ fn serve(desk: &Mutex<Desk>, mut commands: mpsc::Receiver<Command>, queued_bytes
             }
         }
         if !pending.is_empty() {
-            for (job, result) in desk.settle(&mut pending) {
+            for (job, result) in desk.commit(&mut pending) {
                 queued_bytes.fetch_sub(job.weight, Ordering::Relaxed);
                 // Whoever asked may have left; the answer is kept for a retry.
                 drop(job.answer.send(result));
