@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pando_bridge::{Hub, HubSubscription};
-use pando_dbproxy::{Db, DbOptions, Durability, Readers, StoreError, Writes};
+use pando_dbproxy::{Db, DbOptions, Durability, Migrations, Readers, StoreError, WriteError, Writes};
 use pando_ipc::bus::BusError;
 use pando_ipc::client::{self, CallError, Cause};
 use pando_ipc::hello::STEP_DOWN;
@@ -58,6 +58,8 @@ pub struct Options {
     pub durability: Option<Durability>,
     /// The named writes that this instance knows when it leads: those of the agent store, and what the application registered.
     pub writes: Writes,
+    /// The schemas of the application: brought up to date, on the primary, before [`Instance::join`] returns.
+    pub migrations: Vec<Migrations>,
     /// How long to look for a primary.
     pub dial_timeout: Duration,
     /// How long a call or a write may take in all.
@@ -79,6 +81,7 @@ impl Default for Options {
             verifier: Arc::new(LocalTrust),
             durability: None,
             writes: Writes::default(),
+            migrations: Vec::new(),
             dial_timeout: client.dial_timeout,
             call_timeout: client.call_timeout,
             evict_after: None,
@@ -124,6 +127,14 @@ pub enum JoinError {
     /// The sockets cannot be bound.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// A schema of the application cannot be brought up to date.
+    #[error("cannot bring the schema of {app} up to date: {source}")]
+    Migrations {
+        /// The application.
+        app: String,
+        /// Why.
+        source: Box<WriteError>,
+    },
 }
 
 /// What the parts of one instance share.
@@ -157,6 +168,20 @@ impl Shared {
         counted.ok().flatten().unwrap_or(0)
     }
 
+    /// Sees that the database's schema is one that this binary understands, and brings the application's up to date.
+    async fn settle_schema(&self) -> Result<(), JoinError> {
+        // Whoever leads has migrated the database itself; before anybody leads there may be none.
+        if matches!(&*self.role.borrow(), Role::Secondary { .. }) {
+            self.readers.check_schema().await?;
+        }
+        for migrations in &self.options.migrations {
+            let migrated = self.db.migrate(migrations).await;
+            migrated
+                .map_err(|source| JoinError::Migrations { app: migrations.app.clone(), source: Box::new(source) })?;
+        }
+        Ok(())
+    }
+
     /// Returns the payload of this instance's heartbeat.
     async fn heartbeat(&self, role: &str, head: u64) -> Value {
         serde_json::json!({
@@ -183,7 +208,7 @@ pub struct Instance {
 impl Instance {
     /// Joins a workdir; returns once this instance leads or follows.
     ///
-    /// A primary that does not answer within [`Options::dial_timeout`] is no error: the instance is [`Role::Seeking`], reads locally and goes on trying.
+    /// A primary that does not answer within [`Options::dial_timeout`] is no error unless there are [`Options::migrations`]: the instance is [`Role::Seeking`], reads locally and goes on trying.
     pub async fn join(workdir: Workdir, options: Options) -> Result<Self, JoinError> {
         workdir.prepare().map_err(LockError::from)?;
         let id = options.instance_id.clone().unwrap_or_else(new_id);
@@ -216,8 +241,14 @@ impl Instance {
             Ok(error) = failure => Err(error),
             _ = role.wait_for(|role| *role != Role::Seeking) => Ok(()),
             () = tokio::time::sleep(instance.shared.options.dial_timeout) => Ok(()),
+        }?;
+        match instance.shared.settle_schema().await {
+            Ok(()) => Ok(instance),
+            Err(error) => {
+                instance.leave().await;
+                Err(error)
+            }
         }
-        .map(|()| instance)
     }
 
     /// Returns the instance's id, as it stands in events and in the lock file.

@@ -22,6 +22,7 @@ pub mod file_system;
 mod guard;
 pub mod incarnation;
 pub mod journal;
+pub mod migrate;
 pub mod named;
 pub mod op;
 pub mod params;
@@ -47,8 +48,9 @@ pub use batch::{Batch, Earlier};
 pub use checkpoint::{PINNED_BYTES, Pinned, ReaderProcess};
 pub use db::{Db, DbOptions, ReadAt};
 pub use deliver::{Caller, Deliver, DeliverError, Remote, Route, WriteError, deliver_until_answered};
-pub use guard::{MAX_SQL_BYTES, MAX_VALUE_BYTES};
+pub use guard::{MAX_PATTERN_BYTES, MAX_SQL_BYTES, MAX_VALUE_BYTES};
 pub use journal::Retention;
+pub use migrate::{Migrated, Migration, Migrations};
 pub use named::{NameTaken, Writes};
 pub use op::OpId;
 pub use params::{Param, Params};
@@ -63,3 +65,8 @@ pub use tx::Tx;
 pub use value::SqlValue;
 pub use write::{Ack, Durability, Outcome, Statement, StatementResult, Work, WriteRequest};
 pub use writer::{Fenced, MAX_WAL_BYTES, Writer, WriterOptions};
+
+/// Returns an id for a row: a UUID of version 7 as text. Later ones sort behind earlier ones, which keeps indexes dense: inserts go to their end.
+pub fn time_ordered_id() -> String {
+    uuid::Uuid::now_v7().to_string()
+}

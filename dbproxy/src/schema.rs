@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use fnv::FnvHasher;
 use pando_ipc::Timestamp;
+use pando_ipc::failpoint::{self, Point};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, DEFAULT_NAME, FileControl, OpenFlags, TransactionBehavior, params};
+use rusqlite::{Connection, DEFAULT_NAME, ErrorCode, FileControl, OpenFlags, TransactionBehavior, params};
 use uuid::Uuid;
 
 use crate::file_system::FileSystem;
@@ -85,6 +86,22 @@ pub enum StoreError {
         /// This binary's release.
         own: &'static str,
     },
+    /// The primary's binary is older than this one, and has not brought the database as far as this one needs it.
+    #[error(
+        "database {path} has schema version {found}, made by pando {made_by}; this is pando {own} and needs {needed}: its primary is older"
+    )]
+    OlderSchema {
+        /// The database file.
+        path: PathBuf,
+        /// Its schema's version.
+        found: u32,
+        /// The release that migrated it.
+        made_by: String,
+        /// The version this binary needs.
+        needed: u32,
+        /// This binary's release.
+        own: &'static str,
+    },
     /// A migration that was applied is not the one this binary has under that number.
     #[error("migration {id} ({name}) of database {path} is not the one this binary knows: another product's database?")]
     MigrationDiffers {
@@ -136,8 +153,18 @@ pub enum StoreError {
 impl StoreError {
     /// Returns what the disk did, when it did.
     pub fn trouble(&self) -> Option<Trouble> {
+        self.sqlite().and_then(Trouble::of)
+    }
+
+    /// Tells whether another program is in the middle of a write: the database itself is well.
+    pub fn is_busy(&self) -> bool {
+        let busy = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked];
+        self.sqlite().and_then(rusqlite::Error::sqlite_error_code).is_some_and(|code| busy.contains(&code))
+    }
+
+    fn sqlite(&self) -> Option<&rusqlite::Error> {
         match self {
-            Self::Sqlite { source, .. } | Self::MigrationFailed { source, .. } => Trouble::of(source),
+            Self::Sqlite { source, .. } | Self::MigrationFailed { source, .. } => Some(source),
             _ => None,
         }
     }
@@ -154,6 +181,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { id: 1, name: "pando", sql: include_str!("migrations/0001_pando.sql") },
     Migration { id: 2, name: "agent_store", sql: include_str!("migrations/0002_agent_store.sql") },
     Migration { id: 3, name: "op_clients", sql: include_str!("migrations/0003_op_clients.sql") },
+    Migration { id: 4, name: "app_migration", sql: include_str!("migrations/0004_app_migration.sql") },
 ];
 
 /// An open database at the beginning of a term.
@@ -169,6 +197,7 @@ pub(crate) struct Opened {
 
 /// Opens or creates the database, migrates it, and begins a new term.
 pub(crate) fn open(path: &Path, durability: Durability) -> Result<Opened, StoreError> {
+    failpoint::hit(Point::StoreOpen);
     let path = prepare_file(path)?;
     let failed = |source| StoreError::Sqlite { path: path.clone(), source };
     let mut connection = connect(&path).map_err(failed)?;
@@ -245,7 +274,7 @@ fn configure(connection: &Connection, durability: Durability) -> rusqlite::Resul
 }
 
 /// Hashes a migration's text: FNV-1a, 64 bits, as a signed number because SQLite's integers are.
-fn checksum(sql: &str) -> i64 {
+pub(crate) fn checksum(sql: &str) -> i64 {
     let mut hasher = FnvHasher::default();
     hasher.write(sql.as_bytes());
     i64::from_ne_bytes(hasher.finish().to_ne_bytes())
@@ -274,6 +303,24 @@ fn migrate(connection: &mut Connection, path: &Path, known: &[Migration]) -> Res
 /// Checks that this binary knows all that was applied to a database.
 pub(crate) fn check_known(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     missing(connection, path, MIGRATIONS).map(drop)
+}
+
+/// Checks that a database is as far as this binary needs it, and no further than it knows: for whoever does not migrate it.
+pub(crate) fn check_current(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    if missing(connection, path, MIGRATIONS)?.is_empty() {
+        return Ok(());
+    }
+    let last = connection.query_row("SELECT id, made_by FROM _pando_migration ORDER BY id DESC LIMIT 1", [], |row| {
+        Ok((row.get(0)?, row.get(1)?))
+    });
+    let (found, made_by) = last.map_err(|source| StoreError::Sqlite { path: path.to_owned(), source })?;
+    Err(StoreError::OlderSchema {
+        path: path.to_owned(),
+        found,
+        made_by,
+        needed: MIGRATIONS.last().map_or(0, |migration| migration.id),
+        own: env!("CARGO_PKG_VERSION"),
+    })
 }
 
 /// Returns the migrations that are still to be applied; what was applied must be known.
@@ -326,6 +373,7 @@ fn apply(connection: &mut Connection, migration: &Migration) -> rusqlite::Result
             env!("CARGO_PKG_VERSION")
         ],
     )?;
+    failpoint::hit(Point::MigrationCommit);
     transaction.commit()
 }
 
@@ -347,7 +395,9 @@ fn begin_term(connection: &mut Connection, identity: &str) -> rusqlite::Result<(
         |row| row.get::<_, u64>(0),
     )?;
     let database = database_id(&transaction)?;
+    failpoint::hit(Point::EpochCommit);
     transaction.commit()?;
+    failpoint::hit(Point::EpochCommitted);
     Ok((database, epoch))
 }
 
@@ -433,6 +483,50 @@ mod tests {
         assert!(text.contains("9.9.9") && text.contains(env!("CARGO_PKG_VERSION")), "{text}");
     }
 
+    /// Returns the schema as it stands, apart from white space and the order in which it came to be.
+    fn definitions(connection: &Connection) -> Vec<(String, String)> {
+        let plain = |sql: String| sql.split_whitespace().collect::<Vec<_>>().join(" ");
+        let sql = "SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name";
+        let mut statement = connection.prepare(sql).unwrap();
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, plain(row.get(1)?)))).unwrap();
+        rows.map(Result::unwrap).collect()
+    }
+
+    /// Databases as former releases left them, by schema version.
+    const RELEASED: &[(u32, &str)] = &[(2, include_str!("../../tests/golden/schema-2.sql"))];
+
+    #[test]
+    fn every_released_schema_becomes_the_present_one_and_keeps_its_rows() {
+        for (version, released) in RELEASED {
+            let (_dir, path) = fresh();
+            let former = Connection::open(&path).unwrap();
+            former.execute_batch(released).unwrap();
+            let found: u32 = former.query_row("SELECT max(id) FROM _pando_migration", [], |row| row.get(0)).unwrap();
+            assert_eq!(found, *version);
+            let opened = open(&path, Durability::Disk).unwrap();
+            let (_other, fresh_path) = fresh();
+            let made_now = open(&fresh_path, Durability::Disk).unwrap();
+            assert_eq!(definitions(&opened.connection), definitions(&made_now.connection));
+            check_current(&opened.connection, &path).unwrap();
+            let title: String = opened
+                .connection
+                .query_row("SELECT title FROM sessions WHERE id = 's-1'", [], |row| row.get(0))
+                .unwrap();
+            assert_eq!((title.as_str(), opened.epoch), ("kept", 8));
+            assert_eq!(crate::journal::head(&opened.connection).unwrap(), (1, 8));
+        }
+    }
+
+    #[test]
+    fn a_database_that_is_behind_is_named_with_both_versions() {
+        let (_dir, path) = fresh();
+        let connection = open(&path, Durability::Disk).unwrap().connection;
+        check_current(&connection, &path).unwrap();
+        connection.execute("DELETE FROM _pando_migration WHERE id > 1", []).unwrap();
+        let error = check_current(&connection, &path).unwrap_err();
+        assert!(matches!(error, StoreError::OlderSchema { found: 1, .. }), "{error}");
+    }
+
     #[test]
     fn a_changed_migration_is_refused_and_a_failing_one_leaves_nothing() {
         let (_dir, path) = fresh();
@@ -440,12 +534,12 @@ mod tests {
         let step = |id, sql| Migration { id, name: "step", sql };
         let base = || MIGRATIONS.iter().map(|known| Migration { ..*known });
         let with = |last: Migration| base().chain([last]).collect::<Vec<_>>();
-        let broken = with(step(4, "CREATE TABLE three (a); CREATE TABLE three (b);"));
+        let broken = with(step(99, "CREATE TABLE three (a); CREATE TABLE three (b);"));
         let failed = migrate(&mut connection, &path, &broken);
-        assert!(matches!(failed, Err(StoreError::MigrationFailed { id: 4, .. })));
-        migrate(&mut connection, &path, &with(step(4, "CREATE TABLE three (a)"))).unwrap();
-        let differs = migrate(&mut connection, &path, &with(step(4, "CREATE TABLE three (c)")));
-        assert!(matches!(differs, Err(StoreError::MigrationDiffers { id: 4, .. })));
+        assert!(matches!(failed, Err(StoreError::MigrationFailed { id: 99, .. })));
+        migrate(&mut connection, &path, &with(step(99, "CREATE TABLE three (a)"))).unwrap();
+        let differs = migrate(&mut connection, &path, &with(step(99, "CREATE TABLE three (c)")));
+        assert!(matches!(differs, Err(StoreError::MigrationDiffers { id: 99, .. })));
     }
 
     #[test]

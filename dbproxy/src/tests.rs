@@ -1,10 +1,12 @@
 //! Tests of the parts together, on real files and threads.
 
+mod attacks;
 mod copies;
 mod crash;
 mod delivery;
 mod events;
 mod guards;
+mod migrations;
 mod model;
 mod named;
 mod outcome;

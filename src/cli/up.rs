@@ -4,6 +4,8 @@ mod detach;
 mod ping;
 mod replace;
 mod role;
+#[cfg(feature = "failpoints")]
+mod trial;
 
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::context::Context;
 use super::demo::load;
 use super::duration;
-use super::failure::Failure;
+use super::failure::{Failure, Kind};
 use pando_ipc::Holder;
 
 use role::Reporter;
@@ -64,6 +66,9 @@ pub(crate) struct Args {
     /// Set by the acceptance tests: call instance.ping as this instance does, and tell stdout that it was answered
     #[arg(long, hide = true)]
     ping: bool,
+    #[cfg(feature = "failpoints")]
+    #[command(flatten)]
+    trial: trial::Args,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -117,6 +122,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         }),
         ..Options::default()
     };
+    #[cfg(feature = "failpoints")]
+    let options = args.trial.begin(options)?;
     let joined = tokio::select! {
         joined = Instance::join(workdir.clone(), options) => joined,
         end = signals.next() => return end.into_outcome(),
@@ -160,7 +167,13 @@ async fn serve(
     signals: &mut Signals,
 ) -> End {
     let mut roles = instance.role();
-    let load = async { if args.demo_load { load::run(instance).await } else { std::future::pending().await } };
+    let load = async {
+        #[cfg(feature = "failpoints")]
+        if args.trial.is_on() {
+            return args.trial.run(instance).await;
+        }
+        if args.demo_load { load::run(instance).await } else { std::future::pending().await }
+    };
     let ping = async { if args.ping { ping::run(instance).await } else { std::future::pending().await } };
     let replace =
         async { if args.replace { replace::run(instance, workdir).await } else { std::future::pending().await } };
@@ -172,6 +185,8 @@ async fn serve(
             return End::Failed(failure);
         }
         tokio::select! {
+            // A role that has changed is told before anything ends.
+            biased;
             changed = roles.changed() => if changed.is_err() { return End::Asked },
             () = instance.stop_requested() => return End::Asked,
             end = signals.next() => return end,
@@ -220,5 +235,6 @@ fn join_failure(error: JoinError, workdir: &Workdir) -> Failure {
         JoinError::Lock(error) => Failure::lock(&error),
         JoinError::Store(error) => Failure::store(&error),
         JoinError::Bus(error) => Failure::bus(&error),
+        error @ JoinError::Migrations { .. } => Failure::new(Kind::Failed, error.to_string()),
     }
 }

@@ -20,6 +20,9 @@ mod handover;
 mod house;
 mod interop;
 mod ports;
+mod schemas;
+#[path = "../support/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "shared with the fault tests, which need more of it")]
 mod support;
 mod takeover;
 mod wedged;

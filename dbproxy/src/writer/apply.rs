@@ -4,16 +4,16 @@ use std::time::Instant;
 
 use pando_ipc::fault::Code;
 use pando_ipc::{Envelope, Fault};
-use rusqlite::Connection;
 use serde_json::{Value, json};
 
 use super::dedup::{self, Found, Stored};
 use super::thread::Desk;
 use crate::guard::Mode;
+use crate::migrate::MIGRATE;
 use crate::refusal::{Word, expired, from_sqlite, refuse};
 use crate::run::{Limits, Runner};
-use crate::track::{Change, Track};
-use crate::tx::Tx;
+use crate::track::Change;
+use crate::tx::{Tx, after_schema_change};
 use crate::write::{Ack, Outcome, Statement, Work, WriteRequest};
 
 /// Most rows that the statements of one write return. More are refused with `E_TOO_LARGE`.
@@ -141,7 +141,12 @@ impl Desk {
     /// Does the work. Returns its results and the events that it published.
     fn work(&self, request: &WriteRequest) -> Result<(Value, Vec<Envelope>), Fault> {
         let method = request.work.label();
-        let deadline = request.deadline.min(Instant::now() + self.tuning.write_time);
+        let limit = match &request.work {
+            // A schema changes once; its sender says how long that may take.
+            Work::Named { method, .. } if method == MIGRATE => request.deadline,
+            _ => Instant::now() + self.tuning.write_time,
+        };
+        let deadline = request.deadline.min(limit);
         let limits = Limits { rows: RETURNED_ROWS, bytes: RETURNED_BYTES };
         let mode = match &request.work {
             Work::Exec { ddl: true, .. } => Mode::Schema,
@@ -175,28 +180,9 @@ impl Desk {
             };
             results.push(result);
             if ddl {
-                self.after_schema_change(tx.method())?;
+                after_schema_change(&self.connection, self.reserved, tx.method())?;
             }
         }
         Ok(json!(results))
     }
-
-    /// Makes the trackers anew, whatever the statement did to them, and sees that nothing reserved came to be.
-    fn after_schema_change(&self, method: &str) -> Result<(), Fault> {
-        let sqlite = |error: rusqlite::Error| from_sqlite(method, &error, None);
-        Track::renew(&self.connection).map_err(sqlite)?;
-        if reserved_names(&self.connection).map_err(sqlite)? == self.reserved {
-            return Ok(());
-        }
-        let message = "names with _pando_ are reserved, also as the target of a foreign key";
-        Err(refuse(Code::Forbidden, Word::InvalidParams, method, message))
-    }
-}
-
-/// Counts names with our prefix in the schema, and foreign keys that lead to them.
-pub(super) fn reserved_names(connection: &Connection) -> rusqlite::Result<i64> {
-    let sql = "SELECT (SELECT count(*) FROM main.sqlite_schema WHERE name LIKE '\\_pando\\_%' ESCAPE '\\')
-        + (SELECT count(*) FROM pragma_table_list AS t, pragma_foreign_key_list(t.name) AS f
-           WHERE t.schema = 'main' AND f.\"table\" LIKE '\\_pando\\_%' ESCAPE '\\')";
-    connection.query_row(sql, [], |row| row.get(0))
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use pando_ipc::failpoint::{self, Point};
 use pando_ipc::fault::Code;
 use pando_ipc::{Envelope, Fault};
 use rusqlite::Connection;
@@ -27,6 +28,7 @@ use crate::named::Writes;
 use crate::refusal::died;
 use crate::schema::Opened;
 use crate::track::Track;
+use crate::tx::reserved_names;
 use crate::write::{Ack, Durability, WriteRequest};
 
 /// The thread's name.
@@ -149,7 +151,7 @@ impl Desk {
         let journal = Journal::load(&connection, epoch)?;
         signals.head.send_replace(journal.head());
         tracing::info!(instance = options.instance_id, %database, epoch, head = journal.head(), "writer opened");
-        let reserved = super::apply::reserved_names(&connection)?;
+        let reserved = reserved_names(&connection)?;
         Ok(Self {
             connection,
             guard,
@@ -181,11 +183,10 @@ impl Desk {
             checkpointer.wake();
         }
         if !events.is_empty() {
-            let events: Vec<Arc<Envelope>> = events.into_iter().map(Arc::new).collect();
             self.signals.head.send_replace(self.journal.head());
-            if catch_unwind(AssertUnwindSafe(|| (self.on_commit)(&events))).is_err() {
-                tracing::error!("the observer of commits panicked; its events are in the journal");
-            }
+            failpoint::hit(Point::PublishBefore);
+            self.tell(events);
+            failpoint::hit(Point::PublishAfter);
         }
         self.ops_since_pruning += answered.len() as u64;
         answered
@@ -209,10 +210,19 @@ impl Desk {
         match answered {
             Some((job, Err(fault))) if fault.is(Code::Deadline) && Instant::now() < deadline => Err(Box::new(job)),
             Some((_, result)) => {
+                failpoint::hit(Point::ReplyBefore);
                 self.prune();
                 Ok(result)
             }
             None => Ok(Err(died(&label))),
+        }
+    }
+
+    /// Tells the observer of commits.
+    pub(super) fn tell(&self, events: Vec<Envelope>) {
+        let events: Vec<Arc<Envelope>> = events.into_iter().map(Arc::new).collect();
+        if catch_unwind(AssertUnwindSafe(|| (self.on_commit)(&events))).is_err() {
+            tracing::error!("the observer of commits panicked; its events are in the journal");
         }
     }
 
@@ -295,8 +305,10 @@ fn serve(desk: &Mutex<Desk>, mut commands: mpsc::Receiver<Command>, queued_bytes
         if !pending.is_empty() {
             for (job, result) in desk.commit(&mut pending) {
                 queued_bytes.fetch_sub(job.weight, Ordering::Relaxed);
+                failpoint::hit(Point::ReplyBefore);
                 // Whoever asked may have left; the answer is kept for a retry.
                 drop(job.answer.send(result));
+                failpoint::hit(Point::ReplyAfter);
             }
             desk.prune();
         }
