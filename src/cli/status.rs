@@ -168,6 +168,15 @@ async fn ask(context: &Context, workdir: &Workdir) -> Result<(Value, Vec<Value>)
     Ok((info, instances))
 }
 
+/// Says what an acknowledged write has survived.
+fn written(durability: Option<&str>) -> String {
+    match durability {
+        Some("os") => "os: acknowledged once the system has them; a power cut may take the last ones".to_owned(),
+        Some(other) => format!("{other}: acknowledged once they are on the disk"),
+        None => "unknown".to_owned(),
+    }
+}
+
 fn human(report: &Report, palette: Palette) -> String {
     let mut facts = vec![("workdir", report.workdir.display().to_string())];
     match report.state {
@@ -216,6 +225,9 @@ fn led(report: &Report, facts: &mut Vec<(&str, String)>) {
     }
     facts.push(("epoch", text("epoch")));
     facts.push(("head", format!("seq {}", text("head"))));
+    if !info["durability"].is_null() {
+        facts.push(("writes", written(info["durability"].as_str())));
+    }
     if !info["sessions"].is_null() {
         facts.push(("sessions", text("sessions")));
     }
@@ -281,7 +293,7 @@ mod tests {
         report.executable = Some("/bin/pando".into());
         report.primary = Some(json!({
             "instance_id": "inst-A", "role": "primary", "epoch": 3, "pid": 12, "version": "0.1.0", "protocol": 1,
-            "uptime": 61.5, "head": 42, "sessions": 2, "ports": {"pub": 45337, "rpc": 45338},
+            "uptime": 61.5, "head": 42, "durability": "os", "sessions": 2, "ports": {"pub": 45337, "rpc": 45338},
             "bus": {"refusals": {"too_large": 2}},
         }));
         insta::assert_snapshot!(human(&report, Palette::plain()), @r#"
@@ -290,6 +302,7 @@ mod tests {
         up        1m 1s
         epoch     3
         head      seq 42
+        writes    os: acknowledged once the system has them; a power cut may take the last ones
         sessions  2
         ports     pub 45337, rpc 45338
         refused   2: {"too_large":2}
