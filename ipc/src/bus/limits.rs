@@ -26,10 +26,11 @@ pub const DESCRIPTORS_KEPT: usize = 64;
 const HANDSHAKE_SHARE: usize = 8;
 /// Bytes queued for one subscriber. One that lets it fill up is cut off; it resumes by replay.
 pub const EVENT_RING_BYTES: usize = 8 * 1024 * 1024;
-/// Bytes queued for one caller. One that lets its answers fill it up is cut off; it has room for a burst of large ones.
+/// Bytes queued for one caller. One that lets its answers fill it up is cut off. It has room for the answers of all calls
+/// that were in flight when the pause began: 1,024 of 60 KiB each, or sixteen of the largest.
 pub const REPLY_RING_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes queued for one caller above which its requests are not read, so that one who reads no answers stops there.
-pub const REPLY_PAUSE_BYTES: usize = 4 * 1024 * 1024;
+pub const REPLY_PAUSE_BYTES: usize = 1024 * 1024;
 /// Largest answer, and largest event. A larger answer is replaced by `E_TOO_LARGE`; a larger event is dropped and counted.
 pub const MAX_OUTGOING_BYTES: usize = 4 * 1024 * 1024;
 /// Calls in flight of one peer. The one beyond it is answered `E_BUSY` at once. A batch counts as one.

@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::calls::Running;
 use super::doors::Identity;
 use super::limits::Limits;
 use super::owner;
@@ -41,6 +42,8 @@ pub(super) struct Peer {
     pub(super) gone: CancellationToken,
     /// A permit for each call in flight.
     pub(super) calls: Arc<Semaphore>,
+    /// Where its calls are executed; as much room as there are permits.
+    pub(super) started: mpsc::Sender<Running>,
     subscriptions: Mutex<Subscriptions>,
     remote: Remote,
     inode: Option<u32>,
@@ -107,14 +110,21 @@ impl Shared {
         }
     }
 
-    /// Adds a peer that has finished its handshake.
-    pub(super) fn join(&self, Identity { caller, inode }: Identity, role: Role, remote: Remote) -> Arc<Peer> {
+    /// Adds a peer that has finished its handshake; its calls come out of the receiver.
+    pub(super) fn join(
+        &self,
+        Identity { caller, inode }: Identity,
+        role: Role,
+        remote: Remote,
+    ) -> (Arc<Peer>, mpsc::Receiver<Running>) {
         let limits = &self.limits;
         let ring = match role {
             Role::Pub => Ring::new(limits.event_ring_bytes, limits.event_ring_bytes / 2),
             Role::Router => Ring::new(limits.reply_ring_bytes, limits.reply_pause_bytes),
         };
+        let (started, starting) = mpsc::channel(limits.max_calls_per_peer);
         let peer = Arc::new(Peer {
+            started,
             caller,
             role,
             ring,
@@ -133,7 +143,7 @@ impl Shared {
             peer.ring.finish();
         }
         registry.of(role).push(Arc::clone(&peer));
-        peer
+        (peer, starting)
     }
 
     /// Takes a peer out whose connection has ended.

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
 use super::*;
@@ -160,7 +161,7 @@ const CLIENTS: usize = 1_000;
 /// Calls that each of them keeps in flight.
 const IN_FLIGHT: usize = 4;
 /// Answers in all, after which the clients compare.
-const ANSWERS: usize = 60_000;
+const ANSWERS: usize = 40_000;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_clients_are_served_alike() {
@@ -176,11 +177,12 @@ async fn a_thousand_clients_are_served_alike() {
         };
         clients.push(Raw::greet(door, 0, "DEALER").await);
     }
-    let total = Arc::new(AtomicUsize::new(0));
+    let (total, all_there) = (Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(CLIENTS)));
     let mut crowd = JoinSet::new();
     for mut client in clients {
-        let total = Arc::clone(&total);
+        let (total, all_there) = (Arc::clone(&total), Arc::clone(&all_there));
         crowd.spawn(async move {
+            all_there.wait().await;
             let request = br#"{"jsonrpc":"2.0","id":1,"method":"later"}"#;
             for _ in 0..IN_FLIGHT {
                 client.frame(0, request).await;
