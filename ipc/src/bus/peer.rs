@@ -103,6 +103,8 @@ async fn converse<R, W>(
         }
     };
     let (peer, started) = shared.join(identity, role, remote);
+    // It may have said more already than its handshake.
+    peer.bytes_in.store(engine.input().len() as u64, Relaxed);
     tracing::debug!(caller = ?peer.caller, "peer connected");
     if role == Role::Router {
         shared.connections.spawn(calls::run(started));
