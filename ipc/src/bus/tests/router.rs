@@ -1,6 +1,8 @@
 use std::collections::BTreeMap;
 
-use zeromq::ReqSocket;
+use bytes::Bytes;
+use futures::StreamExt;
+use zeromq::{ReqSocket, RouterSocket, SocketEvent};
 
 use super::*;
 
@@ -237,5 +239,26 @@ async fn an_observer_is_refused_what_writes_and_everything_refused_is_counted() 
         assert_eq!(answers[0]["error"]["data"]["code"], json!("E_PEER_UNAUTHORIZED"));
         assert_eq!((&answers[1]["id"], &answers[1]["result"]), (&json!(2), &Value::Null));
         assert_eq!(fixture.refusals("unauthorized"), refused);
+    }
+}
+
+#[tokio::test]
+async fn a_router_of_the_zeromq_crate_calls_too() {
+    let fixture = Fixture::start().await;
+    for endpoint in fixture.rpc() {
+        let mut router = RouterSocket::new();
+        let mut monitor = router.monitor();
+        within(router.connect(&endpoint)).await.unwrap();
+        let name = loop {
+            if let SocketEvent::Connected(_, name) = within(monitor.next()).await.unwrap() {
+                break name;
+            }
+        };
+        let mut message = ZmqMessage::from(Bytes::copy_from_slice(&name));
+        message.push_back(Bytes::new());
+        message.push_back(Bytes::from_static(br#"{"jsonrpc":"2.0","id":1,"method":"later"}"#));
+        within(router.send(message)).await.unwrap();
+        let answer = within(router.recv()).await.unwrap().into_vec();
+        assert_eq!(answer[1..], [&b""[..], br#"{"jsonrpc":"2.0","id":1,"result":null}"#]);
     }
 }
