@@ -91,6 +91,15 @@ impl Hub {
         self.0.position.fetch_max(seq, Ordering::AcqRel);
     }
 
+    /// Tells that the events `from` to `to` could not be had, and goes on behind them. Numbers that were delivered already
+    /// begin anew: it is another journal, or one that lost its end.
+    pub fn resync(&self, from: u64, to: u64) {
+        let position = self.position();
+        let (next, lost) = if from <= position { (from.saturating_sub(1), 1) } else { (to, to - from + 1) };
+        self.0.position.store(next, Ordering::Release);
+        self.lagged(lost);
+    }
+
     /// Hands an event to its subscribers; a durable one that is not later than the position is a duplicate and dropped.
     ///
     /// Durable events must come in order, from one feeder at a time.
@@ -190,6 +199,27 @@ mod tests {
         hub.close();
         assert_eq!((seqs(all).await, seqs(family).await, seqs(one).await), (vec![4, 5, 6], vec![4, 6], vec![5]));
         assert_eq!(hub.position(), 6);
+    }
+
+    #[tokio::test]
+    async fn numbers_that_begin_anew_are_delivered_again() {
+        let hub = Hub::new();
+        hub.start_behind(9);
+        let mut all = hub.subscribe(pattern("*"));
+        hub.resync(1, 9);
+        hub.deliver(&event("a", Some(1)));
+        hub.resync(2, 5);
+        hub.deliver(&event("a", Some(5)));
+        hub.deliver(&event("a", Some(6)));
+        hub.close();
+        let mut seen = Vec::new();
+        while let Some(delivery) = all.recv().await {
+            seen.push(match delivery {
+                Delivery::Event(event) => format!("{}", event.seq.unwrap()),
+                Delivery::Lagged(lost) => format!("lost {lost}"),
+            });
+        }
+        assert_eq!(seen, ["lost 1", "1", "lost 4", "6"]);
     }
 
     #[tokio::test]

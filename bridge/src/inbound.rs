@@ -15,8 +15,7 @@ pub async fn inbound(mut follower: Follower, hub: Hub, stop: CancellationToken) 
             Followed::Lagged(lost) => hub.lagged(lost),
             Followed::Resync(resync) => {
                 tracing::warn!(from = resync.from, to = resync.to, reason = %resync.reason, "events are gone from the journal");
-                hub.start_behind(resync.to);
-                hub.lagged(resync.to.saturating_sub(resync.from) + 1);
+                hub.resync(resync.from, resync.to);
             }
         }
     }

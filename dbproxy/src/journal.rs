@@ -1,19 +1,26 @@
 //! The journal of durable events: numbered by the writer, read by everyone.
 
+mod retention;
+
 use std::collections::HashMap;
 
 use pando_ipc::client::{Page, Resync};
-use pando_ipc::{Envelope, Pattern};
+use pando_ipc::{Envelope, Pattern, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
 
-/// Events that the journal keeps.
-pub const KEPT_EVENTS: u64 = 1_000_000;
+use crate::schema::database_id;
+
+pub use retention::Retention;
+use retention::{Ages, Sizes};
+
 /// Events removed at once, beside a commit: one large DELETE would stall the writer.
 pub(crate) const PRUNE_CHUNK: u64 = 1_000;
 /// Most events in one [`Page`].
 pub const MAX_PAGE_EVENTS: usize = 10_000;
-/// Size at which a [`Page`] ends early, in bytes.
-pub const MAX_PAGE_BYTES: usize = 4 << 20;
+/// Events that are looked at for one [`Page`]: a read transaction keeps the WAL from shrinking.
+const MAX_PAGE_LOOKED_AT: u64 = 100_000;
+/// Size at which a [`Page`] ends early, in bytes. With the largest event behind it, it still fits into an answer.
+pub const MAX_PAGE_BYTES: usize = 1 << 20;
 /// Topics whose last number is kept in memory; when there are more, all are read anew.
 const MAX_TOPICS: usize = 10_000;
 
@@ -27,6 +34,10 @@ pub(crate) struct Journal {
     last: HashMap<Box<str>, u64>,
     /// How to take back what the open transaction appended: topic and its number before.
     undo: Vec<(Box<str>, u64)>,
+    /// Bytes that the open transaction appended.
+    bytes: u64,
+    sizes: Sizes,
+    ages: Ages,
 }
 
 /// A point to which the journal can be taken back.
@@ -34,13 +45,23 @@ pub(crate) struct Journal {
 pub(crate) struct Mark {
     head: u64,
     undo: usize,
+    bytes: u64,
 }
 
 impl Journal {
     /// Reads where the journal stands.
     pub(crate) fn load(connection: &Connection, epoch: u64) -> rusqlite::Result<Self> {
         let (oldest, head) = bounds(connection)?;
-        Ok(Self { epoch, head, oldest, last: HashMap::new(), undo: Vec::new() })
+        Ok(Self {
+            epoch,
+            head,
+            oldest,
+            last: HashMap::new(),
+            undo: Vec::new(),
+            bytes: 0,
+            sizes: Sizes::default(),
+            ages: Ages::default(),
+        })
     }
 
     /// Returns the number of the last event.
@@ -64,6 +85,7 @@ impl Journal {
         self.last.insert(topic.clone(), seq);
         self.undo.push((topic, prev));
         self.head = seq;
+        self.bytes += text.len() as u64;
         Ok(event)
     }
 
@@ -78,12 +100,12 @@ impl Journal {
 
     /// Returns the present point.
     pub(crate) fn mark(&self) -> Mark {
-        Mark { head: self.head, undo: self.undo.len() }
+        Mark { head: self.head, undo: self.undo.len(), bytes: self.bytes }
     }
 
     /// Takes back what was appended since `mark`: its savepoint or transaction was rolled back.
     pub(crate) fn roll_back(&mut self, mark: Mark) {
-        self.head = mark.head;
+        (self.head, self.bytes) = (mark.head, mark.bytes);
         for (topic, seq) in self.undo.drain(mark.undo..).rev() {
             self.last.insert(topic, seq);
         }
@@ -91,26 +113,41 @@ impl Journal {
 
     /// Makes what was appended final: its transaction is committed.
     pub(crate) fn commit(&mut self) {
+        if !self.undo.is_empty() {
+            self.sizes.add(self.head + 1 - self.undo.len() as u64, self.bytes);
+        }
         self.undo.clear();
+        self.bytes = 0;
         if self.last.len() > MAX_TOPICS {
             self.last.clear();
         }
     }
 
-    /// Tells whether a chunk may be removed.
-    pub(crate) fn is_prunable(&self, keep: u64) -> bool {
-        self.head + 1 >= self.oldest.max(1) + keep + PRUNE_CHUNK
-    }
-
-    /// Removes one chunk of what exceeds `keep`, in the open transaction; at most one chunk more is kept.
-    pub(crate) fn prune(&mut self, connection: &Connection, keep: u64) -> rusqlite::Result<()> {
+    /// Tells whether the oldest chunk exceeds a limit. What is kept is measured here, at most a chunk each time.
+    pub(crate) fn is_prunable(&mut self, connection: &Connection, keep: &Retention) -> rusqlite::Result<bool> {
         if self.oldest == 0 {
             self.oldest = bounds(connection)?.0;
         }
-        let kept = if self.oldest == 0 { 0 } else { self.head + 1 - self.oldest };
-        if kept < keep + PRUNE_CHUNK {
-            return Ok(());
+        let end = self.oldest + PRUNE_CHUNK;
+        if self.oldest == 0 || end > self.head {
+            return Ok(false);
         }
+        if self.head + 1 >= end + keep.max_events || self.keep_from(connection, keep.max_bytes)? >= end {
+            return Ok(true);
+        }
+        keep.max_age_s.map_or(Ok(false), |limit| self.ages.is_over(connection, end - 1, limit))
+    }
+
+    /// Returns the first event that the limit of bytes has room for, as far as it is measured.
+    fn keep_from(&mut self, connection: &Connection, max_bytes: u64) -> rusqlite::Result<u64> {
+        if self.sizes.keep_from(max_bytes).is_none() {
+            self.sizes.measure_slowly(connection, self.oldest, self.head)?;
+        }
+        Ok(self.sizes.keep_from(max_bytes).unwrap_or(0))
+    }
+
+    /// Removes the oldest chunk, in the open transaction.
+    pub(crate) fn prune(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         let below = self.oldest + PRUNE_CHUNK;
         remove_below(connection, below)?;
         self.oldest = below;
@@ -122,6 +159,7 @@ impl Journal {
         remove_below(connection, self.head + 1)?;
         (self.head, self.oldest) = (behind, behind + 1);
         self.last.clear();
+        self.sizes.clear();
         Ok(())
     }
 
@@ -161,41 +199,98 @@ pub(crate) fn head(connection: &Connection) -> rusqlite::Result<(u64, u64)> {
 pub(crate) fn since(connection: &Connection, after: u64, patterns: &[Pattern], limit: usize) -> rusqlite::Result<Page> {
     let transaction = connection.unchecked_transaction()?;
     let (oldest, head) = bounds(&transaction)?;
+    let database = database_id(&transaction)?;
     if after > head {
-        let reason = format!("the journal ends at {head}, before position {after}: it was replaced");
-        return Ok(Page { events: Vec::new(), head, resync: Some(Resync { from: head + 1, to: after, reason }) });
+        let reason = format!("the journal ends at {head}, before position {after}");
+        let resync = Some(Resync { from: head + 1, to: after, reason });
+        return Ok(Page { events: Vec::new(), upto: head, head, database, resync });
     }
     let resync = (oldest > after + 1).then(|| Resync {
         from: after + 1,
         to: oldest - 1,
         reason: format!("the journal begins at {oldest}: older events were pruned"),
     });
-    let events = if let [Pattern::Exactly(topic)] = patterns {
-        let sql = "SELECT topic, envelope FROM _pando_event WHERE topic = ?2 AND seq > ?1 ORDER BY seq";
-        collect(transaction.prepare_cached(sql)?.query(params![after, topic.as_str()])?, patterns, limit)?
+    let (events, upto) = if let [Pattern::Exactly(topic)] = patterns {
+        let sql = "SELECT seq, topic, envelope FROM _pando_event WHERE topic = ?2 AND seq > ?1 ORDER BY seq";
+        collect(transaction.prepare_cached(sql)?.query(params![after, topic.as_str()])?, patterns, limit, head)?
     } else {
-        let sql = "SELECT topic, envelope FROM _pando_event WHERE seq > ?1 ORDER BY seq";
-        collect(transaction.prepare_cached(sql)?.query([after])?, patterns, limit)?
+        let last = head.min(after.max(oldest) + MAX_PAGE_LOOKED_AT);
+        let sql = "SELECT seq, topic, envelope FROM _pando_event WHERE seq > ?1 AND seq <= ?2 ORDER BY seq";
+        collect(transaction.prepare_cached(sql)?.query([after, last])?, patterns, limit, last)?
     };
-    Ok(Page { events, head, resync })
+    Ok(Page { events, upto, head, database, resync })
 }
 
-fn collect(mut rows: rusqlite::Rows<'_>, patterns: &[Pattern], limit: usize) -> rusqlite::Result<Vec<Envelope>> {
-    let limit = limit.min(MAX_PAGE_EVENTS);
-    let mut events = Vec::new();
-    let mut bytes = 0;
-    while events.len() < limit && bytes < MAX_PAGE_BYTES {
-        let Some(row) = rows.next()? else { break };
-        let topic = row.get_ref(0)?.as_str()?;
+/// Collects what matches from rows that end at `last`. Returns it, and up to where it is complete.
+fn collect(
+    mut rows: rusqlite::Rows<'_>,
+    patterns: &[Pattern],
+    limit: usize,
+    last: u64,
+) -> rusqlite::Result<(Vec<Envelope>, u64)> {
+    let limit = limit.clamp(1, MAX_PAGE_EVENTS);
+    let (mut events, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = rows.next()? {
+        let topic = row.get_ref(1)?.as_str()?;
         if patterns.iter().any(|pattern| pattern.matches(topic)) {
-            let text = row.get_ref(1)?.as_str()?;
+            let text = row.get_ref(2)?.as_str()?;
             bytes += text.len();
             events.push(serde_json::from_str(text).map_err(|why| {
-                rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, Box::new(why))
+                rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Text, Box::new(why))
             })?);
+            if events.len() >= limit || bytes >= MAX_PAGE_BYTES {
+                return Ok((events, row.get(0)?));
+            }
         }
     }
-    Ok(events)
+    Ok((events, last))
+}
+
+/// Counts the events after `after` that match any pattern and are still there.
+pub(crate) fn count(connection: &Connection, after: u64, patterns: &[Pattern]) -> rusqlite::Result<u64> {
+    let transaction = connection.unchecked_transaction()?;
+    if patterns.contains(&Pattern::All) {
+        let (oldest, head) = bounds(&transaction)?;
+        return Ok(head.saturating_sub(after.max(oldest.saturating_sub(1))));
+    }
+    let mut statement = transaction.prepare_cached("SELECT topic FROM _pando_event WHERE seq > ?1")?;
+    let mut rows = statement.query([after])?;
+    let mut count = 0;
+    while let Some(row) = rows.next()? {
+        let topic = row.get_ref(0)?.as_str()?;
+        count += u64::from(patterns.iter().any(|pattern| pattern.matches(topic)));
+    }
+    Ok(count)
+}
+
+/// Returns the number of the last event before `time`; of those that were pruned, the last.
+///
+/// The search halves the journal: its times ascend with its numbers, as far as the clock did.
+pub(crate) fn last_before(connection: &Connection, time: Timestamp) -> rusqlite::Result<u64> {
+    let transaction = connection.unchecked_transaction()?;
+    let (oldest, head) = bounds(&transaction)?;
+    if head == 0 {
+        return Ok(0);
+    }
+    let mut statement = transaction.prepare_cached("SELECT at, envelope FROM _pando_event WHERE seq = ?1")?;
+    let mut is_before = |seq: u64| {
+        statement.query_row([seq], |row| {
+            let at: i64 = row.get(0)?;
+            if at != time.unix_seconds() {
+                return Ok(at < time.unix_seconds());
+            }
+            let event: Envelope = serde_json::from_str(row.get_ref(1)?.as_str()?).map_err(|why| {
+                rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, Box::new(why))
+            })?;
+            Ok(event.timestamp < time)
+        })
+    };
+    let (mut before, mut behind) = (oldest - 1, head + 1);
+    while behind - before > 1 {
+        let middle = before + (behind - before) / 2;
+        if is_before(middle)? { before = middle } else { behind = middle }
+    }
+    Ok(before)
 }
 
 /// Returns the term that the database is in, by which a writer notices its successor.
@@ -213,6 +308,8 @@ mod tests {
     fn fresh() -> (Connection, Journal) {
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch(include_str!("migrations/0001_pando.sql")).unwrap();
+        let meta = "INSERT INTO _pando_meta VALUES ('database', '67e55044-10b1-426f-9247-bb680e5fe0c8')";
+        connection.execute_batch(meta).unwrap();
         let journal = Journal::load(&connection, 1).unwrap();
         (connection, journal)
     }
@@ -259,6 +356,83 @@ mod tests {
         let both = since(&connection, 0, &[Pattern::new("b.x").unwrap(), Pattern::new("a.y").unwrap()], 9).unwrap();
         assert_eq!((both.head, seqs(both)), (4, vec![2, 3]));
         assert!(all(&connection, 4, "*", 9).events.is_empty());
+        let counted = |after, text| count(&connection, after, &[Pattern::new(text).unwrap()]).unwrap();
+        assert_eq!(
+            [counted(0, "*"), counted(1, "*"), counted(0, "a.*"), counted(1, "a.x"), counted(9, "*")],
+            [4, 3, 3, 1, 0]
+        );
+    }
+
+    #[test]
+    fn a_page_says_up_to_where_it_is_complete() {
+        let (connection, mut journal) = fresh();
+        for topic in ["a", "b", "a", "b", "b"] {
+            append(&connection, &mut journal, topic);
+        }
+        assert_eq!((all(&connection, 0, "a", 1).upto, all(&connection, 0, "a", 9).upto), (1, 5));
+        assert_eq!((all(&connection, 0, "a*", 2).upto, all(&connection, 0, "a*", 9).upto), (3, 5));
+        let long = append_many(&connection, &mut journal, MAX_PAGE_LOOKED_AT);
+        let page = all(&connection, 5, "none.*", 9);
+        assert!(page.events.is_empty() && page.upto < long, "a long search is cut into pages: {}", page.upto);
+        assert_eq!(all(&connection, page.upto, "none.*", 9).upto, long);
+    }
+
+    fn append_many(connection: &Connection, journal: &mut Journal, count: u64) -> u64 {
+        connection.execute_batch("BEGIN").unwrap();
+        for _ in 0..=count {
+            append(connection, journal, "many");
+        }
+        connection.execute_batch("COMMIT").unwrap();
+        journal.head()
+    }
+
+    #[test]
+    fn a_time_has_its_place_among_the_numbers() {
+        let (connection, mut journal) = fresh();
+        let time = |text: &str| serde_json::from_str::<Timestamp>(&format!("\"2026-11-21T02:53:{text}Z\"")).unwrap();
+        let before = |connection: &Connection, text: &str| last_before(connection, time(text)).unwrap();
+        assert_eq!(before(&connection, "37"), 0);
+        for text in ["37", "37.5", "37.75", "39", "41"] {
+            let mut event = Envelope::new("i", Topic::known("a"), json!({}));
+            event.timestamp = time(text);
+            journal.append(&connection, event).unwrap();
+        }
+        let seen = ["36", "37", "37.2", "37.5", "37.6", "38", "39", "41", "42"].map(|text| before(&connection, text));
+        assert_eq!(seen, [0, 0, 1, 1, 2, 3, 3, 4, 5]);
+        connection.execute_batch("DELETE FROM _pando_event WHERE seq < 3").unwrap();
+        assert_eq!(before(&connection, "36"), 2, "nothing older is left");
+    }
+
+    /// Prunes a journal of 5,000 events, loaded anew, and returns how many are kept.
+    fn kept(connection: &Connection, keep: Retention) -> u64 {
+        let mut journal = Journal::load(connection, 1).unwrap();
+        while journal.sizes.measure(connection, journal.oldest, journal.head).unwrap() {}
+        while journal.is_prunable(connection, &keep).unwrap() {
+            journal.prune(connection).unwrap();
+        }
+        connection.query_row("SELECT count(*) FROM _pando_event", [], |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn the_journal_keeps_what_no_limit_excludes() {
+        let (connection, mut journal) = fresh();
+        for _ in 0..5_000 {
+            append(&connection, &mut journal, "a");
+        }
+        journal.commit();
+        let all = Retention::default();
+        assert_eq!(kept(&connection, all), 5_000);
+        assert_eq!(kept(&connection, Retention { max_events: 3_500, ..all }), 4_000);
+        let bytes: u64 =
+            connection.query_row("SELECT sum(length(envelope)) / 5 FROM _pando_event", [], |row| row.get(0)).unwrap();
+        assert_eq!(kept(&connection, Retention { max_bytes: 3 * bytes, ..all }), 3_000);
+        assert_eq!(kept(&connection, Retention { max_age_s: Some(60), ..all }), 3_000);
+        connection.execute("UPDATE _pando_event SET at = at - 100 WHERE seq <= 3800", []).unwrap();
+        assert_eq!(
+            kept(&connection, Retention { max_age_s: Some(60), ..all }),
+            2_000,
+            "a chunk goes when all of it is old"
+        );
     }
 
     #[test]
@@ -268,8 +442,10 @@ mod tests {
         for _ in 0..2 * PRUNE_CHUNK {
             append(&connection, &mut journal, "a");
         }
-        for _ in 0..3 {
-            journal.prune(&connection, 10).unwrap();
+        journal.commit();
+        let keep = Retention { max_events: 10, ..Retention::default() };
+        while journal.is_prunable(&connection, &keep).unwrap() {
+            journal.prune(&connection).unwrap();
         }
         let page = all(&connection, 5, "*", 1);
         assert_eq!(page.events[0].seq, Some(PRUNE_CHUNK + 1));

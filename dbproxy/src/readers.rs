@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use pando_ipc::client::{History, HistoryError, Page};
+use pando_ipc::cursor::Bookmark;
 use pando_ipc::fault::Code;
-use pando_ipc::{Fault, Pattern};
+use pando_ipc::{Fault, Pattern, Timestamp};
 use rusqlite::{Connection, OpenFlags};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
@@ -17,11 +18,13 @@ use uuid::Uuid;
 
 use crate::guard::{Guard, Mode};
 use crate::journal;
-use crate::refusal::{Word, from_sqlite, message_of, refuse};
+use crate::params::Params;
+use crate::refusal::{Word, from_sqlite, internal, message_of, refuse};
+use crate::row::{Row, RowError};
 use crate::run::{Limits, Ran, Runner};
-use crate::schema::{self, STATEMENTS_KEPT};
+use crate::schema::{self, STATEMENTS_KEPT, StoreError};
 use crate::value::SqlValue;
-use crate::write::{Params, Statement};
+use crate::write::Statement;
 
 /// How long a read waits for a lock; WAL readers wait only for a recovery.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -54,6 +57,18 @@ pub struct QueryResult {
     pub rows: Vec<Vec<SqlValue>>,
 }
 
+impl QueryResult {
+    /// Returns the rows, in order.
+    pub fn rows(&self) -> impl Iterator<Item = Row<'_>> {
+        self.rows.iter().map(|values| Row::new(&self.columns, values))
+    }
+
+    /// Reads each row by `row`.
+    pub fn map<T>(&self, mut row: impl FnMut(&Row<'_>) -> Result<T, RowError>) -> Result<Vec<T>, RowError> {
+        self.rows().map(|found| row(&found)).collect()
+    }
+}
+
 /// Where the journal stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
@@ -77,6 +92,9 @@ pub enum ReadError {
     /// The read was refused, or SQLite failed.
     #[error(transparent)]
     Refused(#[from] Fault),
+    /// A row does not read as wanted.
+    #[error(transparent)]
+    Row(#[from] RowError),
     /// The journal did not reach the wanted number in time.
     #[error("database is at event {head}, before {wanted}, and the wait is over")]
     Behind {
@@ -97,9 +115,20 @@ impl History for Readers {
         patterns: &'a [Pattern],
         limit: usize,
     ) -> BoxFuture<'a, Result<Page, HistoryError>> {
-        Box::pin(async move {
-            Self::since(self, after, patterns, limit).await.map_err(|error| HistoryError::Storage(Box::new(error)))
-        })
+        Box::pin(async move { Self::since(self, after, patterns, limit).await.map_err(HistoryError::from) })
+    }
+
+    fn last_before(&self, time: Option<Timestamp>) -> BoxFuture<'_, Result<u64, HistoryError>> {
+        Box::pin(async move { Self::last_before(self, time).await.map_err(HistoryError::from) })
+    }
+}
+
+impl From<ReadError> for HistoryError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::NotReady { .. } => Self::Absent(Box::new(error)),
+            error => Self::Storage(Box::new(error)),
+        }
     }
 }
 
@@ -110,6 +139,7 @@ impl From<ReadError> for Fault {
             ReadError::Refused(fault) => fault,
             ReadError::NotReady { .. } => refuse(Code::NotPrimary, Word::Unreachable, "query", text),
             ReadError::Behind { head, .. } => refuse(Code::Deadline, Word::Timeout, "query", text).with("head", head),
+            ReadError::Row(why) => internal("query", why),
             ReadError::CutOff(_) => refuse(Code::Storage, Word::Internal, "query", text),
         }
     }
@@ -169,6 +199,14 @@ impl Readers {
         .await
     }
 
+    /// Checks that the schema is the one that this binary knows; for an instance that follows, and so does not migrate.
+    pub async fn check_schema(&self) -> Result<(), StoreError> {
+        let path = self.path().to_owned();
+        let checked = self.own(move |connection| Ok(schema::check_current(connection, &path))).await;
+        // What cannot be read now is said by the first read that needs it.
+        checked.unwrap_or(Ok(()))
+    }
+
     /// Returns where the journal stands.
     pub async fn head(&self) -> Result<Head, ReadError> {
         self.own(|connection| journal::head(connection).map(|(seq, epoch)| Head { seq, epoch })).await
@@ -181,10 +219,31 @@ impl Readers {
 
     /// Returns the events after `after` that match any of the patterns: the oldest ones, at most `limit`.
     ///
-    /// A page may be shorter than the limit; it is the last when it is empty or its last event is the head.
+    /// A page may be shorter than the limit, and even empty; it is the last when its `upto` is its `head`.
     pub async fn since(&self, after: u64, patterns: &[Pattern], limit: usize) -> Result<Page, ReadError> {
         let patterns = patterns.to_vec();
         self.own(move |connection| journal::since(connection, after, &patterns, limit)).await
+    }
+
+    /// Counts the events behind a place that match any of the patterns; `None` when its database is not this one.
+    pub async fn unread(&self, bookmark: Bookmark, patterns: &[Pattern]) -> Result<Option<u64>, ReadError> {
+        let patterns = patterns.to_vec();
+        let count = move |connection: &Connection| {
+            let is_here = schema::database_id(connection)? == bookmark.database;
+            is_here.then(|| journal::count(connection, bookmark.seq, &patterns)).transpose()
+        };
+        match self.own(count).await {
+            Err(ReadError::NotReady { .. }) => Ok(None),
+            counted => counted,
+        }
+    }
+
+    /// Returns the number of the last event before `time`, or of the last event of all; 0 when there is none.
+    pub async fn last_before(&self, time: Option<Timestamp>) -> Result<u64, ReadError> {
+        match time {
+            Some(time) => self.own(move |connection| journal::last_before(connection, time)).await,
+            None => Ok(self.head().await?.seq),
+        }
     }
 
     /// Waits until reads here see the event `min_seq`. Returns where the journal stands then.
@@ -282,7 +341,8 @@ fn connect(path: &Path, file: (u64, u64)) -> rusqlite::Result<Reader> {
     let mut connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
-    connection.execute_batch("PRAGMA query_only = ON; PRAGMA temp_store = MEMORY;")?;
+    // Large sorts go to a temporary file: in memory nothing would bound them.
+    connection.execute_batch("PRAGMA query_only = ON; PRAGMA temp_store = FILE;")?;
     let guard = Guard::install(&mut connection)?;
     Ok(Reader { connection, guard, file })
 }

@@ -7,7 +7,9 @@ use pando_ipc::fault::{Code, INTERNAL, INVALID_PARAMS};
 use rusqlite::{Error, ErrorCode};
 use serde_json::json;
 
+use crate::checkpoint::Pinned;
 use crate::guard::{Guard, MAX_SQL_BYTES, MAX_VALUE_BYTES};
+use crate::trouble::Trouble;
 use crate::writer::Fenced;
 
 /// The words by which clients of the documented format tell failures apart.
@@ -50,14 +52,18 @@ pub(crate) fn invalid(method: &str, field: &str, why: impl std::fmt::Display) ->
 
 /// Returns the answer to a named write that does not exist.
 pub(crate) fn unknown_method(method: &str, known: &str) -> Fault {
-    let message = format!("dbproxy: METHOD_NOT_FOUND ({method}): no such write; there are {known}");
+    let message = format!("dbproxy: METHOD_NOT_FOUND ({method}): this primary has no such write; it has {known}");
     Fault { code: INVALID_PARAMS, message, data: Some(json!({"field": "method"})) }
+}
+
+/// Returns the answer to a write whose code is wrong.
+pub(crate) fn internal(method: &str, why: impl std::fmt::Display) -> Fault {
+    Fault { code: INTERNAL, message: text(Word::Internal, method, why.to_string()), data: None }
 }
 
 /// Returns the answer to a write whose code panicked.
 pub(crate) fn panicked(method: &str) -> Fault {
-    let message = text(Word::Internal, method, "the write panicked and was rolled back");
-    Fault { code: INTERNAL, message, data: None }
+    internal(method, "the write panicked and was rolled back")
 }
 
 /// Returns the answer to a request whose deadline passed before it was applied.
@@ -69,6 +75,19 @@ pub(crate) fn expired(method: &str) -> Fault {
 pub(crate) fn queue_is_full(method: &str, retry_after: Duration) -> Fault {
     refuse(Code::BusyQueue, Word::Unreachable, method, "the writer's queue is full; nothing was queued")
         .with("retry_after_ms", u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Returns the answer while a reader keeps the write-ahead log from beginning anew and it has become too large.
+pub(crate) fn wal_is_full(method: &str, pinned: &Pinned, retry_after: Duration) -> Fault {
+    let pids: Vec<String> = pinned.readers.iter().map(|reader| reader.pid.to_string()).collect();
+    let who = if pids.is_empty() { "a reader".to_owned() } else { format!("a read of pid {}", pids.join(", ")) };
+    let megabytes = pinned.wal_bytes >> 20;
+    let message = format!(
+        "{who} keeps the write-ahead log from beginning anew ({megabytes} MiB); end that read, nothing was queued"
+    );
+    refuse(Code::BusyQueue, Word::Unreachable, method, message)
+        .with("retry_after_ms", u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX))
+        .with("readers", json!(pinned.readers))
 }
 
 /// Returns the answer of an instance that takes no writes, or no more.
@@ -87,6 +106,9 @@ pub(crate) fn from_sqlite(method: &str, error: &Error, guard: Option<&Guard>) ->
     // SQLite reports some denials as plain errors; what the guard denied is the reason all the same.
     if let Some(denied) = guard.and_then(Guard::denied) {
         return refuse(Code::Forbidden, Word::InvalidParams, method, denied);
+    }
+    if let Some(trouble) = Trouble::of(error) {
+        return storage(method, message, trouble);
     }
     let code = match error {
         Error::MultipleStatement => {
@@ -118,17 +140,21 @@ pub(crate) fn from_sqlite(method: &str, error: &Error, guard: Option<&Guard>) ->
             method,
             format!("{message}: another program holds the database; nothing was applied"),
         ),
-        ErrorCode::DiskFull
-        | ErrorCode::SystemIoFailure
-        | ErrorCode::DatabaseCorrupt
-        | ErrorCode::NotADatabase
-        | ErrorCode::ReadOnly
-        | ErrorCode::CannotOpen
-        | ErrorCode::NoLargeFileSupport
-        | ErrorCode::FileLockingProtocolFailed
-        | ErrorCode::OutOfMemory => refuse(Code::Storage, Word::Internal, method, message),
         _ => refuse(Code::Sql, Word::InvalidParams, method, message),
     }
+}
+
+/// Returns the answer to a write or a read that the disk did not let through.
+fn storage(method: &str, message: impl AsRef<str>, trouble: Trouble) -> Fault {
+    let fault = refuse(Code::Storage, Word::Internal, method, message);
+    fault.with("reason", trouble.as_str()).with("next", trouble.next_step())
+}
+
+/// Returns the answer to a write whose COMMIT failed in a way that leaves open whether it is on disk.
+pub(crate) fn commit_unknown(method: &str, error: &Error) -> Fault {
+    let message =
+        format!("the disk failed in the middle of a commit ({}); send again with the same op id", message_of(error));
+    refuse(Code::OutcomeUnknown, Word::Internal, method, message)
 }
 
 /// Returns the answer to what exceeds a size limit.

@@ -4,17 +4,21 @@ use std::hash::Hasher;
 use std::time::{Duration, Instant};
 
 use fnv::FnvHasher;
+use pando_ipc::fault::Code;
 use pando_ipc::{Fault, Topic};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use crate::refusal::invalid;
-use crate::store::methods;
-use crate::value::SqlValue;
+use crate::op::OpId;
+use crate::params::Params;
+use crate::readers::QueryResult;
+use crate::refusal::{Word, invalid, refuse};
 
-/// Longest op id, in bytes. A longer one is refused as invalid.
+/// Longest op id, in bytes, its scope not counted. A longer one is refused as invalid.
 pub const MAX_OP_ID_BYTES: usize = 128;
+/// Largest payload of an event, as JSON. A larger one is refused with `E_TOO_LARGE`: every event fits into a frame and into an answer.
+pub const MAX_PAYLOAD_BYTES: usize = 2 << 20;
 /// Most statements in one write. More are refused as invalid.
 pub const MAX_STATEMENTS: usize = 1_000;
 /// Time a write has when its sender names none.
@@ -29,77 +33,6 @@ pub enum Durability {
     Disk,
     /// Handed to the operating system: it survives any death of a process (`synchronous=NORMAL`).
     Os,
-}
-
-/// The parameters of a statement.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Params {
-    /// Values for `?`, `?1`, .. in order.
-    Positional(Vec<SqlValue>),
-    /// Values for `:name`, `@name` or `$name`; without its sign a name means `:name`, `@name` or `$name` alike.
-    Named(Vec<(String, SqlValue)>),
-}
-
-impl Default for Params {
-    fn default() -> Self {
-        Self::Positional(Vec::new())
-    }
-}
-
-impl Params {
-    /// Reads parameters from JSON: an array, an object, or null for none. `field` is named in the fault.
-    pub fn from_json(method: &str, field: &str, value: Option<&Value>) -> Result<Self, Fault> {
-        let read = |path: String, value: &Value| {
-            SqlValue::from_json(value).map_err(|why| invalid(method, &format!("{field}{path}"), why))
-        };
-        match value {
-            None | Some(Value::Null) => Ok(Self::default()),
-            Some(Value::Array(values)) => {
-                let values = values.iter().enumerate().map(|(at, value)| read(format!("[{at}]"), value));
-                values.collect::<Result<_, _>>().map(Self::Positional)
-            }
-            Some(Value::Object(map)) => {
-                let values = map.iter().map(|(name, value)| Ok((name.clone(), read(format!(".{name}"), value)?)));
-                values.collect::<Result<_, _>>().map(Self::Named)
-            }
-            Some(_) => Err(invalid(method, field, "neither an array nor an object")),
-        }
-    }
-
-    /// Returns the parameters as JSON.
-    pub fn to_json(&self) -> Value {
-        match self {
-            Self::Positional(values) => Value::Array(values.iter().map(SqlValue::to_json).collect()),
-            Self::Named(values) => {
-                Value::Object(values.iter().map(|(name, value)| (name.clone(), value.to_json())).collect())
-            }
-        }
-    }
-
-    fn weight(&self) -> usize {
-        match self {
-            Self::Positional(values) => values.iter().map(SqlValue::weight).sum(),
-            Self::Named(values) => values.iter().map(|(name, value)| name.len() + value.weight()).sum(),
-        }
-    }
-}
-
-impl From<Vec<SqlValue>> for Params {
-    fn from(values: Vec<SqlValue>) -> Self {
-        Self::Positional(values)
-    }
-}
-
-impl<const N: usize> From<[SqlValue; N]> for Params {
-    fn from(values: [SqlValue; N]) -> Self {
-        Self::Positional(values.into())
-    }
-}
-
-impl From<()> for Params {
-    fn from((): ()) -> Self {
-        Self::default()
-    }
 }
 
 /// One SQL statement with its parameters.
@@ -128,11 +61,11 @@ pub enum Work {
         /// Whether they may change the schema.
         ddl: bool,
     },
-    /// Runs a write of the agent store.
+    /// Runs a named write, see [`crate::Writes`].
     Named {
         /// Its name, such as `CreateSession`.
         method: String,
-        /// Its params, normalised: plain nulls, every field present.
+        /// Its params, in the form that [`crate::Writes::work`] makes.
         params: Value,
     },
     /// Appends one event to the journal.
@@ -146,21 +79,36 @@ pub enum Work {
         /// The project it belongs to, or empty.
         project_id: String,
     },
+    /// Settles what became of the write with this request's op id: if it is not applied now, it never will be. Its result is an [`Outcome`].
+    Settle,
+}
+
+/// What became of a write.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// It was applied, once.
+    Applied {
+        /// The answer it got.
+        ack: Ack,
+    },
+    /// It was not applied, and will not be: a copy that is still on its way is refused with `E_ABANDONED`.
+    NotApplied,
+    /// The primary cannot tell: it has forgotten this op id.
+    Unknown {
+        /// Why.
+        reason: String,
+    },
 }
 
 impl Work {
-    /// Returns the write of the agent store with that name, its params checked and normalised.
-    pub fn named(method: &str, params: &Value) -> Result<Self, Fault> {
-        let params = methods::find(method)?.normalise(params)?;
-        Ok(Self::Named { method: method.to_owned(), params })
-    }
-
     /// Returns the name that failures and change events carry.
     pub fn label(&self) -> &str {
         match self {
             Self::Exec { .. } => "exec",
             Self::Named { method, .. } => method,
             Self::Publish { .. } => "publish",
+            Self::Settle => "outcome",
         }
     }
 
@@ -174,6 +122,7 @@ impl Work {
             Self::Publish { topic, payload, session_id, project_id } => {
                 json!(["publish", topic, payload, session_id, project_id])
             }
+            Self::Settle => Value::Null,
         }
     }
 
@@ -185,6 +134,7 @@ impl Work {
             }
             Self::Named { method, params } => method.len() + weight_of(params),
             Self::Publish { topic, payload, .. } => topic.as_str().len() + weight_of(payload),
+            Self::Settle => 0,
         }
     }
 }
@@ -192,12 +142,18 @@ impl Work {
 /// A write on its way to the writer. Sent again with the same op id, it applies once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WriteRequest {
-    /// Names the write: 1 to [`MAX_OP_ID_BYTES`] bytes, unique for ever.
-    pub op_id: String,
+    /// Names the write.
+    pub op_id: OpId,
+    /// Writes of the same counting client below this counter have been answered: the primary need not remember them.
+    pub acked: u64,
     /// Binds the op id to this very request.
     pub fingerprint: u64,
     /// The database it is meant for; `None` takes any.
     pub database: Option<Uuid>,
+    /// The term it is meant for, or a later one: a primary of an earlier term refuses it. 0 takes any.
+    ///
+    /// A write that was sent in one term may be applied in the next: that its op id applies once holds across terms, because the op id is stored with the rows.
+    pub epoch: u64,
     /// When it must not begin any more.
     pub deadline: Instant,
     /// The instance it comes from: change events carry it as `instanceId`.
@@ -208,14 +164,11 @@ pub struct WriteRequest {
 
 impl WriteRequest {
     /// Returns a request with its fingerprint, or why the op id or the work cannot be.
-    ///
-    /// The source is part of a named write's fingerprint: clients of the documented format count their request ids
-    /// from 1, and two of them must not take each other's answers.
-    pub fn new(op_id: String, source: String, deadline: Instant, work: Work) -> Result<Self, Fault> {
+    pub fn new(op_id: OpId, source: String, deadline: Instant, work: Work) -> Result<Self, Fault> {
         let method = work.label();
-        if op_id.is_empty() || op_id.len() > MAX_OP_ID_BYTES {
-            let why = format!("has {} bytes, not 1 to {MAX_OP_ID_BYTES}", op_id.len());
-            return Err(invalid(method, "op_id", why));
+        let bytes = op_id.to_string().len();
+        if bytes == 0 || bytes > MAX_OP_ID_BYTES {
+            return Err(invalid(method, "op_id", format!("has {bytes} bytes, not 1 to {MAX_OP_ID_BYTES}")));
         }
         if let Work::Exec { statements, .. } = &work {
             if statements.is_empty() {
@@ -226,24 +179,29 @@ impl WriteRequest {
                 return Err(invalid(method, "statements", why));
             }
         }
+        if let Work::Publish { payload, .. } = &work {
+            check_payload(payload)?;
+        }
         let mut hasher = FnvHasher::default();
         feed(&mut hasher, &work.to_json());
-        if matches!(work, Work::Named { .. }) {
-            hasher.write(source.as_bytes());
-        }
-        Ok(Self { op_id, fingerprint: hasher.finish(), database: None, deadline, source, work })
+        Ok(Self { op_id, acked: 0, fingerprint: hasher.finish(), database: None, epoch: 0, deadline, source, work })
     }
 
-    /// Returns the request, meant for one database alone.
+    /// Returns the request, meant for one database in some term or a later one.
     #[must_use]
-    pub fn for_database(mut self, database: Option<Uuid>) -> Self {
-        self.database = database;
-        self
+    pub fn meant_for(self, database: Option<Uuid>, epoch: u64) -> Self {
+        Self { database, epoch, ..self }
+    }
+
+    /// Returns the request, telling what its client has answers to.
+    #[must_use]
+    pub fn acked(self, acked: u64) -> Self {
+        Self { acked, ..self }
     }
 
     /// Returns about how many bytes the request takes in the queue.
     pub(crate) fn weight(&self) -> usize {
-        self.op_id.len() + self.source.len() + self.work.weight()
+        self.op_id.weight() + self.source.len() + self.work.weight()
     }
 }
 
@@ -277,6 +235,21 @@ fn feed(hasher: &mut FnvHasher, value: &Value) {
     }
 }
 
+/// Refuses a payload that is too large for an event.
+pub(crate) fn check_payload(payload: &Value) -> Result<(), Fault> {
+    /// The most bytes that one byte of text becomes as JSON (`\u001b`).
+    const ESCAPED: usize = 6;
+    // Weighing is cheap; only what might be too large is written out.
+    if weight_of(payload) * ESCAPED > MAX_PAYLOAD_BYTES {
+        let bytes = payload.to_string().len();
+        if bytes > MAX_PAYLOAD_BYTES {
+            let why = format!("payload has {bytes} bytes; the limit is {MAX_PAYLOAD_BYTES}");
+            return Err(refuse(Code::TooLarge, Word::InvalidParams, "publish", why));
+        }
+    }
+    Ok(())
+}
+
 fn weight_of(value: &Value) -> usize {
     match value {
         Value::String(text) => text.len() + 2,
@@ -290,23 +263,40 @@ fn weight_of_map(map: &Map<String, Value>) -> usize {
     map.iter().map(|(key, value)| key.len() + 4 + weight_of(value)).sum::<usize>() + 2
 }
 
+/// What one statement of a write did.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct StatementResult {
+    /// Rows that it inserted, changed or deleted.
+    pub rows_affected: u64,
+    /// The row id it inserted last; 0 when it was no INSERT or inserted nothing.
+    pub last_insert_rowid: i64,
+    /// What a SELECT or a RETURNING returned: `columns` and `rows`.
+    #[serde(flatten)]
+    pub returned: Option<QueryResult>,
+}
+
 /// The answer to a write that is committed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Ack {
+pub struct Ack<T = Value> {
     /// The journal's head after this write: the `seq` of its last event, if it made any.
     pub seq: u64,
     /// The term in which it was applied.
     pub epoch: u64,
     /// How sure it is.
     pub durability: Durability,
-    /// For [`Work::Exec`] one `{rows_affected, last_insert_rowid, columns?, rows?}` per statement; for [`Work::Named`]
-    /// the row or null; for [`Work::Publish`] null.
-    ///
-    /// `last_insert_rowid` is 0 when the statement was no INSERT or inserted nothing.
-    pub results: Value,
+    /// For [`Work::Exec`] one [`StatementResult`] per statement; for [`Work::Named`] its result; for [`Work::Publish`] null.
+    pub results: T,
     /// Whether an earlier delivery of the same op was found and its answer is given again.
     #[serde(default)]
     pub replayed: bool,
+}
+
+impl Ack {
+    /// Returns the acknowledgement with its results read as `T`.
+    pub(crate) fn typed<T: serde::de::DeserializeOwned>(self) -> Result<Ack<T>, serde_json::Error> {
+        let Self { seq, epoch, durability, results, replayed } = self;
+        Ok(Ack { seq, epoch, durability, results: serde_json::from_value(results)?, replayed })
+    }
 }
 
 #[cfg(test)]
@@ -320,21 +310,27 @@ mod tests {
     }
 
     #[test]
+    fn an_event_that_would_not_fit_into_a_frame_is_refused() {
+        let publish = |payload: Value| {
+            let work = Work::Publish {
+                topic: Topic::known("a.b"),
+                payload,
+                session_id: String::new(),
+                project_id: String::new(),
+            };
+            WriteRequest::new("op".into(), "i".into(), Instant::now(), work)
+        };
+        assert!(publish(json!("x".repeat(MAX_PAYLOAD_BYTES - 2))).is_ok());
+        assert!(publish(json!("x".repeat(MAX_PAYLOAD_BYTES))).unwrap_err().is(Code::TooLarge));
+        assert!(publish(json!("\u{1b}".repeat(MAX_PAYLOAD_BYTES / 2))).unwrap_err().is(Code::TooLarge));
+    }
+
+    #[test]
     fn a_fingerprint_is_bound_to_the_content_and_not_to_the_order_of_keys() {
         assert_eq!(publish(json!({"a": 1, "b": [2.5, null]})), publish(json!({"b": [2.5, null], "a": 1})));
         assert_ne!(publish(json!({"a": 1})), publish(json!({"a": "1"})));
         assert_ne!(publish(json!(["ab", "c"])), publish(json!(["a", "bc"])));
         assert_ne!(publish(json!([[1], 2])), publish(json!([[1, 2]])));
-    }
-
-    #[test]
-    fn two_clients_that_count_alike_do_not_take_each_others_answers() {
-        let skill = |source: &str| {
-            let work = Work::named("IncrementSkillUsage", &json!("skill")).unwrap();
-            WriteRequest::new("req-1".into(), source.into(), Instant::now(), work).unwrap().fingerprint
-        };
-        assert_eq!(skill("inst-A"), skill("inst-A"));
-        assert_ne!(skill("inst-A"), skill("inst-B"));
     }
 
     #[test]

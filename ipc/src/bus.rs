@@ -30,7 +30,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::access::Needs;
 use crate::envelope::Envelope;
-use crate::fault::Fault;
+use crate::fault::{Code, Fault};
 use crate::lock::Endpoints;
 use crate::methods::{Call, Methods};
 use crate::ports::Ports;
@@ -201,7 +201,18 @@ impl Bus {
         self.inner.shared.refusal.get_or_init(|| refusal);
     }
 
-    /// Ends the bus: accepts and reads nothing more, lets calls in flight finish, writes what is queued, and closes.
+    /// Waits until no call is in flight, which needs [`Bus::refuse`] first; `false` when time ran out before.
+    pub async fn drain(&self, within: Duration) -> bool {
+        let calls = &self.inner.shared.calls;
+        calls.close();
+        timeout(within, calls.wait()).await.is_ok()
+    }
+
+    /// Ends the bus: accepts nothing more, refuses further calls with `E_NOT_PRIMARY` unless [`Bus::refuse`] said otherwise, lets
+    /// calls in flight finish, writes what is queued, and closes.
+    ///
+    /// Peers that have said hello learn at last how many of their messages were read ([`crate::hello::GOODBYE`]), so that they
+    /// can send the others again.
     ///
     /// What was published before is delivered to every peer that reads it within the time given. When this returns, all
     /// sockets are closed, the ports are free to bind, and the socket files are gone. A call that has not finished in
@@ -209,16 +220,12 @@ impl Bus {
     pub async fn shutdown(&self, within: Duration) {
         let shared = &self.inner.shared;
         let deadline = Instant::now() + within;
+        self.refuse(Fault::new(Code::NotPrimary, "ipc: the primary is leaving; nothing was applied"));
         shared.accepting.cancel();
-        shared.closing.cancel();
         shared.connections.close();
-        shared.calls.close();
-        let drained = async {
-            shared.calls.wait().await;
-            shared.finish_rings();
-            shared.flushed().await;
-        };
-        if timeout_at(deadline, drained).await.is_err() {
+        let drained = self.drain(within).await;
+        shared.closing.cancel();
+        if !drained || timeout_at(deadline, shared.left()).await.is_err() {
             tracing::warn!(?within, stats = ?shared.stats(), "bus closes with calls or messages unfinished");
         } else if timeout(LINGER, shared.connections.wait()).await.is_err() {
             tracing::debug!("some peers keep their connections open");

@@ -36,7 +36,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::hello::{PING, Welcome};
-use crate::lock::LockInfo;
+use crate::lock::{Holder, LockInfo};
 use crate::topic::Pattern;
 use crate::workdir::Workdir;
 
@@ -46,7 +46,7 @@ use feed::Feeds;
 pub use calls::{MAX_UNREAD, MAX_WAITING};
 pub use error::{CallError, Cause};
 pub use follow::{Followed, Follower, Since};
-pub use history::{History, HistoryError, Page, RemoteHistory, Resync};
+pub use history::{History, HistoryError, LocalHistory, Page, RemoteHistory, Resync};
 pub use inbox::{Delivery, INBOX_CAPACITY};
 pub use options::Options;
 pub use subscription::Subscription;
@@ -61,10 +61,19 @@ pub struct Link {
     pub info: LockInfo,
     /// What it said of itself. An older server knows no hello: then this is taken from the lock file, and `database` is nil.
     pub welcome: Welcome,
-    /// It holds the lock, but has not said anything for 2 s, pings included: it hangs, or is stopped. Given up after 6 s.
-    pub unresponsive: bool,
     /// Counts the links of this client.
     number: u64,
+}
+
+/// Whoever holds the lock has not said anything for 2 s or more, pings included: it hangs, or is stopped.
+///
+/// Time in which this process itself was stopped does not count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Silence {
+    /// Who it is, and what its process did when last looked at.
+    pub holder: Holder,
+    /// For how long it has been silent; told again every 500 ms. Its link is given up after 6 s.
+    pub lasted: Duration,
 }
 
 /// A cheap handle to one link; clones share it. See the [module](self) for the whole.
@@ -89,6 +98,7 @@ struct Core {
     /// Tells the feed worker that a subscriber came or went.
     wishes: Notify,
     link: watch::Sender<Option<Link>>,
+    silence: watch::Sender<Option<Silence>>,
     /// Why there is no link.
     trouble: Mutex<Option<Cause>>,
     last_number: AtomicU64,
@@ -112,6 +122,7 @@ impl Client {
             work: Notify::new(),
             wishes: Notify::new(),
             link: watch::Sender::new(None),
+            silence: watch::Sender::new(None),
             trouble: Mutex::default(),
             last_number: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
@@ -128,10 +139,15 @@ impl Client {
     /// Starts a client and waits until it has a link, at most `dial_timeout`.
     pub async fn connect(workdir: Workdir, options: Options) -> Result<Self, CallError> {
         let client = Self::open(workdir, options);
-        let deadline = Instant::now() + client.core.options.dial_timeout;
-        match client.call_by(PING, json!({}), deadline).await {
+        client.linked().await.map(|()| client)
+    }
+
+    /// Waits until there is a link and the primary answers, at most `dial_timeout`.
+    pub async fn linked(&self) -> Result<(), CallError> {
+        let deadline = Instant::now() + self.core.options.dial_timeout;
+        match self.call_by(PING, json!({}), deadline).await {
             // Whatever it answers, there is a link.
-            Ok(_) | Err(CallError::Refused(_)) => Ok(client),
+            Ok(_) | Err(CallError::Refused(_)) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -181,9 +197,15 @@ impl Client {
         self.core.link.subscribe()
     }
 
-    /// Returns why there is no link, as far as it is known.
+    /// Returns how long whoever holds the lock has been silent, to look at or to watch: `None` while all is well.
+    pub fn silence(&self) -> watch::Receiver<Option<Silence>> {
+        self.core.silence.subscribe()
+    }
+
+    /// Returns why there is no link, or none that is of use, as far as it is known.
     pub fn trouble(&self) -> Option<Cause> {
-        if self.core.link.borrow().is_some() { None } else { self.core.trouble().clone() }
+        let silent = self.core.silent_holder();
+        silent.or_else(|| if self.core.link.borrow().is_some() { None } else { self.core.trouble().clone() })
     }
 
     /// Returns how many frames were skipped because they were no events.
@@ -196,6 +218,7 @@ impl Client {
     /// Notifications that were sent are waited for until the primary has read them, at most 1 s. Calls under way end as
     /// [`CallError::Unknown`], subscriptions with `None` behind what they hold.
     pub async fn close(&self) {
+        // Dropped half-way it ends all the same.
         let stop = self.core.stop.clone().drop_guard();
         if self.core.calls().has_unread() {
             // The sockets do not flush when they close, and are read in order: an answer to this shows the rest was read.
@@ -205,6 +228,12 @@ impl Client {
             }
         }
         drop(stop);
+        self.hang_up().await;
+    }
+
+    /// Ends the client for all its handles at once: what it told a primary that is gone need not be waited for.
+    pub async fn hang_up(&self) {
+        self.core.stop.cancel();
         self.tasks.wait().await;
     }
 }
@@ -243,15 +272,19 @@ impl Core {
         self.calls().is_wanted() || !self.feeds().is_empty()
     }
 
-    /// Marks the link's primary as unresponsive, or as well again.
-    fn report(&self, unresponsive: bool) {
-        self.link.send_if_modified(|link| match link {
-            Some(link) if link.unresponsive != unresponsive => {
-                link.unresponsive = unresponsive;
-                true
-            }
-            _ => false,
+    /// Tells that whoever holds the lock is silent, or that all is well.
+    fn report(&self, silence: Option<Silence>) {
+        self.silence.send_if_modified(|known| {
+            let is_news = *known != silence;
+            *known = silence;
+            is_news
         });
+    }
+
+    /// Returns the cause of a failure while whoever holds the lock is silent.
+    fn silent_holder(&self) -> Option<Cause> {
+        let silence = self.silence.borrow();
+        silence.as_ref().map(|it| Cause::Unresponsive { holder: Box::new(it.holder.clone()), silent: it.lasted })
     }
 
     /// Queues a request and waits for what becomes of it.
@@ -283,12 +316,12 @@ impl Core {
                 return Ok(output);
             }
             if self.link.borrow().is_none()
-                && let Some(cause) = self.trouble().clone()
+                && let Some(cause) = self.silent_holder().or_else(|| self.trouble().clone())
             {
                 return Err(cause);
             }
         }
-        Err(Cause::Timeout { after: started.elapsed() })
+        Err(self.silent_holder().unwrap_or(Cause::Timeout { after: started.elapsed() }))
     }
 }
 

@@ -40,10 +40,20 @@ pub const JOINED: &str = "instance.joined";
 pub const LEFT: &str = "instance.left";
 /// An instance became the primary.
 pub const PROMOTED: &str = "instance.promoted";
+/// An application's schema changed.
+pub const MIGRATED: &str = "db.migrated";
+/// A reader keeps the database's write-ahead log from beginning anew, and it has become large.
+pub const WAL_PINNED: &str = "db.wal.pinned";
+/// That reader has gone.
+pub const WAL_RELEASED: &str = "db.wal.released";
 /// Peers were refused or cut off: one event per reason and look, whatever their number; ephemeral.
 pub const DOOR_REFUSED: &str = "door.refused";
 /// The database was replaced by a copy: what was known of its rows is out of date.
 pub const RESTORED: &str = "db.restored";
+/// The primary holds the lock but says nothing: each instance tells itself, nobody publishes it; ephemeral.
+pub const UNRESPONSIVE: &str = "instance.unresponsive";
+/// A primary that said nothing speaks again: each instance tells itself, nobody publishes it; ephemeral.
+pub const RESPONSIVE: &str = "instance.responsive";
 /// Headless instances named in the payload are asked to leave.
 pub const STOP: &str = "instance.stop";
 /// First part of the topics by which a subscriber proves that its subscription is live; ephemeral.
@@ -60,7 +70,7 @@ pub enum TopicError {
     TooLong(usize),
     /// The text holds white space, a control character or a `*` where none may stand.
     #[error(
-        "topic {topic:?} holds {bad:?}; a topic has no spaces, control characters or '*' (patterns are 'a.b', 'a.*' and '*')"
+        "topic {topic:?} holds {bad:?}; a topic has no spaces and no control characters, and only a pattern has a '*' (for any text)"
     )]
     Forbidden {
         /// The text as given.
@@ -70,14 +80,14 @@ pub enum TopicError {
     },
 }
 
-fn check(text: &str) -> Result<(), TopicError> {
+fn check(text: &str, stars: bool) -> Result<(), TopicError> {
     if text.is_empty() {
         return Err(TopicError::Empty);
     }
     if text.len() > MAX_TOPIC_BYTES {
         return Err(TopicError::TooLong(text.len()));
     }
-    match text.chars().find(|c| c.is_control() || c.is_whitespace() || *c == '*') {
+    match text.chars().find(|c| c.is_control() || c.is_whitespace() || *c == '*' && !stars) {
         Some(bad) => Err(TopicError::Forbidden { topic: text.to_owned(), bad }),
         None => Ok(()),
     }
@@ -94,7 +104,7 @@ impl Topic {
     /// Returns the topic for `text`, or why it is none.
     pub fn new(text: impl Into<String>) -> Result<Self, TopicError> {
         let text = text.into();
-        check(&text)?;
+        check(&text, false)?;
         Ok(Self(text.into_boxed_str()))
     }
 
@@ -103,7 +113,7 @@ impl Topic {
     /// # Panics
     /// When `name` is not a valid topic; it is meant for the constants of this module.
     pub fn known(name: &'static str) -> Self {
-        debug_assert!(check(name).is_ok(), "not a topic: {name:?}");
+        debug_assert!(check(name, false).is_ok(), "not a topic: {name:?}");
         Self(name.into())
     }
 
@@ -114,7 +124,8 @@ impl Topic {
 
     /// Tells whether events of this topic skip the journal: they carry no `seq` and may be lost, with notice.
     pub fn is_ephemeral(&self) -> bool {
-        matches!(self.as_str(), LLM_TOKEN | HEARTBEAT | DOOR_REFUSED) || self.as_str().starts_with(PROBE_PREFIX)
+        matches!(self.as_str(), LLM_TOKEN | HEARTBEAT | UNRESPONSIVE | RESPONSIVE | DOOR_REFUSED)
+            || self.as_str().starts_with(PROBE_PREFIX)
     }
 }
 
@@ -144,30 +155,26 @@ impl From<Topic> for String {
     }
 }
 
-/// Selects topics: one exactly (`a.b`), all below a prefix (`a.*`), or all (`*`).
+/// Selects topics: one exactly (`a.b`), all (`*`), or those that a glob describes, in which each `*` stands for any text,
+/// dots included (`a.*`, `db.*.created`).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Pattern {
     /// Every topic.
     All,
-    /// Topics that begin with this text, which ends in a dot.
-    Below(Box<str>),
+    /// Topics that this text describes; it holds a `*`.
+    Glob(Box<str>),
     /// This topic alone.
     Exactly(Topic),
 }
 
 impl Pattern {
-    /// Returns the pattern for `text`: `a.b`, `a.*` or `*`.
+    /// Returns the pattern for `text`: `a.b`, `a.*`, `*.b` or `*`.
     pub fn new(text: &str) -> Result<Self, TopicError> {
-        if text == "*" {
-            return Ok(Self::All);
-        }
-        match text.strip_suffix('*') {
-            Some(prefix) if prefix.ends_with('.') => {
-                check(prefix)?;
-                Ok(Self::Below(prefix.into()))
-            }
-            _ => Ok(Self::Exactly(Topic::new(text)?)),
+        match text {
+            "*" => Ok(Self::All),
+            glob if glob.contains('*') => check(glob, true).map(|()| Self::Glob(glob.into())),
+            topic => Topic::new(topic).map(Self::Exactly),
         }
     }
 
@@ -180,26 +187,34 @@ impl Pattern {
     pub fn matches(&self, topic: &str) -> bool {
         match self {
             Self::All => true,
-            Self::Below(prefix) => topic.starts_with(&**prefix),
+            Self::Glob(glob) => fits(glob, topic),
             Self::Exactly(own) => own.as_str() == topic,
         }
     }
 
-    /// Returns the ZeroMQ subscription that selects the same frames: a frame begins with its topic and a NUL.
+    /// Returns the narrowest ZeroMQ subscription that selects all these frames: a frame begins with its topic and a NUL.
     pub fn subscription(&self) -> String {
         match self {
             Self::All => String::new(),
-            Self::Below(prefix) => prefix.to_string(),
+            Self::Glob(glob) => glob.split('*').next().unwrap_or_default().to_owned(),
             Self::Exactly(topic) => format!("{topic}\0"),
         }
     }
+}
+
+/// Tells whether a topic is what a glob describes.
+fn fits(glob: &str, topic: &str) -> bool {
+    let mut parts = glob.split('*');
+    let (first, last) = (parts.next().unwrap_or_default(), parts.next_back().unwrap_or_default());
+    let Some(rest) = topic.strip_prefix(first).and_then(|rest| rest.strip_suffix(last)) else { return false };
+    parts.try_fold(rest, |rest, part| rest.find(part).map(|at| &rest[at + part.len()..])).is_some()
 }
 
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::All => f.write_str("*"),
-            Self::Below(prefix) => write!(f, "{prefix}*"),
+            Self::Glob(glob) => f.write_str(glob),
             Self::Exactly(topic) => topic.fmt(f),
         }
     }
@@ -243,6 +258,13 @@ mod tests {
         check_matches("a.*", "a.b.c", true);
         check_matches("a.*", "ab.c", false);
         check_matches("a.*", "a", false);
+        check_matches("db.*.created", "db.session.created", true);
+        check_matches("db.*.created", "db.session.updated", false);
+        check_matches("db.*.created", "db.created", false);
+        check_matches("*.created", "db.session.created", true);
+        check_matches("a*b*c", "a.b.b.c", true);
+        check_matches("a*b*c", "a.c", false);
+        check_matches("ab*ba", "aba", false);
     }
 
     #[test]
@@ -250,6 +272,8 @@ mod tests {
         let subscription = |text: &str| Pattern::new(text).unwrap().subscription();
         assert_eq!(subscription("*"), "");
         assert_eq!(subscription("db.*"), "db.");
+        assert_eq!(subscription("db.*.created"), "db.");
+        assert_eq!(subscription("*.created"), "");
         assert_eq!(subscription("db.x"), "db.x\0");
     }
 
@@ -260,7 +284,7 @@ mod tests {
         for bad in ["a b", "a\0b", "a\nb", "a*", "*.a"] {
             assert!(matches!(Topic::new(bad), Err(TopicError::Forbidden { .. })), "{bad:?}");
         }
-        assert!(Pattern::new("a*").is_err());
-        assert!(Pattern::new("*.*").is_err());
+        assert!(Pattern::new("a *").is_err());
+        assert!(Pattern::new("").is_err());
     }
 }

@@ -135,7 +135,7 @@ impl Workdir {
 }
 
 /// Makes a directory that only we may enter, or checks that it is one.
-fn private_dir(path: &Path) -> Result<(), WorkdirError> {
+pub(crate) fn private_dir(path: &Path) -> Result<(), WorkdirError> {
     let unusable = |source| WorkdirError::Unusable { path: path.to_owned(), source };
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => return Ok(()),

@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::args::{Command, Globals};
 use super::environment::Environment;
 use super::failure::{self, Failure};
-use super::holder::Standing;
-use super::output::Palette;
+use super::output::{self, Palette};
+use super::standing::Standing;
 
 /// How long a call may take when nothing else is said.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -76,6 +76,16 @@ impl Context {
         self.globals.timeout.unwrap_or(usual)
     }
 
+    /// Returns how long the command may take, when that was said.
+    pub(crate) fn time_limit(&self) -> Option<Duration> {
+        self.globals.timeout
+    }
+
+    /// Returns how wide a line may be; `None`: as wide as it is.
+    pub(crate) fn width(&self) -> Option<usize> {
+        self.environment.columns.or_else(output::terminal_width)
+    }
+
     /// Returns the workdir: the one named, else the nearest upwards.
     pub(crate) fn workdir(&self) -> Result<Workdir, Failure> {
         let found = match (&self.globals.workdir, &self.environment.current_dir) {
@@ -122,21 +132,43 @@ impl Context {
                 return Err(Failure::no_primary(workdir));
             }
         }
-        let options = Options {
+        let options = self.options(kind);
+        let (patience, began) = (options.dial_timeout, Instant::now());
+        let client = Client::open(workdir.clone(), options);
+        match self.linked(&client).await {
+            Ok(()) => Ok(client),
+            Err(CallError::NotSent(cause @ Cause::ConnectionFailed { .. })) if began.elapsed() >= patience => {
+                Err(Failure::silent(&cause, patience, workdir))
+            }
+            Err(error) => Err(Failure::call(error, workdir)),
+        }
+    }
+
+    /// Waits for the link: until the holder of the lock is known to be silent, or as long as the user said.
+    async fn linked(&self, client: &Client) -> Result<(), CallError> {
+        let mut silence = client.silence();
+        tokio::select! {
+            linked = client.linked() => linked,
+            Ok(_) = silence.wait_for(Option::is_some), if self.globals.timeout.is_none() => {
+                Err(CallError::NotSent(client.trouble().unwrap_or(Cause::Closed)))
+            }
+        }
+    }
+
+    /// Starts a client of `workdir` that looks for a primary as long as it takes.
+    pub(crate) fn open(&self, workdir: &Workdir, kind: Kind) -> Client {
+        Client::open(workdir.clone(), self.options(kind))
+    }
+
+    fn options(&self, kind: Kind) -> Options {
+        Options {
             // A label for one short connection: short enough to read in a table.
             instance_id: format!("cli-{}", &Uuid::new_v4().simple().to_string()[..12]),
             kind,
             headless: false,
             dial_timeout: self.globals.timeout.unwrap_or(DIAL_TIMEOUT),
             call_timeout: self.timeout(),
-        };
-        let (patience, began) = (options.dial_timeout, Instant::now());
-        Client::connect(workdir.clone(), options).await.map_err(|error| match error {
-            CallError::NotSent(cause @ Cause::ConnectionFailed { .. }) if began.elapsed() >= patience => {
-                Failure::silent(&cause, patience, workdir)
-            }
-            error => Failure::call(error, workdir),
-        })
+        }
     }
 
     /// Connects, calls one method and hangs up; one deadline covers all of it.

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use super::context::Context;
 use super::failure::{Failure, Kind};
-use super::holder::Standing;
 use super::output;
+use super::standing::Standing;
 
 /// Pause between two looks at who is still there.
 const LOOK_AGAIN: Duration = Duration::from_millis(25);

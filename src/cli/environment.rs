@@ -9,6 +9,9 @@ const NO_COLOR: &str = "NO_COLOR";
 /// Variable that says what to log, in the form of `tracing`'s filters, such as `pando_ipc=debug`.
 const LOG: &str = "PANDO_LOG";
 
+/// Variable that says how wide a line may be, where that is not a terminal's business.
+const COLUMNS: &str = "COLUMNS";
+
 /// The environment, as far as we care.
 #[derive(Debug)]
 pub(crate) struct Environment {
@@ -20,6 +23,8 @@ pub(crate) struct Environment {
     pub(crate) temp_dir: PathBuf,
     /// Whether colours are unwanted.
     pub(crate) no_color: bool,
+    /// How wide a line may be, when somebody said so.
+    pub(crate) columns: Option<usize>,
     /// What to log.
     pub(crate) log: Option<String>,
     /// Whether the command line asks for JSON, known even when the rest of it is wrong.
@@ -37,6 +42,7 @@ impl Environment {
             home: env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from),
             temp_dir: env::temp_dir(),
             no_color: is_set(NO_COLOR),
+            columns: env::var(COLUMNS).ok().and_then(|columns| columns.parse().ok()).filter(|columns| *columns > 0),
             log: env::var(LOG).ok().filter(|filter| !filter.is_empty()),
             wants_json: env::args_os().any(|arg| arg == "--json"),
         }

@@ -5,15 +5,16 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use pando_dbproxy::StoreError;
+use pando_dbproxy::{StoreError, Trouble};
 use pando_ipc::bus::BusError;
 use pando_ipc::client::{CallError, Cause};
-use pando_ipc::{Code, Fault, LockError, Workdir, WorkdirError, fault};
+use pando_ipc::cursor::CursorError;
+use pando_ipc::{Code, Fault, Holder, LockError, Workdir, WorkdirError, fault};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::holder::{Holder, Standing};
 use super::output::Palette;
+use super::standing::Standing;
 
 /// Why a command ends, one for each documented exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,8 +123,9 @@ impl Failure {
             Cause::NoPrimary { .. } => Self::no_primary(workdir),
             Cause::ConnectionFailed { .. } | Cause::Closed => {
                 let mut failure = Self::new(Kind::Unreachable, format!("cannot reach the primary of {path}: {cause}"));
-                let silent = failure.name_holder(workdir).map(end_it);
-                failure.hints.extend(silent);
+                if failure.name_holder(workdir) {
+                    failure = failure.hint(END_IT);
+                }
                 failure.hint("see who holds the workdir: 'pando status'")
             }
             Cause::Busy { waiting } => {
@@ -138,6 +140,12 @@ impl Failure {
                 failure.name_holder(workdir);
                 failure.hint("give it longer with '--timeout 30s', or see what it does: 'pando status'")
             }
+            Cause::Unresponsive { holder, silent } => Self::new(
+                Kind::Timeout,
+                format!("the primary of {path} has said nothing for {:?} ({holder:#})", rounded(*silent)),
+            )
+            .hint(END_IT)
+            .hint("see who holds the workdir: 'pando status'"),
             Cause::Version { .. } => {
                 let mut failure = Self::new(Kind::Version, format!("cannot talk to the primary of {path}: {cause}"));
                 failure.name_holder(workdir);
@@ -152,9 +160,7 @@ impl Failure {
         match Standing::of(workdir) {
             Ok(Standing::Held(Some(holder))) => {
                 let message = format!("the primary of {path} gave no answer within {patience:?} ({holder}): {cause}");
-                Self::new(Kind::Timeout, message)
-                    .hint(end_it(holder.info.pid))
-                    .hint("see who holds the workdir: 'pando status'")
+                Self::new(Kind::Timeout, message).hint(END_IT).hint("see who holds the workdir: 'pando status'")
             }
             _ => Self::cause(cause, workdir),
         }
@@ -166,7 +172,7 @@ impl Failure {
         match Standing::of(workdir) {
             Ok(Standing::Held(Some(holder))) => {
                 Self::new(Kind::Unreachable, format!("no primary answers in {path} (lock is held by {holder})"))
-                    .hint(end_it(holder.info.pid))
+                    .hint(END_IT)
             }
             Ok(Standing::Held(None)) => Self::new(
                 Kind::Unreachable,
@@ -179,23 +185,24 @@ impl Failure {
         }
     }
 
-    /// Adds who holds the lock, so that the reader knows whom to look at; returns its pid.
-    fn name_holder(&mut self, workdir: &Workdir) -> Option<u32> {
-        let Ok(Standing::Held(Some(holder))) = Standing::of(workdir) else { return None };
+    /// Adds who holds the lock, so that the reader knows whom to look at; tells whether somebody does.
+    fn name_holder(&mut self, workdir: &Workdir) -> bool {
+        let Ok(Standing::Held(Some(holder))) = Standing::of(workdir) else { return false };
         // Writing into a String cannot fail.
         let _written = write!(self.message, " (the lock is held by {holder})");
-        Some(holder.info.pid)
+        true
     }
 
     /// Returns the failure for a refusal: our own codes have exit codes of their own.
     pub(crate) fn refused(fault: Fault) -> Self {
-        const KINDS: [(Code, Kind, &str); 15] = [
+        const KINDS: [(Code, Kind, &str); 16] = [
             (Code::NotPrimary, Kind::Unreachable, "try again: the primary is changing"),
             (Code::Fenced, Kind::Conflict, "try again: a newer primary has taken over"),
             (Code::Busy, Kind::Failed, "try again in a moment: the primary is busy"),
             (Code::BusyQueue, Kind::Failed, "try again in a moment: the write queue is full"),
             (Code::KeyReused, Kind::Conflict, "use a new op id for a new write"),
             (Code::OutcomeUnknown, Kind::Failed, "look at the data before you write again"),
+            (Code::Abandoned, Kind::Conflict, "it was settled as not applied: write under a new op id"),
             (Code::WrongDatabase, Kind::Conflict, "the database was replaced: start again from 'pando status'"),
             (Code::Conflict, Kind::Conflict, "read the row that is there, then decide"),
             (
@@ -211,8 +218,10 @@ impl Failure {
             (Code::Storage, Kind::Failed, "check the disk of the workdir: 'df -h'"),
         ];
         let known = KINDS.iter().find(|(code, ..)| fault.is(*code));
+        // The primary may know better what to do.
+        let next = fault.data.as_ref().and_then(|data| data["next"].as_str()).map(str::to_owned);
         let failure = match known {
-            Some((_, kind, hint)) => Self::new(*kind, fault.message).hint(*hint),
+            Some((_, kind, hint)) => Self::new(*kind, fault.message).hint(next.unwrap_or((*hint).to_owned())),
             None if fault.code == fault::INVALID_PARAMS => {
                 Self::new(Kind::Failed, fault.message).hint("see what each method takes: 'pando ipc methods'")
             }
@@ -220,6 +229,15 @@ impl Failure {
         };
         let data = fault.data.unwrap_or(Value::Null);
         Self { data: Some(Box::new(json!({"rpc_code": fault.code, "data": data}))), ..failure }
+    }
+
+    /// Returns the failure to read or move a cursor.
+    pub(crate) fn cursor(error: &CursorError) -> Self {
+        match error {
+            CursorError::Name(_) => Self::new(Kind::Usage, error.to_string()),
+            CursorError::Workdir(error) => Self::workdir(error),
+            CursorError::Io { .. } | CursorError::Malformed { .. } => Self::new(Kind::Failed, error.to_string()),
+        }
     }
 
     /// Returns the failure to race for the lock or to look at it.
@@ -235,6 +253,9 @@ impl Failure {
                 let dir = path.parent().unwrap_or(path);
                 failure.hint(format!("make it yours and writable: 'ls -ld {}'", dir.display()))
             }
+            LockError::Io { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem => failure
+                .hint("make the file system writable, see 'mount'")
+                .hint("reading needs no primary: 'pando db query'"),
             LockError::Foreign { path } => failure.hint(format!("look at it: 'ls -l {}'", path.display())),
             LockError::Silent { path, .. } => failure.hint(format!("find the holder: 'fuser -v {}'", path.display())),
             _ => failure,
@@ -262,10 +283,20 @@ impl Failure {
 
     /// Returns the failure to open the database.
     pub(crate) fn store(error: &StoreError) -> Self {
+        if let Some(trouble) = error.trouble().filter(|trouble| *trouble != Trouble::Foreign) {
+            return Self::new(Kind::Failed, error.to_string()).hint(trouble.next_step());
+        }
         let (kind, hint) = match error {
+            StoreError::UnsafeFileSystem { .. } => {
+                (Kind::Failed, "work in a directory on a disk of this machine: '--workdir DIR'".into())
+            }
             StoreError::NewerSchema { .. } => {
                 (Kind::Version, "install the newer release, or work in another directory".into())
             }
+            StoreError::OlderSchema { .. } => (
+                Kind::Version,
+                "end the older instances, 'pando down'; the next primary of this release migrates it".into(),
+            ),
             StoreError::MigrationDiffers { path, .. } | StoreError::MigrationFailed { path, .. } => {
                 (Kind::Failed, format!("keep a copy and move it away; Pando then makes a new one: {}", path.display()))
             }
@@ -275,6 +306,9 @@ impl Failure {
             StoreError::NotAFile { path } => (Kind::Failed, format!("look at it: 'ls -l {}'", path.display())),
             StoreError::HardLinked { path, .. } => {
                 (Kind::Failed, format!("find its other name: 'find / -xdev -samefile {}'", path.display()))
+            }
+            StoreError::Settings { path, .. } => {
+                (Kind::Failed, format!("correct it, or move it away to run as usual: {}", path.display()))
             }
             StoreError::NoWal { .. } => (Kind::Failed, "work in a directory on a local disk".into()),
             StoreError::Sqlite { path, .. } => (
@@ -344,10 +378,8 @@ impl Failure {
     }
 }
 
-/// Returns what to do with a holder that stays silent. It may be stopped or deadlocked, so a milder signal need not reach it.
-fn end_it(pid: u32) -> String {
-    format!("if it stays silent, end it and another instance takes over: 'kill -9 {pid}'")
-}
+/// What to do with a holder that stays silent.
+const END_IT: &str = "if it stays silent, end it and another instance takes over: 'pando ipc evict'";
 
 /// Returns what the user waited, as the user said it: the start of the command takes some milliseconds of it.
 fn rounded(waited: Duration) -> Duration {

@@ -1,7 +1,9 @@
 //! `pando ipc`: talk to the primary of this workdir.
 
 pub(crate) mod call;
+pub(crate) mod cursors;
 pub(crate) mod doors;
+pub(crate) mod evict;
 pub(crate) mod instances;
 pub(crate) mod methods;
 pub(crate) mod ports;
@@ -23,8 +25,10 @@ pub(crate) enum Command {
     Ports(ports::Args),
     Call(call::Args),
     Tail(tail::Args),
+    Cursors(cursors::Args),
     Publish(publish::Args),
     Methods(methods::Args),
+    Evict(evict::Args),
 }
 
 /// Runs one of them.
@@ -36,7 +40,9 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
         Command::Ports(args) => ports::run(&args, context),
         Command::Call(args) => call::run(args, context).await,
         Command::Tail(args) => tail::run(args, context).await,
+        Command::Cursors(args) => cursors::run(args, context).await,
         Command::Publish(args) => publish::run(args, context).await,
         Command::Methods(args) => methods::run(args, context).await,
+        Command::Evict(args) => evict::run(args, context).await,
     }
 }

@@ -31,6 +31,12 @@ impl Palette {
         Self { colored: false }
     }
 
+    /// Returns all colours.
+    #[cfg(test)]
+    pub(crate) fn colored() -> Self {
+        Self { colored: true }
+    }
+
     /// Returns the palette for a stream. `no_color` is whether the environment asks for none.
     pub(crate) fn for_stream(color: Color, is_terminal: bool, no_color: bool) -> Self {
         let colored = match color {
@@ -65,6 +71,20 @@ impl Palette {
         self.paint(Style::new().bold(), text)
     }
 
+    /// Paints a text in the colour of the family that a topic belongs to: what stands before its first dot.
+    pub(crate) fn family(self, topic: &str, text: &str) -> String {
+        let color = match topic.split('.').next().unwrap_or_default() {
+            "session" => AnsiColor::Cyan,
+            "message" => AnsiColor::Green,
+            "llm" => AnsiColor::Magenta,
+            "tool" => AnsiColor::Yellow,
+            "instance" => AnsiColor::Blue,
+            "db" => AnsiColor::BrightBlack,
+            _ => return self.heading(text),
+        };
+        self.paint(color.on_default(), text)
+    }
+
     /// Paints what matters less.
     pub(crate) fn faint(self, text: &str) -> String {
         self.paint(Style::new().dimmed(), text)
@@ -89,6 +109,16 @@ pub(crate) fn raw(bytes: &[u8]) -> Result<(), Failure> {
         io::ErrorKind::BrokenPipe => Failure::new(Kind::ReaderGone, "nobody reads our output any more"),
         _ => Failure::io("write to stdout", &error),
     })
+}
+
+/// Tells a person something beside the data: one line on stderr. Nobody is left to tell when that is closed.
+pub(crate) fn note(text: &str) {
+    drop(io::stderr().write_all(format!("{}\n", printable(text)).as_bytes()));
+}
+
+/// Returns how many columns the terminal has that stdout is; `None` when it is none.
+pub(crate) fn terminal_width() -> Option<usize> {
+    rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| usize::from(size.ws_col)).filter(|width| *width > 0)
 }
 
 /// Writes one line.

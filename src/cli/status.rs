@@ -3,15 +3,16 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pando_ipc::{Kind as PeerKind, LockInfo, Timestamp, Workdir, read_lock_for_path};
+use pando_ipc::process::ProcessState;
+use pando_ipc::{Holder, Kind as PeerKind, LockInfo, Timestamp, Workdir};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::context::Context;
 use super::failure::Failure;
-use super::holder::{Holder, Standing};
 use super::output::{self, Palette};
+use super::standing::Standing;
 use super::{duration, ipc};
 
 /// Show who is primary, who else is here, and what to do when something is wrong
@@ -57,6 +58,8 @@ struct Report {
     holder: Option<LockInfo>,
     /// The holder's program.
     executable: Option<PathBuf>,
+    /// What the holder's process does, such as `stopped`.
+    process_state: Option<ProcessState>,
     /// Who held the lock last, when it is free.
     last_holder: Option<LockInfo>,
     instances: Vec<Value>,
@@ -98,6 +101,7 @@ async fn look(workdir: &Workdir, context: &Context) -> Result<(Report, Option<Fa
         primary: None,
         holder: None,
         executable: None,
+        process_state: None,
         last_holder: None,
         instances: vec![],
         problem: None,
@@ -112,8 +116,8 @@ async fn look(workdir: &Workdir, context: &Context) -> Result<(Report, Option<Fa
         Standing::Held(_) => {
             let answer = ask(context, workdir).await;
             // Looked up after the answer: until a new primary has advertised itself, the file names the one before.
-            if let Some(Holder { info, executable }) = read_lock_for_path(workdir).ok().map(Holder::new) {
-                (report.holder, report.executable) = (Some(info), executable);
+            if let Some(Holder { info, executable, state }) = Holder::of(workdir) {
+                (report.holder, report.executable, report.process_state) = (Some(info), executable, state);
             }
             match answer {
                 Ok((info, instances)) => {
@@ -165,8 +169,9 @@ fn human(report: &Report, palette: Palette) -> String {
         State::Silent => {
             facts.push(("state", "the lock is held, but its holder does not answer".to_owned()));
             if let Some(info) = &report.holder {
-                let holder = Holder { info: info.clone(), executable: report.executable.clone() };
-                facts.push(("holder", holder.to_string()));
+                let executable = report.executable.clone();
+                let holder = Holder { info: info.clone(), executable, state: report.process_state };
+                facts.push(("holder", format!("{holder:#}")));
             }
         }
         State::Led => led(report, &mut facts),
@@ -223,6 +228,7 @@ mod tests {
             primary: None,
             holder: None,
             executable: None,
+            process_state: None,
             last_holder: None,
             instances: vec![],
             problem: None,

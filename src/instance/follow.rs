@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pando_bridge::inbound;
 use pando_dbproxy::Remote;
-use pando_ipc::client::{self, Client, Link, Since};
+use pando_ipc::client::{self, Client, Link, LocalHistory, Since};
 use pando_ipc::lock::Candidate;
 use pando_ipc::{Kind, Pattern, hello, topic};
 use serde_json::json;
@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::lead::LOCK_CHECK;
 use super::route::Route;
 use super::terms::Ended;
-use super::{HEARTBEAT, JoinError, Role, Shared};
+use super::{HEARTBEAT, JoinError, Role, Shared, silence};
 
 enum Step {
     Stop,
@@ -32,7 +32,7 @@ pub(super) async fn follow(
     stop: &CancellationToken,
     failed: &mut Option<oneshot::Sender<JoinError>>,
 ) -> Result<Ended, JoinError> {
-    let mut candidate = Candidate::wait(shared.workdir.clone())?;
+    let mut candidate = Candidate::wait(shared.workdir.clone(), &shared.id)?;
     failed.take();
     let client = Client::open(
         shared.workdir.clone(),
@@ -44,10 +44,12 @@ pub(super) async fn follow(
             call_timeout: shared.options.call_timeout,
         },
     );
-    shared.routes.set(Route::Remote(client.clone()), Some(Arc::new(Remote::new(Arc::new(client.clone())))));
+    let writes = shared.options.writes.clone();
+    shared.routes.set(Route::Remote(client.clone()), Some(Arc::new(Remote::new(Arc::new(client.clone()), writes))));
     let term = stop.child_token();
     let tasks = TaskTracker::new();
     tasks.spawn(listen(Arc::clone(shared), client.clone(), term.clone()));
+    tasks.spawn(silence::watch(Arc::clone(shared), client.clone(), term.clone()));
     tasks.close();
 
     let mut link = client.link();
@@ -81,7 +83,7 @@ pub(super) async fn follow(
             Step::CheckLock if candidate.is_current() => {}
             Step::CheckLock => {
                 tracing::warn!("the lock file was removed or replaced: racing for the new one");
-                match Candidate::wait(shared.workdir.clone()) {
+                match Candidate::wait(shared.workdir.clone(), &shared.id) {
                     Ok(anew) => candidate = anew,
                     Err(error) => break Err(JoinError::Lock(error)),
                 }
@@ -90,7 +92,11 @@ pub(super) async fn follow(
     };
     shared.routes.clear();
     term.cancel();
-    client.close().await;
+    match &ended {
+        // Every moment counts, and nobody is left to read our last words.
+        Ok(Ended::Elected(_)) => client.hang_up().await,
+        _ => client.close().await,
+    }
     tasks.wait().await;
     ended
 }
@@ -108,7 +114,7 @@ async fn listen(shared: Arc<Shared>, client: Client, stop: CancellationToken) {
     let Some(Ok(_)) = stop.run_until_cancelled(link.wait_for(Option::is_some)).await else { return };
     // A primary that keeps no journal (an older peer) has no head; its events come without numbers.
     shared.place_hub(shared.readers.head().await.map_or(0, |head| head.seq));
-    let history = Arc::new(shared.readers.clone());
+    let history = Arc::new(LocalHistory::new(Arc::new(shared.readers.clone()), client.clone()));
     let follower = client.follow(vec![Pattern::All], Since::Seq(shared.hub.position()), history);
     inbound(follower, shared.hub.clone(), stop).await;
 }

@@ -161,11 +161,11 @@ fn a_workdir_without_primary_is_said_at_once() {
     hint: start one with 'pando up'
     exit 3
     ");
-    assert_snapshot!(check_fails(&sandbox, 3, &["ipc", "tail"]), @r"
-    $ pando ipc tail
-    error: no primary in [workdir] (lock is free)
-    hint: start one with 'pando up'
-    exit 3
+    assert_snapshot!(check_fails(&sandbox, 5, &["-q", "ipc", "tail", "--limit", "1", "--timeout", "1s"]), @r"
+    $ pando -q ipc tail --limit 1 --timeout 1s
+    error: what was waited for did not come within 1s
+    hint: give it longer with '--timeout 30s', or see who leads: 'pando status'
+    exit 5
     ");
 }
 
@@ -231,7 +231,7 @@ fn a_refused_call_says_why_and_what_to_do() {
     // A topic that is none.
     assert_snapshot!(check_fails(&sandbox, 1, &["ipc", "call", "events.publish", r#"{"topic":"a b"}"#]), @r#"
     $ pando ipc call events.publish {"topic":"a b"}
-    error: dbproxy: INVALID_PARAMS (publish): topic: topic "a b" holds ' '; a topic has no spaces, control characters or '*' (patterns are 'a.b', 'a.*' and '*')
+    error: dbproxy: INVALID_PARAMS (publish): topic: topic "a b" holds ' '; a topic has no spaces and no control characters, and only a pattern has a '*' (for any text)
     hint: see what each method takes: 'pando ipc methods'
     exit 1
     "#);
@@ -295,8 +295,8 @@ fn a_primary_that_is_stopped_is_a_timeout_that_names_it() {
     instance.signal(Signal::CONT);
     assert_snapshot!(silent, @r"
     $ pando --timeout 300ms ipc call instance.info
-    error: the primary of [workdir] gave no answer within 300ms ([inst], pid [pid], [pando], since [time]): connection to [inst] failed: it has not answered yet
-    hint: if it stays silent, end it and another instance takes over: 'kill -9 [pid]'
+    error: the primary of [workdir] gave no answer within 300ms ([inst], pid [pid], stopped, [pando], since [time]): connection to [inst] failed: it has not answered yet
+    hint: if it stays silent, end it and another instance takes over: 'pando ipc evict'
     hint: see who holds the workdir: 'pando status'
     exit 5
     ");

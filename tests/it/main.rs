@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails, and says where")]
 
 mod calls;
+mod cursors;
 mod database;
 mod demo;
+mod disk;
 mod documents;
 mod doors_access;
 mod doors_hostile;
@@ -16,9 +18,12 @@ mod errors;
 mod events;
 mod fencing;
 mod golden;
+mod handover;
 mod house;
 mod interop;
 mod ports;
+mod schemas;
 mod support;
 mod takeover;
+mod wedged;
 mod writes;

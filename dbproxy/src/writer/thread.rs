@@ -12,13 +12,15 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
-use super::dedup::{self, KEPT_OPS, KEPT_OPS_FOR};
+use super::dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR, Keep, Ops};
 use super::{Fenced, OnCommit, QUEUE_WRITES, WriterOptions};
 use crate::checkpoint::Checkpointer;
 use crate::guard::Guard;
-use crate::journal::{Journal, KEPT_EVENTS, PRUNE_CHUNK};
+use crate::journal::{Journal, PRUNE_CHUNK, Retention};
+use crate::named::Writes;
 use crate::schema::Opened;
 use crate::track::Track;
+use crate::tx::reserved_names;
 use crate::write::{Ack, Durability, WriteRequest};
 
 /// The thread's name.
@@ -36,9 +38,11 @@ pub(super) const WRITE_TIME: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub(crate) struct Tuning {
     pub(crate) queue_writes: usize,
-    pub(crate) keep_events: u64,
+    /// In place of the workdir's setting.
+    pub(crate) retention: Option<Retention>,
     pub(crate) keep_ops: u64,
     pub(crate) keep_ops_for: Duration,
+    pub(crate) keep_clients_for: Duration,
     pub(crate) write_time: Duration,
 }
 
@@ -46,9 +50,10 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             queue_writes: QUEUE_WRITES,
-            keep_events: KEPT_EVENTS,
+            retention: None,
             keep_ops: KEPT_OPS,
             keep_ops_for: KEPT_OPS_FOR,
+            keep_clients_for: KEPT_CLIENTS_FOR,
             write_time: WRITE_TIME,
         }
     }
@@ -98,10 +103,12 @@ pub(super) struct Thread {
     pub(super) guard: Guard,
     pub(super) track: Track,
     pub(super) journal: Journal,
+    pub(super) ops: Ops,
     pub(super) database: Uuid,
     pub(super) epoch: u64,
     pub(super) durability: Durability,
     pub(super) workdir: PathBuf,
+    pub(super) writes: Writes,
     pub(super) signals: Signals,
     pub(super) tuning: Tuning,
     /// Names with the reserved prefix; no write may change their number.
@@ -110,6 +117,7 @@ pub(super) struct Thread {
     pub(super) alone: usize,
     on_commit: OnCommit,
     checkpointer: Option<Checkpointer>,
+    retention: Retention,
     ops_since_pruning: u64,
 }
 
@@ -120,28 +128,32 @@ impl Thread {
         checkpointer: Checkpointer,
         signals: Signals,
         tuning: Tuning,
+        retention: Retention,
     ) -> rusqlite::Result<Self> {
         let Opened { connection, guard, database, epoch, .. } = opened;
         let track = Track::install(&connection)?;
         let journal = Journal::load(&connection, epoch)?;
         signals.head.send_replace(journal.head());
         tracing::info!(instance = options.instance_id, %database, epoch, head = journal.head(), "writer opened");
-        let reserved = super::apply::reserved_names(&connection)?;
+        let reserved = reserved_names(&connection)?;
         Ok(Self {
             connection,
             guard,
             track,
             journal,
+            ops: Ops::default(),
             database,
             epoch,
             durability: options.durability,
             workdir: options.workdir,
+            writes: options.writes,
             signals,
             tuning,
             reserved,
             alone: 0,
             on_commit: options.on_commit,
             checkpointer: Some(checkpointer),
+            retention,
             ops_since_pruning: 0,
         })
     }
@@ -216,22 +228,28 @@ impl Thread {
     /// Removes a chunk of what is too old, after the answers. A failure costs nothing but space.
     fn prune(&mut self) {
         let ops = self.ops_since_pruning >= PRUNE_CHUNK;
-        let events = self.journal.is_prunable(self.tuning.keep_events);
+        let events = self.journal.is_prunable(&self.connection, &self.retention).unwrap_or_else(|why| {
+            tracing::warn!(%why, "cannot tell how much the journal holds");
+            false
+        });
         if !ops && !events || self.signals.fenced.borrow().is_some() {
             return;
         }
         self.ops_since_pruning = if ops { 0 } else { self.ops_since_pruning };
         let pruned = self.connection.unchecked_transaction().and_then(|transaction| {
             if events {
-                self.journal.prune(&transaction, self.tuning.keep_events)?;
+                self.journal.prune(&transaction)?;
             }
             if ops {
-                dedup::prune(&transaction, self.tuning.keep_ops, self.tuning.keep_ops_for)?;
+                let Tuning { keep_ops, keep_ops_for, keep_clients_for, .. } = self.tuning;
+                let keep = Keep { ops: keep_ops, ops_for: keep_ops_for, clients_for: keep_clients_for };
+                self.ops.prune(&transaction, keep)?;
             }
             transaction.commit()
         });
         if let Err(why) = pruned {
             self.journal.forget_oldest();
+            self.ops.reload();
             tracing::warn!(%why, "pruning the journal failed");
         }
     }

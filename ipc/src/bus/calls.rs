@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use super::shared::{Peer, Shared};
 use super::stats::Refusal;
 use crate::fault::{Code, Fault};
+use crate::hello::HELLO;
 use crate::methods::{Call, Handler, run_inline};
 use crate::rpc::{Incoming, Request, Response, parse_request};
 use crate::zmtp::encode_reply;
@@ -34,6 +35,9 @@ pub(super) fn serve(shared: &Arc<Shared>, peer: &Arc<Peer>, body: &[u8]) {
 fn single(shared: &Arc<Shared>, peer: &Arc<Peer>, request: Request) {
     shared.counters.calls.fetch_add(1, Relaxed);
     let Request { id, method, params } = request;
+    if method == HELLO {
+        peer.has_said_hello.store(true, Relaxed);
+    }
     let caller = peer.caller.clone();
     let outcome = match admit(shared, peer, &method, &params) {
         Err(refusal) => Err(refusal),
@@ -174,18 +178,24 @@ fn admit(shared: &Shared, peer: &Peer, method: &str, params: &Value) -> Result<(
     })
 }
 
-/// Takes one of the peer's and one of the bus's permits for a call in flight.
-fn permits(shared: &Shared, peer: &Peer) -> Result<[OwnedSemaphorePermit; 2], Fault> {
+/// What a call in flight holds: one of its peer's permits, and one of the bus's unless it is one of the few that every peer may have.
+type Permits = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+
+fn permits(shared: &Shared, peer: &Peer) -> Result<Permits, Fault> {
     let busy = |whose: &str, limit: usize| {
         shared.refuse(peer, Refusal::Busy, || format!("{whose} {limit} calls in flight"));
         Fault::new(Code::Busy, format!("ipc: {whose} {limit} calls in flight, which is the limit"))
             .with("retry_after_ms", RETRY_AFTER_MS)
     };
+    let limits = &shared.limits;
     let own = Arc::clone(&peer.calls).try_acquire_owned();
-    let own = own.map_err(|_| busy("this connection has", shared.limits.max_calls_per_peer))?;
+    let own = own.map_err(|_| busy("this connection has", limits.max_calls_per_peer))?;
+    if limits.max_calls_per_peer - peer.calls.available_permits() <= limits.always_calls_per_peer {
+        return Ok((own, None));
+    }
     let all = Arc::clone(&shared.calls_in_flight).try_acquire_owned();
-    let all = all.map_err(|_| busy("the primary has", shared.limits.max_calls))?;
-    Ok([own, all])
+    let all = all.map_err(|_| busy("the primary has", limits.max_calls))?;
+    Ok((own, Some(all)))
 }
 
 /// Sends one answer; one that is too large is replaced by the fault that says so.

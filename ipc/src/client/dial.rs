@@ -53,7 +53,7 @@ pub(super) async fn dial(info: LockInfo, options: &Options) -> Result<(Dealer, L
     let mut trouble = failed("the primary", &"it advertises no ROUTER endpoint");
     for endpoint in &info.doors().rpc {
         match introduce(endpoint, &info, options).await {
-            Ok((dealer, welcome)) => return Ok((dealer, Link { info, welcome, unresponsive: false, number: 0 })),
+            Ok((dealer, welcome)) => return Ok((dealer, Link { info, welcome, number: 0 })),
             Err(cause @ Cause::Version { .. }) => return Err(cause),
             Err(cause) => trouble = cause,
         }

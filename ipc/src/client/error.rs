@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::fault::Fault;
 use crate::hello::PROTOCOL;
+use crate::lock::Holder;
 
 /// Why a call has no result, told so that the caller can act.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -21,9 +22,9 @@ pub enum CallError {
 }
 
 impl CallError {
-    /// Tells whether time ran out.
+    /// Tells whether time ran out, be it on a primary that says nothing at all.
     pub fn is_timeout(&self) -> bool {
-        matches!(self.cause(), Some(Cause::Timeout { .. }))
+        matches!(self.cause(), Some(Cause::Timeout { .. } | Cause::Unresponsive { .. }))
     }
 
     /// Tells whether no primary could be reached, or the link to it broke.
@@ -76,6 +77,14 @@ pub enum Cause {
     Timeout {
         /// How long the caller waited.
         after: Duration,
+    },
+    /// Whoever holds the lock says nothing: it hangs, or is stopped. Nobody can take over while it lives.
+    #[error("the holder of the lock has been silent for {silent:?} ({holder:#})")]
+    Unresponsive {
+        /// Who it is.
+        holder: Box<Holder>,
+        /// How long it has said nothing.
+        silent: Duration,
     },
     /// The primary speaks another version of the wire.
     #[error("primary {instance_id} (release {version}) speaks protocol {protocol}, this build speaks {PROTOCOL}")]

@@ -5,15 +5,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::history::{History, HistoryError, Page, Resync};
 use super::inbox::Delivery;
 use super::position::{Position, Verdict};
 use super::subscription::Subscription;
 use super::{CallError, Client};
-use crate::envelope::Envelope;
-use crate::hello::HEAD;
+use crate::cursor::Bookmark;
+use crate::envelope::{Envelope, Timestamp};
 use crate::topic::{HEARTBEAT, Pattern, Topic};
 
 /// Most events that are read from the journal at once.
@@ -30,6 +30,10 @@ pub enum Since {
     Now,
     /// After the event with this `seq`.
     Seq(u64),
+    /// Behind this place. In another database, which is told as [`Followed::Resync`], with its first event.
+    Bookmark(Bookmark),
+    /// With the first event of this time or later.
+    Time(Timestamp),
     /// With the oldest event in the journal.
     All,
 }
@@ -47,9 +51,11 @@ pub enum Followed {
 
 /// Events of some patterns, gap-free.
 ///
-/// Every durable event that matches is delivered exactly once; events of one topic come in the order of `seq`, and all
-/// do when everything (`*`) or one topic is followed. With several topics the order holds too, unless the stream loses
-/// a single frame unnoticed: that one then comes late. Ephemeral events come as they are; a loss is told.
+/// Every durable event that matches is delivered exactly once, in the order of `seq`. Should the stream between us and
+/// the primary lose a single frame unnoticed, which ours does not, a follower of several topics gets that one late,
+/// before the next heartbeat. Ephemeral events come as they are; a loss is told.
+///
+/// It needs no primary to read what the journal has, and goes on with the stream once there is one.
 ///
 /// An older primary without journal is followed live only. When the link to it was lost, that is told as
 /// [`Followed::Resync`] from 0 to 0: nobody knows what happened meanwhile.
@@ -63,6 +69,8 @@ pub struct Follower {
     /// Whether there is a journal.
     is_tracked: bool,
     ready: VecDeque<Followed>,
+    /// The last `seq` that was taken from `ready`.
+    taken: u64,
 }
 
 impl fmt::Debug for Follower {
@@ -79,12 +87,12 @@ impl fmt::Debug for Follower {
 /// What a follower does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
+    /// Asks the journal where to begin: behind the last event before this time, or behind the last one of now.
+    Anchor(Option<Timestamp>),
     /// Reads what the journal has, before there is a link: a local journal needs none.
     Early,
     /// Waits until the subscription is live.
-    Link { since_now: bool },
-    /// Asks for the journal's head, to begin there.
-    Anchor,
+    Link,
     /// Reads the journal from the position to its head.
     Replay,
     /// Follows the stream.
@@ -96,79 +104,126 @@ impl Follower {
         let mut subscribed = patterns.clone();
         subscribed.push(Pattern::Exactly(Topic::known(HEARTBEAT)));
         let (stage, floor) = match since {
-            Since::Now => (Stage::Link { since_now: true }, 0),
-            Since::Seq(seq) => (Stage::Early, seq),
+            Since::Now => (Stage::Anchor(None), 0),
+            Since::Time(time) => (Stage::Anchor(Some(time)), 0),
+            Since::Seq(seq) | Since::Bookmark(Bookmark { seq, .. }) => (Stage::Early, seq),
             Since::All => (Stage::Early, 0),
         };
+        let database = if let Since::Bookmark(bookmark) = since { Some(bookmark.database) } else { None };
         Self {
             subscription: Subscription::new(client.clone(), subscribed),
-            position: Position::new(&patterns, floor),
+            position: Position::new(&patterns, floor, database),
             client,
             history,
             patterns,
             stage,
             is_tracked: true,
             ready: VecDeque::new(),
+            taken: floor,
         }
     }
 
-    /// Returns the `seq` up to which everything was taken from this follower: [`Since::Seq`] of it loses nothing.
+    /// Returns the `seq` up to which everything was taken from this follower: one that begins there ([`Since::Seq`],
+    /// with the same patterns) goes on with the next event.
     ///
-    /// With a filter it trails the events taken by at most one heartbeat, so that some may come again.
+    /// It is 0 until the start is fixed.
     pub fn position(&self) -> u64 {
-        let before = |item: &Followed| match item {
-            Followed::Event(event) => event.seq.map(|seq| seq - 1),
-            Followed::Resync(resync) => Some(resync.from.saturating_sub(1)),
-            Followed::Lagged(_) => None,
+        let is_durable = |item: &Followed| match item {
+            Followed::Event(event) => event.seq.is_some(),
+            Followed::Resync(_) => true,
+            Followed::Lagged(_) => false,
         };
-        let floor = self.position.floor();
-        self.ready.iter().find_map(before).map_or(floor, |waiting| waiting.min(floor))
+        if self.ready.iter().any(is_durable) { self.taken } else { self.taken.max(self.position.floor()) }
+    }
+
+    /// Returns [`Follower::position`] together with the database it belongs to, once the journal told which that is.
+    pub fn bookmark(&self) -> Option<Bookmark> {
+        let database = self.position.database()?;
+        Some(Bookmark { database, seq: self.position() })
     }
 
     /// Waits until the start is fixed: with [`Since::Now`], what is published from here on is received.
     ///
     /// Returns false when the client is closed. Without this, the start is fixed by the first [`Follower::recv`].
     pub async fn started(&mut self) -> bool {
-        while matches!(self.stage, Stage::Link { since_now: true } | Stage::Anchor) {
+        let mut is_now = false;
+        loop {
+            match self.stage {
+                Stage::Anchor(time) => is_now = time.is_none(),
+                Stage::Link if is_now => {}
+                _ => return true,
+            }
             if self.step().await.is_none() {
                 return false;
             }
         }
-        true
     }
 
     /// Waits for the next item; `None` once the client is closed. Safe to drop and call again.
     pub async fn recv(&mut self) -> Option<Followed> {
         loop {
-            if let Some(item) = self.ready.pop_front() {
+            if let Some(item) = self.take() {
                 return Some(item);
             }
             self.step().await?;
         }
     }
 
+    /// Waits for the next item, as [`Follower::recv`] does, but ends with `None` once everything up to the event `last`
+    /// was taken, too: a primary is not waited for when the journal can be read without one.
+    pub async fn recv_upto(&mut self, last: u64) -> Option<Followed> {
+        loop {
+            let is_beyond = |item: &Followed| matches!(item, Followed::Event(event) if event.seq > Some(last));
+            if !matches!(self.stage, Stage::Anchor(_)) && self.position() >= last
+                || self.ready.front().is_some_and(is_beyond)
+            {
+                return None;
+            }
+            if let Some(item) = self.take() {
+                return Some(item);
+            }
+            self.step().await?;
+        }
+    }
+
+    fn take(&mut self) -> Option<Followed> {
+        let item = self.ready.pop_front()?;
+        self.taken = match &item {
+            Followed::Event(event) => self.taken.max(event.seq.unwrap_or_default()),
+            Followed::Lagged(_) => self.taken,
+            // What was taken already is no longer there: the numbers begin anew.
+            Followed::Resync(gap) if gap.from <= self.taken => gap.from.saturating_sub(1),
+            Followed::Resync(gap) => gap.to,
+        };
+        Some(item)
+    }
+
     /// Does what is next, which may put items into `ready`; `None` once the client is closed. Safe to drop.
     async fn step(&mut self) -> Option<()> {
         match self.stage {
+            Stage::Anchor(time) => {
+                let asked = self.client.core.stop.run_until_cancelled(self.history.last_before(time)).await?;
+                match asked {
+                    Ok(seq) => {
+                        self.position.start(seq);
+                        self.taken = seq;
+                        self.stage = if time.is_some() { Stage::Early } else { Stage::Link };
+                    }
+                    Err(HistoryError::Unsupported) => self.untrack(),
+                    Err(error) => self.retry(error).await?,
+                }
+            }
             Stage::Early => match self.read().await {
-                Ok(page) => self.turn(page, Stage::Link { since_now: false }),
+                Ok(page) => self.turn(page, Stage::Link),
                 // There is nobody to ask yet. Once there is, the journal is read anyway.
-                Err(_) => self.stage = Stage::Link { since_now: false },
+                Err(_) => self.stage = Stage::Link,
             },
-            Stage::Link { since_now } => {
+            Stage::Link => {
                 if !self.subscription.live().await {
                     return None;
                 }
-                self.stage = if since_now { Stage::Anchor } else { Stage::Replay };
+                self.stage = if self.is_tracked { Stage::Replay } else { Stage::Live };
             }
-            Stage::Anchor => match self.client.call(HEAD, json!({})).await {
-                Ok(head) => {
-                    self.position.start(head.get("seq").and_then(Value::as_u64).unwrap_or_default());
-                    self.stage = Stage::Live;
-                }
-                Err(error) if error.is_method_not_found() => self.untrack(),
-                Err(error) => self.retry(HistoryError::Call(error)).await?,
-            },
             Stage::Replay => match self.read().await {
                 Ok(page) => self.turn(page, Stage::Live),
                 Err(HistoryError::Unsupported) => self.untrack(),
@@ -176,7 +231,7 @@ impl Follower {
             },
             Stage::Live => {
                 let delivery = self.subscription.recv().await?;
-                self.take(delivery);
+                self.heed(delivery);
             }
         }
         Some(())
@@ -199,7 +254,7 @@ impl Follower {
     fn untrack(&mut self) {
         tracing::debug!("the primary keeps no journal: events are followed live only");
         self.is_tracked = false;
-        self.stage = Stage::Live;
+        self.stage = Stage::Link;
     }
 
     /// Waits a little before the next attempt; `None` when the client is closed.
@@ -215,7 +270,7 @@ impl Follower {
     }
 
     /// Decides what a delivery means. What the stream lost is read from the journal next.
-    fn take(&mut self, delivery: Delivery) {
+    fn heed(&mut self, delivery: Delivery) {
         match delivery {
             Delivery::Event(event) => self.event(event),
             Delivery::Lagged(count) if !self.is_tracked => self.ready.push_back(Followed::Lagged(count)),
@@ -224,7 +279,7 @@ impl Follower {
                 self.ready.push_back(Followed::Resync(Resync { from: 0, to: 0, reason }));
                 // Its successor may keep one.
                 self.is_tracked = true;
-                self.stage = if self.position.floor() == 0 { Stage::Anchor } else { Stage::Replay };
+                self.stage = if self.position.floor() == 0 { Stage::Anchor(None) } else { Stage::Replay };
             }
             Delivery::Lagged(_) | Delivery::Relinked { .. } => self.stage = Stage::Replay,
         }

@@ -1,14 +1,17 @@
 //! The journal of durable events, wherever it is read from.
 
 use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::{CallError, Client};
-use crate::envelope::Envelope;
-use crate::hello::SINCE;
+use crate::envelope::{Envelope, Timestamp};
+use crate::hello::{HEAD, SINCE};
 use crate::topic::Pattern;
 
 /// A stretch of the journal.
@@ -16,9 +19,13 @@ use crate::topic::Pattern;
 pub struct Page {
     /// Durable events in ascending order of `seq`, all later than the position that was asked for.
     pub events: Vec<Envelope>,
-    /// `seq` of the journal's last event. It was read no later than `events`: there is nothing between them and it
-    /// but what the limit cut off.
+    /// Everything that was asked for up to this `seq` is in `events`: the next page begins behind it.
+    pub upto: u64,
+    /// `seq` of the journal's last event: when it is `upto`, this page is the last.
     pub head: u64,
+    /// The database's own id: a position in another database means nothing in this one.
+    #[serde(default)]
+    pub database: Uuid,
     /// What can no longer be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resync: Option<Resync>,
@@ -41,6 +48,9 @@ pub enum HistoryError {
     /// There is no journal: the primary is an older one.
     #[error("the primary keeps no journal")]
     Unsupported,
+    /// There is no file of the journal, or none yet.
+    #[error("there is no journal here: {0}")]
+    Absent(Box<dyn Error + Send + Sync>),
     /// The primary could not be asked.
     #[error("cannot read the journal from the primary: {0}")]
     Call(CallError),
@@ -56,7 +66,7 @@ pub enum HistoryError {
 pub trait History: Send + Sync {
     /// Returns the events after position `after` that match any of the patterns: the oldest ones, at most `limit`.
     ///
-    /// A page may be shorter than the limit; it is the last when it is empty or its last event is the head.
+    /// A page may be shorter than the limit, and even empty; it is the last when its `upto` is its `head`.
     /// The future may be dropped at any time.
     fn since<'a>(
         &'a self,
@@ -64,6 +74,55 @@ pub trait History: Send + Sync {
         patterns: &'a [Pattern],
         limit: usize,
     ) -> BoxFuture<'a, Result<Page, HistoryError>>;
+
+    /// Returns the `seq` of the last event before `time`, or of the last event of all; 0 when there is none.
+    ///
+    /// Of events that retention took, the last one counts as the first that is before anything.
+    fn last_before(&self, time: Option<Timestamp>) -> BoxFuture<'_, Result<u64, HistoryError>>;
+}
+
+/// The journal as a file has it; where there is none, as the primary serves it.
+pub struct LocalHistory {
+    file: Arc<dyn History>,
+    primary: RemoteHistory,
+}
+
+impl fmt::Debug for LocalHistory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalHistory").finish_non_exhaustive()
+    }
+}
+
+impl LocalHistory {
+    /// Returns the journal that `file` reads, or the one of the client's primary while that finds none.
+    pub fn new(file: Arc<dyn History>, client: Client) -> Self {
+        Self { file, primary: RemoteHistory(client) }
+    }
+}
+
+impl History for LocalHistory {
+    fn since<'a>(
+        &'a self,
+        after: u64,
+        patterns: &'a [Pattern],
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Page, HistoryError>> {
+        Box::pin(async move {
+            match self.file.since(after, patterns, limit).await {
+                Err(HistoryError::Absent(_)) => self.primary.since(after, patterns, limit).await,
+                read => read,
+            }
+        })
+    }
+
+    fn last_before(&self, time: Option<Timestamp>) -> BoxFuture<'_, Result<u64, HistoryError>> {
+        Box::pin(async move {
+            match self.file.last_before(time).await {
+                Err(HistoryError::Absent(_)) => self.primary.last_before(time).await,
+                read => read,
+            }
+        })
+    }
 }
 
 /// The journal as the primary serves it (`events.since`).
@@ -81,12 +140,23 @@ impl History for RemoteHistory {
         limit: usize,
     ) -> BoxFuture<'a, Result<Page, HistoryError>> {
         Box::pin(async move {
-            let params = json!({"after": after, "topics": patterns, "limit": limit});
-            match self.0.call(SINCE, params).await {
-                Ok(page) => serde_json::from_value(page).map_err(HistoryError::Malformed),
-                Err(error) if error.is_method_not_found() => Err(HistoryError::Unsupported),
-                Err(error) => Err(HistoryError::Call(error)),
-            }
+            let page = self.ask(SINCE, json!({"after": after, "topics": patterns, "limit": limit})).await?;
+            serde_json::from_value(page).map_err(HistoryError::Malformed)
+        })
+    }
+
+    fn last_before(&self, time: Option<Timestamp>) -> BoxFuture<'_, Result<u64, HistoryError>> {
+        Box::pin(async move {
+            let head = self.ask(HEAD, json!({"before": time})).await?;
+            Ok(head.get("seq").and_then(Value::as_u64).unwrap_or_default())
+        })
+    }
+}
+
+impl RemoteHistory {
+    async fn ask(&self, method: &str, params: Value) -> Result<Value, HistoryError> {
+        self.0.call(method, params).await.map_err(|error| {
+            if error.is_method_not_found() { HistoryError::Unsupported } else { HistoryError::Call(error) }
         })
     }
 }

@@ -4,14 +4,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::json;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::calls::Outgoing;
 use super::error::{CallError, Cause};
 use super::socket::Dealer;
-use super::{Core, Link, dial};
-use crate::hello::PING;
-use crate::rpc::parse_response;
+use super::{Core, Link, Silence, dial};
+use crate::fault::Code;
+use crate::hello::{GOODBYE, PING};
+use crate::lock::{Holder, LockInfo};
+use crate::rpc::{Incoming, parse_request, parse_response};
 
 /// Pauses between attempts, while somebody waits for the link; the last one repeats.
 const PAUSES_MS: [u64; 7] = [1, 2, 5, 10, 20, 50, 100];
@@ -27,6 +29,9 @@ const PING_AFTER_TICKS: u32 = 2;
 const UNRESPONSIVE_AFTER_TICKS: u32 = 4;
 /// After so many the link is given up: 6 s.
 const LOST_AFTER_TICKS: u32 = 12;
+
+/// Why a link ends that the primary ended in good order.
+const LEFT: &str = "the primary has left";
 
 /// The growing pauses between attempts.
 #[derive(Debug, Default)]
@@ -64,41 +69,61 @@ enum Beat {
     GiveUp,
 }
 
-/// Whether the primary still speaks. It counts ticks, not time, so that our own long sleep is not held against the primary.
+/// Whether the holder of the lock still speaks. It counts ticks, not time, so that our own long sleep is not held against it.
 #[derive(Debug, Default)]
 struct Pulse {
     silent_ticks: u32,
+    /// Whose silence is counted.
+    holder: Option<LockInfo>,
 }
 
 impl Pulse {
-    /// Something was heard; tells whether the primary had been reported as unresponsive.
+    /// Something was heard; tells whether the holder had been reported as unresponsive.
     fn heard(&mut self) -> bool {
         std::mem::take(&mut self.silent_ticks) >= UNRESPONSIVE_AFTER_TICKS
     }
 
-    fn tick(&mut self) -> Beat {
+    /// Counts a tick in which `holder` has said nothing. With another one the count starts over.
+    fn tick(&mut self, holder: &LockInfo) -> Beat {
+        if self.holder.as_ref() != Some(holder) {
+            *self = Self { silent_ticks: 0, holder: Some(holder.clone()) };
+        }
         self.silent_ticks += 1;
         match self.silent_ticks {
             PING_AFTER_TICKS => Beat::Ping,
-            UNRESPONSIVE_AFTER_TICKS => Beat::Report,
             LOST_AFTER_TICKS.. => Beat::GiveUp,
+            UNRESPONSIVE_AFTER_TICKS.. => Beat::Report,
             _ => Beat::Nothing,
         }
     }
+
+    /// Returns what to report of a holder that has said nothing for too long.
+    fn silence(&self) -> Option<Silence> {
+        let holder = self.holder.clone().filter(|_| self.silent_ticks >= UNRESPONSIVE_AFTER_TICKS)?;
+        Some(Silence { holder: Holder::new(holder), lasted: TICK * self.silent_ticks })
+    }
+}
+
+/// The ticks in which a link, or the search for one, is looked at.
+fn ticks() -> Interval {
+    let mut ticks = tokio::time::interval_at(Instant::now() + TICK, TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 /// Keeps the link until the client is closed; then fails whatever still waits.
 pub(super) async fn keep(core: &Core) {
     let mut backoff = Backoff::default();
+    let mut pulse = Pulse::default();
     let mut number = 0;
     let endless = async {
         loop {
-            let (mut dealer, link) = connected(core, &mut backoff).await;
+            let (mut dealer, link) = linked(core, &mut backoff, &mut pulse).await;
             number += 1;
             tracing::debug!(instance = link.info.instance_id, epoch = link.welcome.epoch, "linked to the primary");
             let (since, epoch) = (Instant::now(), link.welcome.epoch);
             core.link.send_replace(Some(Link { number, ..link.clone() }));
-            let cause = pump(core, &mut dealer, &link).await;
+            let cause = pump(core, &mut dealer, &link, &mut pulse).await;
             tracing::debug!(epoch, %cause, "link lost");
             core.set_trouble(cause.clone());
             core.calls().lose(&cause);
@@ -109,6 +134,32 @@ pub(super) async fn keep(core: &Core) {
     let _never: Option<()> = core.stop.run_until_cancelled(endless).await;
     core.calls().close();
     core.link.send_replace(None);
+}
+
+/// Tries until there is a link, and tells meanwhile when whoever holds the lock says nothing.
+async fn linked(core: &Core, backoff: &mut Backoff, pulse: &mut Pulse) -> (Dealer, Link) {
+    let mut ticks = ticks();
+    let connected = connected(core, backoff);
+    tokio::pin!(connected);
+    loop {
+        tokio::select! {
+            linked = &mut connected => {
+                pulse.heard();
+                core.report(None);
+                return linked;
+            }
+            _ = ticks.tick() => match dial::advertised(&core.workdir) {
+                Ok(holder) => {
+                    pulse.tick(&holder);
+                    core.report(pulse.silence());
+                }
+                Err(_nobody) => {
+                    *pulse = Pulse::default();
+                    core.report(None);
+                }
+            },
+        }
+    }
 }
 
 /// Tries until there is a link.
@@ -155,12 +206,15 @@ enum Step {
 }
 
 /// Moves messages over one link until it is lost, and tells why.
-async fn pump(core: &Core, dealer: &mut Dealer, link: &Link) -> Cause {
-    let mut pulse = Pulse::default();
-    let mut ticks = tokio::time::interval_at(Instant::now() + TICK, TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+async fn pump(core: &Core, dealer: &mut Dealer, link: &Link, pulse: &mut Pulse) -> Cause {
+    let mut ticks = ticks();
+    let mut is_leaving = false;
     loop {
-        if let Err(cause) = send_waiting(core, dealer).await {
+        if is_leaving {
+            if !core.calls().awaits_answers() {
+                return dealer.failure(&LEFT);
+            }
+        } else if let Err(cause) = send_waiting(core, dealer).await {
             return cause;
         }
         let step = tokio::select! {
@@ -171,24 +225,35 @@ async fn pump(core: &Core, dealer: &mut Dealer, link: &Link) -> Cause {
         match step {
             Step::Heard(body) => {
                 if pulse.heard() {
-                    core.report(false);
+                    core.report(None);
                 }
-                settle(core, &body);
+                match settle(core, &body) {
+                    Said::Answer => {}
+                    Said::NotPrimary => is_leaving = true,
+                    Said::Goodbye { read } => {
+                        core.calls().put_back_unread(read);
+                        return dealer.failure(&LEFT);
+                    }
+                }
             }
             Step::Lost(cause) => return cause,
             Step::Work => {}
             Step::Tick if dial::is_superseded(&core.workdir, &link.info) => {
                 return dealer.failure(&"the lock file names another primary by now");
             }
-            Step::Tick => match pulse.tick() {
+            Step::Tick => match pulse.tick(&link.info) {
                 Beat::Nothing => {}
                 Beat::Ping => {
                     if let Err(cause) = ping(core, dealer).await {
                         return cause;
                     }
                 }
-                Beat::Report => core.report(true),
-                Beat::GiveUp => return dealer.failure(&"the primary holds the lock but does not answer pings"),
+                Beat::Report => core.report(pulse.silence()),
+                Beat::GiveUp => {
+                    core.report(pulse.silence());
+                    let unknown = || dealer.failure(&"the primary does not answer pings");
+                    return core.silent_holder().unwrap_or_else(unknown);
+                }
             },
         }
     }
@@ -197,16 +262,14 @@ async fn pump(core: &Core, dealer: &mut Dealer, link: &Link) -> Cause {
 /// Hands everything that waits to the socket.
 async fn send_waiting(core: &Core, dealer: &mut Dealer) -> Result<(), Cause> {
     loop {
-        let (next, wants_fence) = {
-            let mut calls = core.calls();
-            (calls.next(), calls.wants_fence())
-        };
+        let wants_fence = core.calls().wants_fence();
         if wants_fence {
             ping(core, dealer).await?;
         }
+        let next = core.calls().next(dealer.sent() + 1);
         let Some(Outgoing { number, body, answered }) = next else { return Ok(()) };
-        if let Err(cause) = dealer.send(body.clone()).await {
-            core.calls().put_back(Outgoing { number, body, answered });
+        if let Err(cause) = dealer.send(body).await {
+            core.calls().put_back(number);
             return Err(cause);
         }
         if !answered {
@@ -220,24 +283,46 @@ async fn ping(core: &Core, dealer: &mut Dealer) -> Result<(), Cause> {
     core.calls().fence(number);
     dealer.send(dial::encode(Some(number), PING, json!({}))).await
 }
+/// What a message from the primary comes to.
+#[derive(Debug, PartialEq)]
+enum Said {
+    /// An answer, or nothing of use.
+    Answer,
+    /// It is not the primary any more, or will not be soon: it applies nothing, and refuses whatever else it reads.
+    NotPrimary,
+    /// Its last word: how many of our messages it has read.
+    Goodbye { read: u64 },
+}
 
-/// Gives an answer to whoever waits for it.
-fn settle(core: &Core, body: &[u8]) {
+/// Gives an answer to whoever waits for it. What a leaving primary refused waits for the next one.
+fn settle(core: &Core, body: &[u8]) -> Said {
     let answer = match parse_response(body) {
         Ok(answer) => answer,
         Err(error) => {
             tracing::warn!(%error, "unreadable answer from the primary");
-            return;
+            return Said::Answer;
         }
     };
     match (answer.id.as_number(), answer.outcome) {
+        (Some(number), Err(fault)) if fault.is(Code::NotPrimary) || fault.is(Code::Fenced) => {
+            core.calls().put_back(number);
+            return Said::NotPrimary;
+        }
         // Duplicates, late answers and our own pings end here: nobody waits for them.
         (Some(number), outcome) => {
             core.calls().answered(number, outcome.map_err(CallError::Refused));
         }
         (None, Err(fault)) => tracing::warn!(%fault, "the primary could not read a request of ours"),
-        (None, Ok(_)) => tracing::debug!("an answer without id"),
+        (None, Ok(_)) => return goodbye(body).unwrap_or(Said::Answer),
     }
+    Said::Answer
+}
+
+/// Reads the last word of a leaving primary.
+fn goodbye(body: &[u8]) -> Option<Said> {
+    let Ok(Incoming::Single(said)) = parse_request(body) else { return None };
+    let read = said.params.get("read")?.as_u64()?;
+    (said.method == GOODBYE).then_some(Said::Goodbye { read })
 }
 
 #[cfg(test)]
@@ -246,12 +331,26 @@ mod tests {
 
     #[test]
     fn silence_is_asked_about_then_reported_then_ended() {
+        let info: LockInfo = serde_json::from_str(include_str!("../../../tests/golden/ipc.lock")).unwrap();
         let mut pulse = Pulse::default();
-        let beats: Vec<_> = (0..LOST_AFTER_TICKS).map(|_| pulse.tick()).collect();
+        let beats: Vec<_> = (0..LOST_AFTER_TICKS).map(|_| pulse.tick(&info)).collect();
         let at = |beat| beats.iter().position(|it| *it == beat).unwrap() + 1;
         assert_eq!((at(Beat::Ping), at(Beat::Report), at(Beat::GiveUp)), (2, 4, 12));
+        assert_eq!(pulse.silence().unwrap().lasted, Duration::from_secs(6));
         assert!(pulse.heard());
-        assert_eq!((pulse.heard(), pulse.tick()), (false, Beat::Nothing));
+        assert_eq!((pulse.heard(), pulse.silence(), pulse.tick(&info)), (false, None, Beat::Nothing));
+    }
+
+    #[test]
+    fn the_silence_of_one_holder_is_not_held_against_the_next() {
+        let info: LockInfo = serde_json::from_str(include_str!("../../../tests/golden/ipc.lock")).unwrap();
+        let mut pulse = Pulse::default();
+        for _ in 0..UNRESPONSIVE_AFTER_TICKS {
+            pulse.tick(&info);
+        }
+        assert!(pulse.silence().is_some());
+        let next = LockInfo { epoch: Some(2), ..info };
+        assert_eq!((pulse.tick(&next), pulse.silence()), (Beat::Nothing, None));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use fnv::FnvHashMap;
+use uuid::Uuid;
 
 use super::follow::Followed;
 use super::history::{Page, Resync};
@@ -31,6 +32,8 @@ pub(super) struct Position {
     is_whole: bool,
     /// Everything followed up to here was delivered.
     floor: u64,
+    /// The database that the numbers belong to, once it is known.
+    database: Option<Uuid>,
     /// With a filter: the last event delivered of each topic, where that is beyond the floor.
     last: FnvHashMap<Topic, u64>,
     /// Term and counter of the last ephemeral event, by publisher and topic.
@@ -38,14 +41,19 @@ pub(super) struct Position {
 }
 
 impl Position {
-    pub(super) fn new(patterns: &[Pattern], floor: u64) -> Self {
+    pub(super) fn new(patterns: &[Pattern], floor: u64, database: Option<Uuid>) -> Self {
         let is_whole = patterns.contains(&Pattern::All);
-        Self { is_whole, floor, last: FnvHashMap::default(), counters: FnvHashMap::default() }
+        Self { is_whole, floor, database, last: FnvHashMap::default(), counters: FnvHashMap::default() }
     }
 
     /// Returns the position up to which everything was delivered.
     pub(super) fn floor(&self) -> u64 {
         self.floor
+    }
+
+    /// Returns the database that the position belongs to, once it is known.
+    pub(super) fn database(&self) -> Option<Uuid> {
+        self.database
     }
 
     /// Begins here.
@@ -75,21 +83,17 @@ impl Position {
 
     /// Takes a page that was read from the floor. Returns what it brings, and whether there is more to read.
     pub(super) fn page(&mut self, page: Page) -> (Vec<Followed>, bool) {
+        let Page { events, upto, head, database, resync } = page;
+        if let Some((resync, start)) = self.replaced(head, database) {
+            // The page was read from a position that means nothing there.
+            self.start(start);
+            return (vec![Followed::Resync(resync)], start < head);
+        }
         let mut followed = Vec::new();
-        let Page { events, head, resync } = page;
-        let resync = resync.or_else(|| {
-            let reason = format!("the journal ends at {head}, before position {}: it was replaced", self.floor);
-            (head < self.floor).then_some(Resync { from: head + 1, to: self.floor, reason })
-        });
         if let Some(resync) = resync {
-            if head < self.floor {
-                self.start(head);
-            } else {
-                self.advance(resync.to.min(head));
-            }
+            self.advance(resync.to);
             followed.push(Followed::Resync(resync));
         }
-        let end = events.iter().filter_map(|event| event.seq).max();
         for event in events {
             let Some(seq) = event.seq else { continue };
             if seq > self.known(&event.topic) {
@@ -97,9 +101,20 @@ impl Position {
                 followed.push(Followed::Event(Arc::new(event)));
             }
         }
-        let more = end.is_some_and(|end| end < head);
-        self.advance(if more { end.unwrap_or(head) } else { head });
-        (followed, more)
+        self.advance(upto);
+        (followed, upto < head)
+    }
+
+    /// Tells when the position means nothing in this journal: what is gone, and where to go on.
+    fn replaced(&mut self, head: u64, database: Uuid) -> Option<(Resync, u64)> {
+        let floor = self.floor;
+        let before = if database.is_nil() { None } else { self.database.replace(database) };
+        if before.is_some_and(|before| before != database) {
+            let reason = "the database was replaced by another one, which is followed from its start".to_owned();
+            return Some((Resync { from: 1, to: floor, reason }, 0));
+        }
+        let reason = format!("the journal ends at {head}, before position {floor}: its end was lost");
+        (head < floor).then_some((Resync { from: head + 1, to: floor, reason }, head))
     }
 
     /// Returns how many ephemeral events of that publisher and topic were lost before this one.
@@ -163,7 +178,14 @@ mod tests {
 
     fn since(journal: &[Envelope], after: u64, patterns: &[Pattern], limit: usize) -> Page {
         let events = journal[usize::try_from(after).unwrap()..].iter().filter(|event| followed_by(patterns, event));
-        Page { events: events.take(limit).cloned().collect(), head: journal.len() as u64, resync: None }
+        paged(events.take(limit).cloned().collect(), limit, journal.len() as u64)
+    }
+
+    /// Returns a page that looked no further than its limit needed.
+    fn paged(events: Vec<Envelope>, limit: usize, head: u64) -> Page {
+        let last = events.last().and_then(|event| event.seq).unwrap_or(head);
+        let upto = if events.len() < limit { head } else { last };
+        Page { events, upto, head, database: Uuid::nil(), resync: None }
     }
 
     struct Model {
@@ -174,7 +196,7 @@ mod tests {
 
     impl Model {
         fn new(patterns: Vec<Pattern>) -> Self {
-            Self { position: Position::new(&patterns, 0), patterns, delivered: Vec::new() }
+            Self { position: Position::new(&patterns, 0, None), patterns, delivered: Vec::new() }
         }
 
         fn frame(&mut self, journal: &[Envelope], event: &Envelope, limit: usize) {
@@ -311,25 +333,42 @@ mod tests {
     #[test]
     fn what_is_gone_is_told_and_the_rest_follows() {
         let all = journal(&[0, 0, 0, 0]);
-        let mut position = Position::new(&patterns(&["*"]), 1);
+        let mut position = Position::new(&patterns(&["*"]), 1, None);
         let resync = Resync { from: 2, to: 3, reason: "retention".into() };
-        let page = Page { events: all[3..].to_vec(), head: 4, resync: Some(resync.clone()) };
+        let page = Page { resync: Some(resync.clone()), ..paged(all[3..].to_vec(), 9, 4) };
         let (followed, more) = position.page(page);
         assert_eq!(followed, [Followed::Resync(resync), Followed::Event(Arc::new(all[3].clone()))]);
         assert!(!more && position.floor() == 4);
     }
 
     #[test]
-    fn a_journal_that_ends_before_our_position_was_replaced() {
-        let mut position = Position::new(&patterns(&["a.*"]), 100);
-        let (followed, _) = position.page(Page { events: vec![], head: 3, resync: None });
+    fn a_journal_that_ends_before_our_position_lost_its_end() {
+        let mut position = Position::new(&patterns(&["a.*"]), 100, None);
+        let (followed, more) = position.page(paged(vec![], 9, 3));
         assert!(matches!(&followed[..], [Followed::Resync(Resync { from: 4, to: 100, .. })]), "{followed:?}");
+        assert!(!more);
         assert_eq!(position.frame(&Topic::known("a.x"), 4, Some(2)), Verdict::Deliver);
     }
 
     #[test]
+    fn another_database_is_recognised_however_long_its_journal_is() {
+        let all = journal(&[0, 0, 0, 0]);
+        let mut position = Position::new(&patterns(&["*"]), 0, None);
+        let of = |database: u128, from: usize| Page {
+            database: Uuid::from_u128(database),
+            ..paged(all[from..].to_vec(), 9, 4)
+        };
+        assert_eq!(position.page(of(1, 0)).0.len(), 4);
+        assert_eq!(position.page(of(1, 4)), (vec![], false));
+        let (followed, more) = position.page(of(2, 4));
+        assert!(matches!(&followed[..], [Followed::Resync(Resync { from: 1, to: 4, .. })]), "{followed:?}");
+        assert!(more, "read again from 0");
+        assert_eq!(position.page(of(2, 0)).0.len(), 4);
+    }
+
+    #[test]
     fn a_jump_of_an_ephemeral_counter_is_a_loss_and_a_restart_is_none() {
-        let mut position = Position::new(&patterns(&["*"]), 0);
+        let mut position = Position::new(&patterns(&["*"]), 0, None);
         let mut lost = |instance: &str, epoch: u64, n: u64| {
             let mut event = Envelope::new(instance, Topic::known("llm.token"), Value::Null);
             (event.epoch, event.n) = (Some(epoch), Some(n));

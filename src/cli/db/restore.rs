@@ -9,8 +9,8 @@ use pando_ipc::{Workdir, lock};
 use super::copying;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Kind};
-use crate::cli::holder::Standing;
 use crate::cli::output;
+use crate::cli::standing::Standing;
 
 /// Whoever looks at the lock holds it for an instant: try again after this, before saying that it is held.
 const SECOND_TRY: Duration = Duration::from_millis(30);

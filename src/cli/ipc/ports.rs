@@ -5,8 +5,8 @@ use serde::Serialize;
 
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
-use crate::cli::holder::Standing;
 use crate::cli::output;
+use crate::cli::standing::Standing;
 
 /// Show the ports and sockets of the primary, or the ports it would try first
 #[derive(Debug, clap::Args)]

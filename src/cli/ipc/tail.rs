@@ -1,136 +1,313 @@
 //! `pando ipc tail`: every event, in order, across takeovers.
 
+mod line;
+mod moment;
+mod select;
+mod template;
+mod text;
+
 use std::sync::Arc;
+use std::time::Duration;
 
 use pando_dbproxy::Readers;
-use pando_ipc::client::{Followed, History, RemoteHistory, Resync, Since};
-use pando_ipc::{Envelope, Kind as PeerKind, Pattern};
+use pando_ipc::client::{CallError, Cause, Client, Followed, Follower, History, HistoryError, LocalHistory, Since};
+use pando_ipc::cursor::{Bookmark, Cursor, Cursors};
+use pando_ipc::{Kind as PeerKind, Pattern, Timestamp, Workdir};
 use serde_json::json;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Kind};
-use crate::cli::output::{self, Palette, printable};
+use crate::cli::output;
 
-/// How many characters of a payload a person is shown; programs get all of it.
-const SHOWN_PAYLOAD: usize = 200;
+use line::Lines;
+use moment::Moment;
+use select::{Condition, Selection};
+use template::Template;
+use text::Stitch;
+
+/// How often the command looks whether there is a primary, to say so when there is none.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How often a cursor is moved while events come: whoever is killed reads what was printed since then once more.
+const KEEP: Duration = Duration::from_millis(200);
 
 /// Follow events until Ctrl-C
 ///
-/// Durable events come in the order of their numbers, each once, also when the primary changes meanwhile. What was lost for good is
-/// said in a line of its own: with --json {"lagged": n} or {"resync": {from, to, reason}}.
+/// Durable events come in the order of their numbers, each once, also when the primary changes meanwhile. Without a primary the
+/// journal's file is read, and the command waits for one. What was lost for good is said in a line of its own: with --json
+/// {"lagged": n} or {"resync": {from, to, reason}}.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
-  pando ipc tail                          everything from now on
-  pando ipc tail 'db.*' session.update    some topics
-  pando ipc tail --since all --json       from the first event of the journal, one JSON object per line
-  pando ipc tail --since 41 --limit 1     event 42, then stop")]
+#[command(
+    after_help = "Where to begin and to end: 'now', the number of an event, a time such as 2026-11-21T03:04:15Z, or how
+long ago, such as 5m.
+
+Examples:
+  pando ipc tail                               everything from now on
+  pando ipc tail 'db.*' session.update         some topics
+  pando ipc tail --since 5m '*.created'        what was made in the last five minutes, and what follows
+  pando ipc tail --since all --until now       the whole journal, then stop; needs no primary
+  pando ipc tail --since 41 --limit 1 --json   event 42, as JSON
+  pando ipc tail --cursor build --until now    what is new since the last time
+  pando ipc tail --where payload.role=user --where payload.role=system
+  pando ipc tail --format '{seq} {topic} {payload.id}'
+  pando ipc tail --text llm.*                  read along while a model answers"
+)]
 pub(crate) struct Args {
-    /// Topics: 'a.b' for one, 'a.*' for all below, '*' for all
+    /// Topics: 'a.b', or a pattern in which '*' stands for any text
     #[arg(value_name = "TOPIC", default_value = "*")]
     topics: Vec<Pattern>,
-    /// Where to begin: 'now', 'all', or behind the event of this number
-    #[arg(long, value_name = "now|all|SEQ", value_parser = parse_since, default_value = "now")]
-    since: Since,
+    /// Where to begin: 'now', 'all', behind event SEQ, or at a time
+    #[arg(long, value_name = "WHEN", value_parser = moment::parse_start, default_value = "now")]
+    since: Moment,
+    /// Where to end: with event SEQ, or before a time
+    #[arg(long, value_name = "WHEN", value_parser = moment::parse_end)]
+    until: Option<Moment>,
+    /// Remember under this name how far was read, and go on there the next time; --since counts the first time only
+    #[arg(long, value_name = "NAME")]
+    cursor: Option<String>,
+    /// Only events of this session; may be repeated
+    #[arg(long, value_name = "ID")]
+    session: Vec<String>,
+    /// Only events from this instance; may be repeated
+    #[arg(long, value_name = "ID")]
+    instance: Vec<String>,
+    /// Only events in which PATH, such as payload.role, is VALUE; several values of one path are alternatives
+    #[arg(long = "where", value_name = "PATH=VALUE", value_parser = select::parse_condition)]
+    conditions: Vec<Condition>,
     /// Stop after this many events
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
+    /// Print this for each event; {PATH} stands for what the event has there, such as {seq} or {payload.id}
+    #[arg(long, value_name = "TEMPLATE", conflicts_with = "json")]
+    format: Option<Template>,
+    /// Join the tokens of an answer (llm.token) to text
+    #[arg(long, conflicts_with_all = ["json", "format"])]
+    text: bool,
 }
 
-fn parse_since(text: &str) -> Result<Since, String> {
-    match text {
-        "now" => Ok(Since::Now),
-        "all" => Ok(Since::All),
-        number => number.parse().map(Since::Seq).map_err(|_| "write 'now', 'all' or the number of an event".to_owned()),
-    }
+/// How events are printed.
+enum Style {
+    Json,
+    Template(Template),
+    Text(Stitch),
+    Lines(Lines),
 }
 
-/// Prints events until the limit, or until nobody reads any more.
+/// Prints events until the end that was asked for, or until nobody reads any more.
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let workdir = context.workdir()?;
-    let client = context.client(&workdir, PeerKind::Observer).await?;
-    let database = workdir.database_path();
-    // Our own journal is read from the file, also while nobody leads. A primary of another make keeps it elsewhere, or keeps none.
-    let history: Arc<dyn History> =
-        if database.exists() { Arc::new(Readers::open(database, 1)) } else { Arc::new(RemoteHistory(client.clone())) };
-    let mut events = client.follow(args.topics, args.since, history);
-    let mut left = args.limit.unwrap_or(u64::MAX);
-    while left > 0 {
-        let Some(followed) = events.recv().await else {
-            return Err(Failure::new(Kind::Unreachable, "the stream of events has ended"));
-        };
-        let line = match followed {
-            Followed::Event(event) => {
-                left -= 1;
-                event_line(&event, context)?
-            }
-            Followed::Lagged(lost) if context.json() => json!({"lagged": lost}).to_string(),
-            Followed::Lagged(lost) => context.palette().error(&format!("-- {lost} ephemeral events were lost")),
-            Followed::Resync(gap) if context.json() => {
-                json!({"resync": {"from": gap.from, "to": gap.to, "reason": gap.reason}}).to_string()
-            }
-            Followed::Resync(gap) => context.palette().error(&resync_line(&gap)),
-        };
-        output::line(&line)?;
-    }
-    client.close().await;
-    Ok(())
-}
-
-fn event_line(event: &Envelope, context: &Context) -> Result<String, Failure> {
-    if context.json() {
-        return serde_json::to_string(event)
-            .map_err(|error| Failure::new(Kind::Failed, format!("cannot write event as JSON: {error}")));
-    }
-    Ok(human(event, context.palette()))
-}
-
-fn resync_line(gap: &Resync) -> String {
-    format!("-- events {} to {} are gone from the journal: {}", gap.from, gap.to, printable(&gap.reason))
-}
-
-/// Returns time, number, topic, session or instance, and payload; aligned as long as nothing is unusually long.
-fn human(event: &Envelope, palette: Palette) -> String {
-    let time = event.timestamp.as_datetime().format("%H:%M:%S%.3f").to_string();
-    let number = match (event.seq, event.n) {
-        (Some(seq), _) => format!("#{seq}"),
-        (None, Some(n)) => format!("~{n}"),
-        (None, None) => String::new(),
+    let client = context.open(&workdir, PeerKind::Observer);
+    let file = Arc::new(Readers::open(workdir.database_path(), 1));
+    let history: Arc<dyn History> = Arc::new(LocalHistory::new(file, client.clone()));
+    let lines = Lines::new(context.palette(), context.width());
+    let style = match args.format {
+        _ if context.json() => Style::Json,
+        Some(template) => Style::Template(template),
+        None if args.text => Style::Text(Stitch::new(lines)),
+        None => Style::Lines(lines),
     };
-    let topic = palette.heading(&format!("{:<22}", printable(event.topic.as_str())));
-    let from = printable(if event.session_id.is_empty() { &event.instance_id } else { &event.session_id });
-    let payload = event.payload.to_string();
-    let mut shown: String = payload.chars().take(SHOWN_PAYLOAD).collect();
-    if shown.len() < payload.len() {
-        shown.push('…');
-    }
-    format!("{}  {number:>7}  {topic}  {from:<12}  {}", palette.faint(&time), printable(&shown))
+    let keeper = args.cursor.map(|name| Keeper::find(&workdir, name, &args.topics)).transpose()?;
+    let begin = keeper.as_ref().and_then(|keeper| keeper.kept).map_or(args.since.since(), Since::Bookmark);
+    let tail = Tail {
+        events: client.follow(args.topics, begin, Arc::clone(&history)),
+        keeper,
+        printed: None,
+        selection: Selection::new(args.session, args.instance, args.conditions),
+        style,
+        left: args.limit,
+        until: args.until,
+        history,
+        watch: Watch { client: client.clone(), workdir, said: None, is_silent: context.quiet() },
+    };
+    let is_bounded = args.limit.is_some() || args.until.is_some();
+    let deadline = context.time_limit().map(|limit| (limit, Instant::now() + limit));
+    let outcome = match deadline {
+        None => tail.print().await,
+        Some((limit, deadline)) => tokio::time::timeout_at(deadline, tail.print()).await.unwrap_or_else(|_| {
+            if !is_bounded {
+                return Ok(());
+            }
+            Err(Failure::new(Kind::Timeout, format!("what was waited for did not come within {limit:?}"))
+                .hint("give it longer with '--timeout 30s', or see who leads: 'pando status'"))
+        }),
+    };
+    client.close().await;
+    outcome
 }
 
-#[cfg(test)]
-mod tests {
-    use pando_ipc::Topic;
+/// Says once, to stderr, why nothing comes.
+struct Watch {
+    client: Client,
+    workdir: Workdir,
+    said: Option<String>,
+    is_silent: bool,
+}
 
-    use super::*;
+impl Watch {
+    fn look(&mut self) -> Result<(), Failure> {
+        let holder = self.client.silence().borrow().as_ref().map(|silence| format!("{:#}", silence.holder));
+        let trouble = match (holder, self.client.trouble()) {
+            (_, Some(cause @ Cause::Version { .. })) => {
+                return Err(Failure::call(CallError::NotSent(cause), &self.workdir));
+            }
+            (Some(holder), _) => {
+                Some(format!("the primary has said nothing for 2s ({holder}); to end it: 'pando ipc evict'"))
+            }
+            (None, cause) => cause.map(|cause| cause.to_string()),
+        };
+        if trouble != self.said {
+            match &trouble {
+                _ if self.is_silent => {}
+                Some(cause) => output::note(&format!("waiting: {cause}")),
+                None => output::note("following the primary"),
+            }
+            self.said = trouble;
+        }
+        Ok(())
+    }
+}
 
-    #[test]
-    fn people_read_one_aligned_line_per_event() {
-        let mut event = Envelope::new("inst-A", Topic::known("session.update"), json!({"id": "s1"}));
-        event.timestamp = serde_json::from_str("\"2026-11-21T02:53:37.1205Z\"").unwrap();
-        event.seq = Some(42);
-        let mut token = Envelope::new("inst-A", Topic::known("llm.token"), json!("\u{1b}[2J"));
-        (token.timestamp, token.n, token.session_id) = (event.timestamp, Some(7), "s1".into());
-        let lines = [human(&event, Palette::plain()), human(&token, Palette::plain())].join("\n");
-        insta::assert_snapshot!(lines, @r#"
-        02:53:37.120      #42  session.update          inst-A        {"id":"s1"}
-        02:53:37.120       ~7  llm.token               s1            "\u001b[2J"
-        "#);
+/// A cursor that follows what was printed.
+struct Keeper {
+    cursors: Cursors,
+    name: String,
+    topics: Vec<Pattern>,
+    kept: Option<Bookmark>,
+}
+
+impl Keeper {
+    fn find(workdir: &Workdir, name: String, topics: &[Pattern]) -> Result<Self, Failure> {
+        let cursors = Cursors::of(workdir);
+        let kept = cursors.read(&name).map_err(|error| Failure::cursor(&error))?.map(|cursor| cursor.bookmark);
+        Ok(Self { cursors, name, topics: topics.to_vec(), kept })
     }
 
-    #[test]
-    fn a_beginning_is_now_all_or_a_number() {
-        assert!(matches!(parse_since("now"), Ok(Since::Now)));
-        assert!(matches!(parse_since("all"), Ok(Since::All)));
-        assert!(matches!(parse_since("41"), Ok(Since::Seq(41))));
-        assert!(parse_since("yesterday").is_err());
+    fn keep(&mut self, bookmark: Option<Bookmark>) -> Result<(), Failure> {
+        let Some(bookmark) = bookmark.filter(|bookmark| Some(*bookmark) != self.kept) else { return Ok(()) };
+        let (name, topics) = (self.name.clone(), self.topics.clone());
+        self.cursors
+            .advance(Cursor { name, bookmark, topics, at: Timestamp::now() })
+            .map_err(|error| Failure::cursor(&error))?;
+        self.kept = Some(bookmark);
+        Ok(())
+    }
+}
+
+struct Tail {
+    events: Follower,
+    keeper: Option<Keeper>,
+    /// Up to where everything was printed.
+    printed: Option<Bookmark>,
+    selection: Selection,
+    style: Style,
+    /// How many events may still be printed.
+    left: Option<u64>,
+    until: Option<Moment>,
+    history: Arc<dyn History>,
+    watch: Watch,
+}
+
+enum Step {
+    Item(Option<Followed>),
+    End(Result<u64, HistoryError>),
+    Look,
+    Keep,
+}
+
+impl Drop for Tail {
+    /// Ctrl-C and a reader that has gone end the command where it is: what was printed is remembered nevertheless.
+    fn drop(&mut self) {
+        let printed = self.printed;
+        let kept = self.keeper.as_mut().map_or(Ok(()), |keeper| keeper.keep(printed));
+        if let Err(failure) = kept {
+            output::note(&format!("the cursor was not moved: {}", failure.message));
+        }
+    }
+}
+
+impl Tail {
+    async fn print(mut self) -> Result<(), Failure> {
+        let (history, until) = (Arc::clone(&self.history), self.until);
+        let end = end_of(&*history, until);
+        tokio::pin!(end);
+        let mut last = None;
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        look.reset();
+        let mut keep = interval(KEEP);
+        keep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while self.left != Some(0) {
+            let events = &mut self.events;
+            let step = tokio::select! {
+                item = async { match last { Some(last) => events.recv_upto(last).await, None => events.recv().await } } => Step::Item(item),
+                end = &mut end, if until.is_some() && last.is_none() => Step::End(end),
+                _ = look.tick() => Step::Look,
+                _ = keep.tick() => Step::Keep,
+            };
+            match step {
+                Step::Item(Some(item)) => {
+                    self.show(&item)?;
+                    self.printed = self.events.bookmark();
+                }
+                Step::Item(None) => break,
+                Step::End(seq) => last = Some(seq.map_err(|error| self.unreadable(error))?),
+                Step::Look => self.watch.look()?,
+                Step::Keep => self.keep()?,
+            }
+        }
+        match &mut self.style {
+            Style::Text(stitch) => output::raw(stitch.end().as_bytes()),
+            _ => Ok(()),
+        }
+    }
+
+    fn keep(&mut self) -> Result<(), Failure> {
+        // Nothing is on its way to the reader now.
+        self.printed = self.events.bookmark();
+        self.keeper.as_mut().map_or(Ok(()), |keeper| keeper.keep(self.printed))
+    }
+
+    fn show(&mut self, item: &Followed) -> Result<(), Failure> {
+        if let Followed::Event(event) = item {
+            if !self.selection.selects(event) {
+                return Ok(());
+            }
+            self.left = self.left.map(|left| left - 1);
+        }
+        match (&mut self.style, item) {
+            (Style::Json, Followed::Event(event)) => output::json(event),
+            (Style::Json, Followed::Lagged(lost)) => output::json(&json!({"lagged": lost})),
+            (Style::Json, Followed::Resync(gap)) => output::json(&json!({"resync": gap})),
+            (Style::Template(template), Followed::Event(event)) => output::line(&template.fill(event)),
+            (Style::Template(_), Followed::Lagged(_)) => Ok(()),
+            (Style::Template(_), Followed::Resync(gap)) => {
+                output::note(&line::resync(gap));
+                Ok(())
+            }
+            (Style::Text(stitch), item) => output::raw(stitch.add(item).as_bytes()),
+            (Style::Lines(lines), item) => output::line(&lines.render(item)),
+        }
+    }
+
+    fn unreadable(&self, error: HistoryError) -> Failure {
+        match error {
+            HistoryError::Call(error) => Failure::call(error, &self.watch.workdir),
+            error => Failure::new(Kind::Failed, error.to_string()),
+        }
+    }
+}
+
+/// Waits until the end can be told, and returns the number of the last event before it.
+async fn end_of(history: &dyn History, until: Option<Moment>) -> Result<u64, HistoryError> {
+    match until {
+        None => std::future::pending().await,
+        Some(Moment::Seq(seq)) => Ok(seq),
+        Some(Moment::Now | Moment::All) => history.last_before(None).await,
+        Some(Moment::Time(time)) => {
+            let ahead = (time.as_datetime() - chrono::Utc::now()).to_std().unwrap_or_default();
+            sleep_until(Instant::now() + ahead).await;
+            history.last_before(Some(time)).await
+        }
     }
 }

@@ -125,7 +125,9 @@ async fn a_slow_call_does_not_hold_up_a_fast_one() {
 
 #[tokio::test]
 async fn calls_beyond_the_caps_are_busy_but_inline_methods_pass() {
-    let fixture = Fixture::with(Limits { max_calls_per_peer: 2, max_calls: 3, ..Limits::default() }).await;
+    let fixture =
+        Fixture::with(Limits { max_calls_per_peer: 2, max_calls: 3, always_calls_per_peer: 0, ..Limits::default() })
+            .await;
     let mut first = Dealer::connect(&fixture.rpc()[0]).await;
     let mut second = Dealer::connect(&fixture.rpc()[1]).await;
     let wait = r#"{"jsonrpc":"2.0","id":"w","method":"wait"}"#;
@@ -261,4 +263,18 @@ async fn a_router_of_the_zeromq_crate_calls_too() {
         let answer = within(router.recv()).await.unwrap().into_vec();
         assert_eq!(answer[1..], [&b""[..], br#"{"jsonrpc":"2.0","id":1,"result":null}"#]);
     }
+}
+
+#[tokio::test]
+async fn a_few_peers_never_take_all_the_calls_there_are() {
+    let limits = Limits { max_calls: 2, always_calls_per_peer: 1, ..Limits::default() };
+    let fixture = Fixture::with(limits).await;
+    let mut greedy = Dealer::connect(&fixture.rpc()[0]).await;
+    for _ in 0..3 {
+        greedy.send(&["", r#"{"jsonrpc":"2.0","id":"w","method":"wait"}"#]).await;
+    }
+    assert_eq!(greedy.call("later", Value::Null).await["error"]["data"]["code"], json!("E_BUSY"));
+    let mut other = Dealer::connect(&fixture.rpc()[1]).await;
+    assert_eq!(other.call("later", json!([1])).await["result"], json!([1]));
+    fixture.gate.add_permits(3);
 }

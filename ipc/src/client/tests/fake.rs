@@ -77,6 +77,8 @@ pub(super) fn info(setup: &Setup, rpc: Vec<String>, publish: Vec<String>) -> Loc
         protocol: None,
         version: None,
         endpoints: Some(Endpoints { publish, rpc }),
+        process: None,
+        successor: None,
     }
 }
 
@@ -171,8 +173,11 @@ pub(super) fn page(journal: &[Envelope], after: u64, patterns: &[Pattern], limit
     let wanted = |event: &&Envelope| {
         event.seq > Some(after) && patterns.iter().any(|pattern| pattern.matches(event.topic.as_str()))
     };
-    let events = journal.iter().filter(wanted).take(limit).cloned().collect();
-    Page { events, head: journal.len() as u64, resync: None }
+    let events: Vec<_> = journal.iter().filter(wanted).take(limit).cloned().collect();
+    let head = journal.len() as u64;
+    let last = events.last().and_then(|event| event.seq).unwrap_or(head);
+    let upto = if events.len() < limit { head } else { last };
+    Page { events, upto, head, database: uuid::Uuid::nil(), resync: None }
 }
 
 struct Server {

@@ -4,6 +4,7 @@ use futures::future::BoxFuture;
 
 use super::fake::{Fake, Journal, Setup, append, page};
 use super::*;
+use crate::envelope::Timestamp;
 
 async fn linked(setup: Setup) -> (TempDir, Workdir, Fake, Client) {
     let (dir, workdir) = workdir();
@@ -188,9 +189,9 @@ async fn a_server_without_journal_is_followed_live() {
     }
 }
 
-struct LocalHistory(Journal);
+struct FileHistory(Journal);
 
-impl History for LocalHistory {
+impl History for FileHistory {
     fn since<'a>(
         &'a self,
         after: u64,
@@ -198,6 +199,13 @@ impl History for LocalHistory {
         limit: usize,
     ) -> BoxFuture<'a, Result<Page, HistoryError>> {
         Box::pin(async move { Ok(page(&self.0.lock().unwrap(), after, patterns, limit)) })
+    }
+
+    fn last_before(&self, time: Option<Timestamp>) -> BoxFuture<'_, Result<u64, HistoryError>> {
+        Box::pin(async move {
+            let journal = self.0.lock().unwrap();
+            Ok(journal.iter().filter(|event| time.is_none_or(|time| event.timestamp < time)).count() as u64)
+        })
     }
 }
 
@@ -207,13 +215,50 @@ async fn a_local_journal_is_read_without_any_primary() {
     let journal = Journal::default();
     (0..3).for_each(|_| drop(append(&mut journal.lock().unwrap(), "a.b", 1)));
     let client = Client::open(workdir.clone(), patient());
-    let mut follower = client.follow(vec![pattern("*")], Since::All, Arc::new(LocalHistory(journal.clone())));
+    let mut follower = client.follow(vec![pattern("*")], Since::All, Arc::new(FileHistory(journal.clone())));
     check_follows(&mut follower, 1..=3).await;
     append(&mut journal.lock().unwrap(), "a.b", 1);
     let fake = Fake::start(&workdir, Setup { journal: Some(journal), ..Setup::default() }).await;
     check_follows(&mut follower, 4..=4).await;
     fake.commit("a.b");
     check_follows(&mut follower, 5..=5).await;
+}
+
+#[tokio::test]
+async fn a_stretch_of_the_past_needs_no_primary_and_ends() {
+    let (_dir, workdir) = workdir();
+    let journal = Journal::default();
+    (0..9).for_each(|n| drop(append(&mut journal.lock().unwrap(), if n % 2 == 0 { "a.b" } else { "c" }, 1)));
+    let time = journal.lock().unwrap()[3].timestamp;
+    let client = Client::open(workdir, patient());
+    let read = async |pattern_text: &str, since, last| {
+        let mut follower = client.follow(vec![pattern(pattern_text)], since, Arc::new(FileHistory(journal.clone())));
+        let mut seen = Vec::new();
+        while let Some(item) = soon(follower.recv_upto(last)).await {
+            let Followed::Event(event) = item else { panic!("{item:?}") };
+            seen.push(event.seq.unwrap());
+        }
+        (seen, follower.position())
+    };
+    assert_eq!(read("*", Since::Seq(2), 5).await.0, [3, 4, 5]);
+    assert_eq!(read("*", Since::Time(time), 9).await, (vec![4, 5, 6, 7, 8, 9], 9));
+    assert_eq!(read("c", Since::All, 9).await, (vec![2, 4, 6, 8], 9), "the end is reached without a matching event");
+    assert_eq!(read("c", Since::All, 0).await.0, [0; 0]);
+}
+
+#[tokio::test]
+async fn a_position_resumes_a_filtered_follower_exactly() {
+    let (_dir, _workdir, fake, client) = linked(Setup::default()).await;
+    let commit = || ["a.b", "x", "c", "x", "a.d"].into_iter().for_each(|topic| fake.commit(topic));
+    let mut follower = follow(&client, &["a.*", "c"], Since::Now);
+    assert!(soon(follower.started()).await);
+    commit();
+    check_follows(&mut follower, [1, 3]).await;
+    let position = follower.position();
+    drop(follower);
+    commit();
+    let mut resumed = follow(&client, &["a.*", "c"], Since::Seq(position));
+    check_follows(&mut resumed, [5, 6, 8, 10]).await;
 }
 
 #[tokio::test]
