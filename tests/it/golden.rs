@@ -20,6 +20,8 @@ const PARSE_ERROR: &str = include_str!("../golden/parse-error.reply.json");
 const METHOD_NOT_FOUND: &str = include_str!("../golden/method-not-found.reply.json");
 const FENCED: &str = include_str!("../golden/fenced.reply.json");
 const UNAUTHORIZED: &str = include_str!("../golden/unauthorized.reply.json");
+const DUPLICATE_KEY_REQUEST: &str = include_str!("../golden/duplicate-key.request.json");
+const DUPLICATE_KEY: &str = include_str!("../golden/duplicate-key.reply.json");
 const DB_WRITE_REQUEST: &str = include_str!("../golden/db-write.request.json");
 const DB_WRITE_REPLY: &str = include_str!("../golden/db-write.reply.json");
 const CHANGE_EVENT: &str = include_str!("../golden/change-event.frame");
@@ -28,7 +30,7 @@ const SUBSCRIBER: &str = include_str!("../golden/subscriber.bytes");
 
 fn read_request(text: &str) -> Request {
     match parse_request(text.as_bytes()) {
-        Ok(Incoming::Single(Ok(request))) => request,
+        Ok(Incoming::Single(request)) => request,
         other => panic!("{text} was read as {other:?}"),
     }
 }
@@ -54,6 +56,8 @@ fn answers_have_the_documented_bytes() {
     assert_eq!(answer(id(), Err(rule.refuse("db.exec", Capability::Write))), UNAUTHORIZED);
     let refusal = parse_request(b"{").unwrap_err();
     assert_eq!(serde_json::to_string(&refusal).unwrap(), PARSE_ERROR);
+    let refusal = parse_request(DUPLICATE_KEY_REQUEST.as_bytes()).unwrap_err();
+    assert_eq!(serde_json::to_string(&refusal).unwrap(), DUPLICATE_KEY);
     for text in [REPLY, VOID, METHOD_NOT_FOUND, FENCED, UNAUTHORIZED, PARSE_ERROR] {
         let read = parse_response(text.as_bytes()).unwrap();
         assert_eq!(serde_json::to_string(&read).unwrap(), text, "a client reads what a primary writes");
@@ -194,6 +198,7 @@ fn the_wire_document_shows_the_pinned_bytes() {
         METHOD_NOT_FOUND,
         FENCED,
         UNAUTHORIZED,
+        DUPLICATE_KEY,
         DB_WRITE_REQUEST,
         DB_WRITE_REPLY,
         frame.trim_end(),

@@ -87,6 +87,19 @@ fn a_pyzmq_caller_gets_its_answers() {
     assert!(report.concat().contains("framing"), "every check ran: {report:?}");
 }
 
+#[test]
+fn every_socket_of_libzmq_may_connect_through_every_door() {
+    let sandbox = Sandbox::new();
+    let (_instance, _) = PandoProcess::primary(&sandbox);
+    let mut sockets = python(&sandbox, "sockets.py", &[]);
+    let report: Vec<Value> = sockets.rest().map(|line| serde_json::from_str(&line.text).unwrap()).collect();
+    assert_eq!(sockets.end(PEER).code(), Some(0), "{report:?} {}", sockets.stderr());
+    let all = json!(["REQ", "DEALER", "ROUTER", "SUB", "XSUB", "ZMTP 3.0"]);
+    assert_eq!(report, [json!({"door": "ipc", "done": all}), json!({"door": "tcp", "done": all})]);
+    let doors: Value = pando(&sandbox, &["ipc", "doors", "--json"]).json();
+    assert_eq!(doors["refusals"], json!({}), "good manners are never refused");
+}
+
 /// Starts a primary in Python and waits until it serves.
 fn python_primary(sandbox: &Sandbox, flags: &[&str]) -> Process {
     let mut primary = python(sandbox, "primary.py", flags);

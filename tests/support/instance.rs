@@ -1,6 +1,7 @@
 //! `pando up --json` as a child process.
 
 use std::ops::{Deref, DerefMut};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -51,6 +52,21 @@ impl PandoProcess {
     pub(crate) fn start(sandbox: &Sandbox, args: &[&str]) -> Self {
         let mut command = binary(sandbox.path());
         command.args(["--json", "up"]).args(args);
+        Self(Process::spawn(sandbox, "up", command))
+    }
+
+    /// Starts an instance that may open no more than so many descriptors.
+    pub(crate) fn start_with_descriptors(sandbox: &Sandbox, count: usize) -> Self {
+        let pando = binary(sandbox.path());
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -n {count}; exec \"$0\" \"$@\"")]).arg(pando.get_program());
+        command.args(["--json", "up"]).current_dir(sandbox.path());
+        for (name, value) in pando.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
         Self(Process::spawn(sandbox, "up", command))
     }
 

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
 use serde_json::Value;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::shared::{Peer, Shared};
 use super::stats::Refusal;
@@ -26,9 +28,9 @@ const RETRY_AFTER_MS: u64 = 20;
 pub(super) fn serve(shared: &Arc<Shared>, peer: &Arc<Peer>, body: &[u8]) {
     failpoint::hit(Point::CallRead);
     match parse_request(body) {
-        Ok(Incoming::Single(Ok(request))) => single(shared, peer, request),
+        Ok(Incoming::Single(request)) => single(shared, peer, request),
         Ok(Incoming::Batch(parts)) => batch(shared, peer, parts),
-        Ok(Incoming::Single(Err(refusal))) | Err(refusal) => answer(shared, peer, refusal),
+        Err(refusal) => answer(shared, peer, refusal),
     }
 }
 
@@ -45,16 +47,16 @@ fn single(shared: &Arc<Shared>, peer: &Arc<Peer>, request: Request) {
         Ok((method, handler)) => match permits(shared, peer) {
             Err(busy) => Err(busy),
             Ok(permits) => {
-                let (shared_too, peer) = (Arc::clone(shared), Arc::clone(peer));
-                shared.calls.spawn(async move {
+                let (bus, owner) = (Arc::clone(shared), Arc::clone(peer));
+                let call = async move {
                     let run = handler.run(Call { method, params, caller });
-                    let outcome = shared_too.kill.run_until_cancelled(run).await;
+                    let outcome = bus.kill.run_until_cancelled(run).await;
                     if let (Some(outcome), Some(id)) = (outcome, id) {
-                        answer(&shared_too, &peer, Response { id, outcome });
+                        answer(&bus, &owner, Response { id, outcome });
                     }
                     drop(permits);
-                });
-                return;
+                };
+                return start(shared, peer, call);
             }
         },
     };
@@ -77,13 +79,13 @@ fn batch(shared: &Arc<Shared>, peer: &Arc<Peer>, parts: Vec<Result<Request, Resp
             return answers.send(shared, peer);
         }
     };
-    let (shared_too, peer) = (Arc::clone(shared), Arc::clone(peer));
-    shared.calls.spawn(async move {
+    let (bus, owner) = (Arc::clone(shared), Arc::clone(peer));
+    let call = async move {
         let run = async |part: Result<Request, Response>| match part {
             Ok(Request { id, method, params }) => {
-                let outcome = match admit(&shared_too, &peer, &method, &params) {
+                let outcome = match admit(&bus, &owner, &method, &params) {
                     Err(refusal) => Err(refusal),
-                    Ok((method, handler)) => handler.run(Call { method, params, caller: peer.caller.clone() }).await,
+                    Ok((method, handler)) => handler.run(Call { method, params, caller: owner.caller.clone() }).await,
                 };
                 id.map(|id| Response { id, outcome })
             }
@@ -94,16 +96,44 @@ fn batch(shared: &Arc<Shared>, peer: &Arc<Peer>, parts: Vec<Result<Request, Resp
             let mut responses = pin!(futures::stream::iter(parts).map(run).buffered(BATCH_CONCURRENCY));
             while let Some(response) = responses.next().await {
                 if let Some(response) = response {
-                    answers.push(&shared_too, &peer, response);
+                    answers.push(&bus, &owner, response);
                 }
             }
             answers
         };
-        if let Some(answers) = shared_too.kill.run_until_cancelled(all).await {
-            answers.send(&shared_too, &peer);
+        if let Some(answers) = bus.kill.run_until_cancelled(all).await {
+            answers.send(&bus, &owner);
         }
         drop(permits);
-    });
+    };
+    start(shared, peer, call);
+}
+
+/// A call that is being executed.
+pub(super) type Running = BoxFuture<'static, ()>;
+
+/// Starts a call beside the other calls of its peer.
+fn start(shared: &Shared, peer: &Peer, call: impl Future<Output = ()> + Send + 'static) {
+    // There is room for every call that has a permit, so this fails only when the runner has crashed.
+    if peer.started.try_send(Box::pin(shared.calls.track_future(call))).is_err() {
+        tracing::error!(peer = peer.caller.peer, "the peer's calls are no longer executed");
+        peer.gone.cancel();
+    }
+}
+
+/// Executes the calls of one peer, many at once but in one task: peers take turns, however much each of them asks for.
+pub(super) async fn run(mut started: mpsc::Receiver<Running>) {
+    let mut running = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            call = started.recv() => match call {
+                Some(call) => running.push(call),
+                None => return,
+            },
+            // The next peer's turn.
+            Some(()) = running.next() => tokio::task::yield_now().await,
+        }
+    }
 }
 
 /// The answers to a batch, as the elements of one JSON array. Each is encoded when it comes, so that those which do not
@@ -150,18 +180,24 @@ fn admit(shared: &Shared, peer: &Peer, method: &str, params: &Value) -> Result<(
     })
 }
 
-/// Takes one of the peer's and one of the bus's permits for a call in flight.
-fn permits(shared: &Shared, peer: &Peer) -> Result<[OwnedSemaphorePermit; 2], Fault> {
+/// What a call in flight holds: one of its peer's permits, and one of the bus's unless it is one of the few that every peer may have.
+type Permits = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+
+fn permits(shared: &Shared, peer: &Peer) -> Result<Permits, Fault> {
     let busy = |whose: &str, limit: usize| {
         shared.refuse(peer, Refusal::Busy, || format!("{whose} {limit} calls in flight"));
         Fault::new(Code::Busy, format!("ipc: {whose} {limit} calls in flight, which is the limit"))
             .with("retry_after_ms", RETRY_AFTER_MS)
     };
+    let limits = &shared.limits;
     let own = Arc::clone(&peer.calls).try_acquire_owned();
-    let own = own.map_err(|_| busy("this connection has", shared.limits.max_calls_per_peer))?;
+    let own = own.map_err(|_| busy("this connection has", limits.max_calls_per_peer))?;
+    if limits.max_calls_per_peer - peer.calls.available_permits() <= limits.always_calls_per_peer {
+        return Ok((own, None));
+    }
     let all = Arc::clone(&shared.calls_in_flight).try_acquire_owned();
-    let all = all.map_err(|_| busy("the primary has", shared.limits.max_calls))?;
-    Ok([own, all])
+    let all = all.map_err(|_| busy("the primary has", limits.max_calls))?;
+    Ok((own, Some(all)))
 }
 
 /// Sends one answer; one that is too large is replaced by the fault that says so.

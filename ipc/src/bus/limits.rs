@@ -26,16 +26,19 @@ pub const DESCRIPTORS_KEPT: usize = 64;
 const HANDSHAKE_SHARE: usize = 8;
 /// Bytes queued for one subscriber. One that lets it fill up is cut off; it resumes by replay.
 pub const EVENT_RING_BYTES: usize = 8 * 1024 * 1024;
-/// Bytes queued for one caller. One that lets its answers fill it up is cut off; it has room for a burst of large ones.
+/// Bytes queued for one caller. One that lets its answers fill it up is cut off. It has room for the answers of all calls
+/// that were in flight when the pause began: 1,024 of 60 KiB each, or sixteen of the largest.
 pub const REPLY_RING_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes queued for one caller above which its requests are not read, so that one who reads no answers stops there.
-pub const REPLY_PAUSE_BYTES: usize = 4 * 1024 * 1024;
+pub const REPLY_PAUSE_BYTES: usize = 1024 * 1024;
 /// Largest answer, and largest event. A larger answer is replaced by `E_TOO_LARGE`; a larger event is dropped and counted.
 pub const MAX_OUTGOING_BYTES: usize = 4 * 1024 * 1024;
 /// Calls in flight of one peer. The one beyond it is answered `E_BUSY` at once. A batch counts as one.
 pub const MAX_CALLS_PER_PEER: usize = 1_024;
-/// Calls in flight of all peers. The one beyond it is answered `E_BUSY` at once.
+/// Calls in flight of all peers, beyond those that each may always have. The one beyond it is answered `E_BUSY` at once.
 pub const MAX_CALLS: usize = 8_192;
+/// Calls in flight that a peer may have however many the others have, so that a few of them never keep out the rest.
+pub const ALWAYS_CALLS_PER_PEER: usize = 16;
 
 /// What the bus grants to its peers. The default of each field is the constant of its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +69,8 @@ pub struct Limits {
     pub max_calls_per_peer: usize,
     /// See [`MAX_CALLS`].
     pub max_calls: usize,
+    /// See [`ALWAYS_CALLS_PER_PEER`].
+    pub always_calls_per_peer: usize,
 }
 
 impl Default for Limits {
@@ -84,6 +89,7 @@ impl Default for Limits {
             max_outgoing_bytes: MAX_OUTGOING_BYTES,
             max_calls_per_peer: MAX_CALLS_PER_PEER,
             max_calls: MAX_CALLS,
+            always_calls_per_peer: ALWAYS_CALLS_PER_PEER,
         }
     }
 }

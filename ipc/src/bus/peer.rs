@@ -102,8 +102,13 @@ async fn converse<R, W>(
             return shared.counters.refuse(Refusal::Handshake, || Offence::of(&identity.caller, detail));
         }
     };
-    let peer = shared.join(identity, role, remote);
+    let (peer, started) = shared.join(identity, role, remote);
+    // It may have said more already than its handshake.
+    peer.bytes_in.store(engine.input().len() as u64, Relaxed);
     tracing::debug!(caller = ?peer.caller, "peer connected");
+    if role == Role::Router {
+        shared.connections.spawn(calls::run(started));
+    }
     shared.connections.spawn(write(Arc::clone(&shared), Arc::clone(&peer), output));
     match peer.gone.run_until_cancelled(read(&shared, &peer, &mut engine, &mut input)).await {
         Some(Err(ReadError::Protocol(error))) => shared.refuse(&peer, Refusal::Protocol, || error.to_string()),
@@ -200,6 +205,8 @@ where
                     if let Some(body) = parts.last() {
                         calls::serve(shared, peer, body);
                     }
+                    // Now and then it is the next peer's turn.
+                    tokio::task::consume_budget().await;
                 }
                 Event::Ready(_) => {}
             }

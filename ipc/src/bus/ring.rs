@@ -7,8 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-/// What a message costs beside its own bytes, so that many tiny ones are bounded too.
-pub(super) const OVERHEAD_BYTES: usize = 64;
+/// What a message costs beside its own bytes, so that many tiny ones are bounded too: its place in the queue, and what its
+/// allocation is larger than it.
+pub(super) const OVERHEAD_BYTES: usize = 128;
 /// Largest queue that is kept when it has run empty, in messages.
 const MAX_IDLE_CAPACITY: usize = 1_024;
 

@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::{BufMut, Bytes};
 use serde_json::json;
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::calls::Running;
 use super::doors::Identity;
 use super::limits::Limits;
 use super::owner;
@@ -43,6 +44,8 @@ pub(super) struct Peer {
     pub(super) gone: CancellationToken,
     /// A permit for each call in flight.
     pub(super) calls: Arc<Semaphore>,
+    /// Where its calls are executed; as much room as there are permits.
+    pub(super) started: mpsc::Sender<Running>,
     subscriptions: Mutex<Subscriptions>,
     remote: Remote,
     inode: Option<u32>,
@@ -76,7 +79,7 @@ pub(super) struct Shared {
     pub(super) departures: broadcast::Sender<u64>,
     /// A permit for each connection.
     pub(super) places: Arc<Semaphore>,
-    /// A permit for each call in flight.
+    /// A permit for each call in flight beyond those that each peer may always have.
     pub(super) calls_in_flight: Arc<Semaphore>,
     /// Ends the acceptors and the handshakes.
     pub(super) accepting: CancellationToken,
@@ -112,14 +115,21 @@ impl Shared {
         }
     }
 
-    /// Adds a peer that has finished its handshake.
-    pub(super) fn join(&self, Identity { caller, inode }: Identity, role: Role, remote: Remote) -> Arc<Peer> {
+    /// Adds a peer that has finished its handshake; its calls come out of the receiver.
+    pub(super) fn join(
+        &self,
+        Identity { caller, inode }: Identity,
+        role: Role,
+        remote: Remote,
+    ) -> (Arc<Peer>, mpsc::Receiver<Running>) {
         let limits = &self.limits;
         let ring = match role {
             Role::Pub => Ring::new(limits.event_ring_bytes, limits.event_ring_bytes / 2),
             Role::Router => Ring::new(limits.reply_ring_bytes, limits.reply_pause_bytes),
         };
+        let (started, starting) = mpsc::channel(limits.max_calls_per_peer);
         let peer = Arc::new(Peer {
+            started,
             caller,
             role,
             ring,
@@ -136,7 +146,7 @@ impl Shared {
             has_said_hello: AtomicBool::new(false),
         });
         lock(&self.registry).of(role).push(Arc::clone(&peer));
-        peer
+        (peer, starting)
     }
 
     /// Takes a peer out whose connection has ended.
@@ -249,7 +259,7 @@ impl Shared {
         BusStats {
             callers,
             subscribers,
-            calls_in_flight: self.limits.max_calls.saturating_sub(self.calls_in_flight.available_permits()),
+            calls_in_flight: self.calls.len(),
             queued_bytes,
             accepted: count(&self.counters.accepted),
             calls: count(&self.counters.calls),

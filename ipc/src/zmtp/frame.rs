@@ -84,7 +84,7 @@ pub fn encode_message(frame: &[u8]) -> Bytes {
 /// Returns the bytes of the message `["", body]`, where `write` appends the body. Nothing is copied.
 pub fn encode_reply(write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
     const RESERVED: usize = DELIMITER.len() + LONG_HEADER;
-    let mut out = Vec::with_capacity(256);
+    let mut out = Vec::with_capacity(128);
     out.resize(RESERVED, 0);
     write(&mut out);
     let mut head = Vec::with_capacity(RESERVED);

@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use tokio::task::JoinSet;
+use zeromq::XSubSocket;
 
 use super::*;
 use crate::topic::Topic;
@@ -29,6 +30,23 @@ async fn a_subscriber_gets_what_begins_with_its_prefix_over_both_doors() {
         fixture.bus.publish_frame(b"message.append\0{4}");
         assert_eq!(recv(&mut sub).await, "message.append\0{4}");
         drop(sub);
+        eventually("gone", || fixture.bus.stats().subscribers == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn an_xsub_of_the_zeromq_crate_follows_too() {
+    let fixture = Fixture::start().await;
+    for endpoint in fixture.bus.endpoints().publish {
+        let mut xsub = XSubSocket::new();
+        within(xsub.connect(&endpoint)).await.unwrap();
+        xsub.subscribe("db.").await.unwrap();
+        eventually("subscribed", || fixture.bus.inner.shared.audience(b"db.") == 1).await;
+        fixture.bus.publish_frame(b"message.append\0{}");
+        fixture.bus.publish_frame(b"db.x\0{}");
+        let frames = within(xsub.recv()).await.unwrap().into_vec();
+        assert_eq!(frames, [&b"db.x\0{}"[..]]);
+        drop(xsub);
         eventually("gone", || fixture.bus.stats().subscribers == 0).await;
     }
 }

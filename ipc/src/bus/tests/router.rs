@@ -1,6 +1,8 @@
 use std::collections::BTreeMap;
 
-use zeromq::ReqSocket;
+use bytes::Bytes;
+use futures::StreamExt;
+use zeromq::{ReqSocket, RouterSocket, SocketEvent};
 
 use super::*;
 
@@ -123,7 +125,9 @@ async fn a_slow_call_does_not_hold_up_a_fast_one() {
 
 #[tokio::test]
 async fn calls_beyond_the_caps_are_busy_but_inline_methods_pass() {
-    let fixture = Fixture::with(Limits { max_calls_per_peer: 2, max_calls: 3, ..Limits::default() }).await;
+    let fixture =
+        Fixture::with(Limits { max_calls_per_peer: 2, max_calls: 3, always_calls_per_peer: 0, ..Limits::default() })
+            .await;
     let mut first = Dealer::connect(&fixture.rpc()[0]).await;
     let mut second = Dealer::connect(&fixture.rpc()[1]).await;
     let wait = r#"{"jsonrpc":"2.0","id":"w","method":"wait"}"#;
@@ -238,4 +242,39 @@ async fn an_observer_is_refused_what_writes_and_everything_refused_is_counted() 
         assert_eq!((&answers[1]["id"], &answers[1]["result"]), (&json!(2), &Value::Null));
         assert_eq!(fixture.refusals("unauthorized"), refused);
     }
+}
+
+#[tokio::test]
+async fn a_router_of_the_zeromq_crate_calls_too() {
+    let fixture = Fixture::start().await;
+    for endpoint in fixture.rpc() {
+        let mut router = RouterSocket::new();
+        let mut monitor = router.monitor();
+        within(router.connect(&endpoint)).await.unwrap();
+        let name = loop {
+            if let SocketEvent::Connected(_, name) = within(monitor.next()).await.unwrap() {
+                break name;
+            }
+        };
+        let mut message = ZmqMessage::from(Bytes::copy_from_slice(&name));
+        message.push_back(Bytes::new());
+        message.push_back(Bytes::from_static(br#"{"jsonrpc":"2.0","id":1,"method":"later"}"#));
+        within(router.send(message)).await.unwrap();
+        let answer = within(router.recv()).await.unwrap().into_vec();
+        assert_eq!(answer[1..], [&b""[..], br#"{"jsonrpc":"2.0","id":1,"result":null}"#]);
+    }
+}
+
+#[tokio::test]
+async fn a_few_peers_never_take_all_the_calls_there_are() {
+    let limits = Limits { max_calls: 2, always_calls_per_peer: 1, ..Limits::default() };
+    let fixture = Fixture::with(limits).await;
+    let mut greedy = Dealer::connect(&fixture.rpc()[0]).await;
+    for _ in 0..3 {
+        greedy.send(&["", r#"{"jsonrpc":"2.0","id":"w","method":"wait"}"#]).await;
+    }
+    assert_eq!(greedy.call("later", Value::Null).await["error"]["data"]["code"], json!("E_BUSY"));
+    let mut other = Dealer::connect(&fixture.rpc()[1]).await;
+    assert_eq!(other.call("later", json!([1])).await["result"], json!([1]));
+    fixture.gate.add_permits(3);
 }

@@ -205,7 +205,7 @@ impl Server {
             };
             let peer = message[0].clone();
             assert_eq!((message.len(), &message[1][..]), (3, &b""[..]), "documented frames");
-            let Ok(Incoming::Single(Ok(request))) = parse_request(&message[2]) else { panic!("{message:?}") };
+            let Ok(Incoming::Single(request)) = parse_request(&message[2]) else { panic!("{message:?}") };
             self.heard.lock().unwrap().push(request.method.clone());
             if request.method == "freeze" {
                 return std::future::pending().await;

@@ -220,3 +220,111 @@ proptest! {
         }
     }
 }
+
+/// What the peers of the pinned conversations send.
+fn golden() -> Vec<Vec<u8>> {
+    let scripts = [
+        include_str!("../../../../tests/golden/caller.bytes"),
+        include_str!("../../../../tests/golden/subscriber.bytes"),
+    ];
+    scripts.map(|script| script.lines().filter_map(|line| line.strip_prefix('>')).flat_map(bytes_of).collect()).into()
+}
+
+/// Reads the notation of `tests/golden/*.bytes`: words of hex digits, `00*8`, and text in single quotes.
+fn bytes_of(line: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (at, part) in line.split('\'').enumerate() {
+        if at % 2 == 1 {
+            bytes.extend_from_slice(part.as_bytes());
+            continue;
+        }
+        for word in part.split_whitespace() {
+            let (digits, times) = word.split_once('*').unwrap_or((word, "1"));
+            let pairs = (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap());
+            bytes.extend(pairs.collect::<Vec<_>>().repeat(times.parse().unwrap()));
+        }
+    }
+    bytes
+}
+
+/// A change to a conversation, its places as fractions of the length.
+#[derive(Debug, Clone)]
+enum Mutation {
+    Set(f64, u8),
+    Insert(f64, Vec<u8>),
+    Remove(f64, usize),
+    Repeat(f64, usize),
+}
+
+impl Mutation {
+    fn apply(&self, bytes: &mut Vec<u8>) {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a place in a short text"
+        )]
+        let place = |fraction: f64| (fraction * bytes.len() as f64) as usize;
+        match self {
+            Self::Set(at, byte) => {
+                let at = place(*at);
+                bytes.splice(at..(at + 1).min(bytes.len()), [*byte]);
+            }
+            Self::Insert(at, what) => {
+                let at = place(*at);
+                bytes.splice(at..at, what.iter().copied());
+            }
+            Self::Remove(at, count) => {
+                let at = place(*at);
+                bytes.drain(at..(at + count).min(bytes.len()));
+            }
+            Self::Repeat(at, count) => {
+                let at = place(*at);
+                let part = bytes[at..(at + count).min(bytes.len())].to_vec();
+                bytes.splice(at..at, part);
+            }
+        }
+    }
+}
+
+fn mutation() -> impl Strategy<Value = Mutation> {
+    let header = any::<u64>().prop_map(|length| [&[2][..], &length.to_be_bytes()].concat());
+    let noise = prop::collection::vec(any::<u8>(), 1..40);
+    prop_oneof![
+        (0.0..1.0, any::<u8>()).prop_map(|(at, byte)| Mutation::Set(at, byte)),
+        (0.0..1.0, prop_oneof![header, noise]).prop_map(|(at, what)| Mutation::Insert(at, what)),
+        (0.0..1.0, 1..80_usize).prop_map(|(at, count)| Mutation::Remove(at, count)),
+        (0.0..1.0, 1..200_usize).prop_map(|(at, count)| Mutation::Repeat(at, count)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn mutated_conversations_end_alike_however_they_are_split(
+        which in 0..2_usize,
+        role in prop_oneof![Just(Role::Router), Just(Role::Pub)],
+        mutations in prop::collection::vec(mutation(), 0..6),
+        step in 1..100_usize,
+    ) {
+        let mut bytes = golden().swap_remove(which);
+        let is_golden = mutations.is_empty() && (which == 0) == (role == Role::Router);
+        for mutation in &mutations {
+            mutation.apply(&mut bytes);
+        }
+        prop_assume!(!bytes.is_empty());
+        let limits = WireLimits { max_message_bytes: 1_000, max_command_bytes: 100, ..WireLimits::default() };
+        let (whole, ended) = run(role, &limits, [&bytes[..]]);
+        let (split, ended_split) = run(role, &limits, bytes.chunks(step));
+        prop_assert_eq!(&whole, &split);
+        prop_assert_eq!(&ended, &ended_split);
+        prop_assert!(!is_golden || (ended.is_ok() && whole.len() > 4), "the conversation itself is served");
+        let largest = whole.iter().map(|event| match event {
+            Event::Message(parts) => parts.iter().map(Bytes::len).sum(),
+            Event::Send(bytes) | Event::Subscribe(bytes) | Event::Unsubscribe(bytes) => bytes.len(),
+            Event::Ready(_) => 0,
+        });
+        prop_assert!(largest.max().unwrap_or(0) <= limits.max_message_bytes);
+    }
+}
