@@ -1,6 +1,7 @@
 //! A process's membership in a workdir: who it is now, its database, its events and its calls.
 
 mod agents;
+mod depart;
 mod events;
 mod follow;
 mod lead;
@@ -53,8 +54,9 @@ pub struct Options {
     pub tcp: TcpDoor,
     /// Decides which calls of other processes are answered when this instance is the primary; [`LocalTrust`] by default.
     pub verifier: Arc<dyn PeerVerifier>,
-    /// What an acknowledged write has survived.
-    pub durability: Durability,
+    /// What an acknowledged write has survived; the workdir keeps it from the term on in which this instance leads. `None` leaves it as it is: `disk`
+    /// unless it was set.
+    pub durability: Option<Durability>,
     /// The named writes that this instance knows when it leads: those of the agent store, and what the application registered.
     pub writes: Writes,
     /// The schemas of the application: brought up to date, on the primary, before [`Instance::join`] returns.
@@ -78,7 +80,7 @@ impl Default for Options {
             require_primary: false,
             tcp: TcpDoor::OwnUser,
             verifier: Arc::new(LocalTrust),
-            durability: Durability::Disk,
+            durability: None,
             writes: Writes::default(),
             migrations: Vec::new(),
             dial_timeout: client.dial_timeout,
@@ -117,6 +119,9 @@ pub enum JoinError {
     /// Another instance is the primary, and [`Options::require_primary`] was set.
     #[error("instance {} (pid {}) is the primary since {}", .0.instance_id, .0.pid, .0.started_at)]
     PrimaryExists(Box<LockInfo>),
+    /// The primary speaks another version of the wire; the text names both.
+    #[error("{0}")]
+    Version(Cause),
     /// The lock can be neither won nor lost.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -207,7 +212,8 @@ pub struct Instance {
 impl Instance {
     /// Joins a workdir; returns once this instance leads or follows.
     ///
-    /// A primary that does not answer within [`Options::dial_timeout`] is no error unless there are [`Options::migrations`]: the instance is [`Role::Seeking`], reads locally and goes on trying.
+    /// A primary of another version of the wire is [`JoinError::Version`] within a second. One that does not answer within [`Options::dial_timeout`]
+    /// is no error unless there are [`Options::migrations`]: the instance is [`Role::Seeking`], reads locally and goes on trying.
     pub async fn join(workdir: Workdir, options: Options) -> Result<Self, JoinError> {
         workdir.prepare().map_err(LockError::from)?;
         let id = options.instance_id.clone().unwrap_or_else(new_id);
@@ -272,7 +278,9 @@ impl Instance {
 
     /// Subscribes to the events that any of the patterns selects, from now on: durable ones in commit order, each once, across takeovers.
     pub fn subscribe(&self, patterns: impl IntoIterator<Item = Pattern>) -> HubSubscription {
-        self.shared.hub.subscribe(patterns)
+        // Without a database there is nothing yet that could be too old.
+        let head = self.shared.readers.head_now().map_or(0, |head| head.seq);
+        self.shared.hub.subscribe_behind(head, patterns)
     }
 
     /// Calls a method of the primary, which may be this instance; see `docs/wire.md` for methods and shapes.

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use pando_ipc::Fault;
-use pando_ipc::client::{CallError, Client};
+use pando_ipc::client::{CallError, Cause, Client};
+use pando_ipc::failpoint::{self, Flaw};
 use pando_ipc::fault::Code;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -44,7 +45,7 @@ pub trait Deliver: Send + Sync {
 
 impl Deliver for Writer {
     fn deliver(&self, request: WriteRequest) -> BoxFuture<'_, Result<Ack, DeliverError>> {
-        Box::pin(async move { self.submit(request).await.map_err(DeliverError::Refused) })
+        Box::pin(async move { self.submit_here(request).await.map_err(DeliverError::Refused) })
     }
 }
 
@@ -68,6 +69,10 @@ impl Caller for Client {
     ) -> BoxFuture<'a, Result<Value, DeliverError>> {
         Box::pin(async move {
             Self::call_by(self, method, params, deadline).await.map_err(|error| match error {
+                // Sending it again changes nothing about that: whoever writes is told at once.
+                CallError::NotSent(cause @ Cause::Version { .. }) => {
+                    DeliverError::Refused(Fault::new(Code::Version, cause.to_string()))
+                }
                 CallError::NotSent(cause) => DeliverError::NotSent(cause.to_string()),
                 CallError::Unknown(cause) => DeliverError::Unknown(cause.to_string()),
                 CallError::Refused(fault) => DeliverError::Refused(fault),
@@ -136,6 +141,9 @@ pub async fn deliver_until_answered(mut request: WriteRequest, mut route: Route)
     let deadline = Instant::from_std(request.deadline);
     let mut effort = Effort::new(request.op_id.to_string());
     loop {
+        if effort.maybe_applied && failpoint::has(Flaw::RetryWithoutOpId) {
+            request.op_id = crate::op::OpId::fresh();
+        }
         let current = route.borrow_and_update().clone();
         if let Some(deliver) = current {
             let delivered = timeout_at(deadline, deliver.deliver(request.clone())).await;

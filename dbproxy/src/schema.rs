@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use fnv::FnvHasher;
 use pando_ipc::Timestamp;
+use pando_ipc::failpoint::{self, Point};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, DEFAULT_NAME, FileControl, OpenFlags, TransactionBehavior, params};
+use rusqlite::{Connection, DEFAULT_NAME, ErrorCode, FileControl, OpenFlags, TransactionBehavior, params};
 use uuid::Uuid;
 
 use crate::file_system::FileSystem;
@@ -152,8 +153,18 @@ pub enum StoreError {
 impl StoreError {
     /// Returns what the disk did, when it did.
     pub fn trouble(&self) -> Option<Trouble> {
+        self.sqlite().and_then(Trouble::of)
+    }
+
+    /// Tells whether another program is in the middle of a write: the database itself is well.
+    pub fn is_busy(&self) -> bool {
+        let busy = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked];
+        self.sqlite().and_then(rusqlite::Error::sqlite_error_code).is_some_and(|code| busy.contains(&code))
+    }
+
+    fn sqlite(&self) -> Option<&rusqlite::Error> {
         match self {
-            Self::Sqlite { source, .. } | Self::MigrationFailed { source, .. } => Trouble::of(source),
+            Self::Sqlite { source, .. } | Self::MigrationFailed { source, .. } => Some(source),
             _ => None,
         }
     }
@@ -181,10 +192,12 @@ pub(crate) struct Opened {
     pub(crate) path: PathBuf,
     pub(crate) database: Uuid,
     pub(crate) epoch: u64,
+    pub(crate) durability: Durability,
 }
 
 /// Opens or creates the database, migrates it, and begins a new term.
 pub(crate) fn open(path: &Path, durability: Durability) -> Result<Opened, StoreError> {
+    failpoint::hit(Point::StoreOpen);
     let path = prepare_file(path)?;
     let failed = |source| StoreError::Sqlite { path: path.clone(), source };
     let mut connection = connect(&path).map_err(failed)?;
@@ -196,7 +209,7 @@ pub(crate) fn open(path: &Path, durability: Durability) -> Result<Opened, StoreE
     migrate(&mut connection, &path, MIGRATIONS)?;
     let identity = incarnation::identity(&path).map_err(|source| StoreError::File { path: path.clone(), source })?;
     let (database, epoch) = begin_term(&mut connection, &identity).map_err(failed)?;
-    Ok(Opened { connection, guard, path, database, epoch })
+    Ok(Opened { connection, guard, path, database, epoch, durability })
 }
 
 /// Opens a writable connection to a database that exists.
@@ -208,6 +221,21 @@ pub(crate) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let mut keep = 1;
     connection.file_control(DEFAULT_NAME, FileControl::PersistWal(&mut keep))?;
     Ok(connection)
+}
+
+/// Removes the WAL and its index beside a database that nobody has open any more; where somebody has, they stay.
+///
+/// The caller holds the workdir's lock, so that the files at the path belong to this database and nobody begins to write. SQLite
+/// would do the same at the last close, but only by path: a writer that lost its place could remove its successor's WAL.
+pub fn tidy(path: &Path) -> Result<(), StoreError> {
+    let failed = |source| StoreError::Sqlite { path: path.to_owned(), source };
+    let connection = connect(path).map_err(failed)?;
+    connection.busy_timeout(Duration::ZERO).map_err(failed)?;
+    let mut keep = 0;
+    connection.file_control(DEFAULT_NAME, FileControl::PersistWal(&mut keep)).map_err(failed)?;
+    // A connection that has read nothing does not know that there is a WAL.
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())).map_err(failed)?;
+    connection.close().map_err(|(_, source)| failed(source))
 }
 
 /// Makes the file (0600) or checks it. Returns its canonical path.
@@ -360,6 +388,7 @@ fn apply(connection: &mut Connection, migration: &Migration) -> rusqlite::Result
             env!("CARGO_PKG_VERSION")
         ],
     )?;
+    failpoint::hit(Point::MigrationCommit);
     transaction.commit()
 }
 
@@ -381,7 +410,9 @@ fn begin_term(connection: &mut Connection, identity: &str) -> rusqlite::Result<(
         |row| row.get::<_, u64>(0),
     )?;
     let database = database_id(&transaction)?;
+    failpoint::hit(Point::EpochCommit);
     transaction.commit()?;
+    failpoint::hit(Point::EpochCommitted);
     Ok((database, epoch))
 }
 

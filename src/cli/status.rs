@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pando_dbproxy::file_system::FileSystem;
 use pando_ipc::process::ProcessState;
 use pando_ipc::{Holder, Kind as PeerKind, LockInfo, Timestamp, Workdir};
 use serde::Serialize;
@@ -63,6 +64,8 @@ struct Report {
     /// Who held the lock last, when it is free.
     last_holder: Option<LockInfo>,
     instances: Vec<Value>,
+    /// The kind of file system that the workdir lies on.
+    file_system: Option<String>,
     problem: Option<String>,
     hints: Vec<String>,
 }
@@ -104,14 +107,22 @@ async fn look(workdir: &Workdir, context: &Context) -> Result<(Report, Option<Fa
         process_state: None,
         last_holder: None,
         instances: vec![],
+        file_system: None,
         problem: None,
         hints: vec![],
     };
+    if let Ok(FileSystem { name, objection }) = FileSystem::of(workdir.path()) {
+        report.problem = objection.map(|why| format!("no primary can lead on this file system ({name}): {why}"));
+        report.file_system = Some(name);
+    }
     let mut failure = None;
     match Standing::of(workdir).map_err(|error| Failure::lock(&error))? {
         Standing::Free(last) => {
             report.last_holder = last;
-            report.hints.push("start a primary with 'pando up'".to_owned());
+            report.hints.push(match &report.problem {
+                None => "start a primary with 'pando up'".to_owned(),
+                Some(_) => "work in a directory on a disk of this machine".to_owned(),
+            });
         }
         Standing::Held(_) => {
             let answer = ask(context, workdir).await;
@@ -157,11 +168,23 @@ async fn ask(context: &Context, workdir: &Workdir) -> Result<(Value, Vec<Value>)
     Ok((info, instances))
 }
 
+/// Says what an acknowledged write has survived.
+fn written(durability: Option<&str>) -> String {
+    match durability {
+        Some("os") => "os: acknowledged once the system has them; a power cut may take the last ones".to_owned(),
+        Some(other) => format!("{other}: acknowledged once they are on the disk"),
+        None => "unknown".to_owned(),
+    }
+}
+
 fn human(report: &Report, palette: Palette) -> String {
     let mut facts = vec![("workdir", report.workdir.display().to_string())];
     match report.state {
         State::Free => {
             facts.push(("state", "no primary, the lock is free".to_owned()));
+            if let Some(problem) = &report.problem {
+                facts.push(("problem", problem.clone()));
+            }
             if let Some(last) = &report.last_holder {
                 facts.push(("last", format!("{}, from {}", last.instance_id, last.started_at)));
             }
@@ -177,7 +200,7 @@ fn human(report: &Report, palette: Palette) -> String {
         State::Led => led(report, &mut facts),
     }
     // What is wrong goes to stderr as the command's failure; without one the next step belongs here.
-    if report.problem.is_none() {
+    if report.problem.is_none() || matches!(report.state, State::Free) {
         facts.extend(report.hints.iter().map(|hint| ("next", hint.clone())));
     }
     let mut text = output::facts(&facts, palette);
@@ -202,6 +225,9 @@ fn led(report: &Report, facts: &mut Vec<(&str, String)>) {
     }
     facts.push(("epoch", text("epoch")));
     facts.push(("head", format!("seq {}", text("head"))));
+    if !info["durability"].is_null() {
+        facts.push(("writes", written(info["durability"].as_str())));
+    }
     if !info["sessions"].is_null() {
         facts.push(("sessions", text("sessions")));
     }
@@ -231,6 +257,7 @@ mod tests {
             process_state: None,
             last_holder: None,
             instances: vec![],
+            file_system: None,
             problem: None,
             hints: vec![],
         }
@@ -248,12 +275,25 @@ mod tests {
     }
 
     #[test]
+    fn a_file_system_where_nobody_can_lead_is_named() {
+        let mut report = report(State::Free);
+        report.problem = Some("no primary can lead on this file system (nfs): other machines see it".into());
+        report.hints.push("work in a directory on a disk of this machine".into());
+        insta::assert_snapshot!(human(&report, Palette::plain()), @r"
+        workdir  /w
+        state    no primary, the lock is free
+        problem  no primary can lead on this file system (nfs): other machines see it
+        next     work in a directory on a disk of this machine
+        ");
+    }
+
+    #[test]
     fn a_primary_is_shown_with_its_term_and_ports() {
         let mut report = report(State::Led);
         report.executable = Some("/bin/pando".into());
         report.primary = Some(json!({
             "instance_id": "inst-A", "role": "primary", "epoch": 3, "pid": 12, "version": "0.1.0", "protocol": 1,
-            "uptime": 61.5, "head": 42, "sessions": 2, "ports": {"pub": 45337, "rpc": 45338},
+            "uptime": 61.5, "head": 42, "durability": "os", "sessions": 2, "ports": {"pub": 45337, "rpc": 45338},
             "bus": {"refusals": {"too_large": 2}},
         }));
         insta::assert_snapshot!(human(&report, Palette::plain()), @r#"
@@ -262,6 +302,7 @@ mod tests {
         up        1m 1s
         epoch     3
         head      seq 42
+        writes    os: acknowledged once the system has them; a power cut may take the last ones
         sessions  2
         ports     pub 45337, rpc 45338
         refused   2: {"too_large":2}

@@ -4,6 +4,8 @@ mod detach;
 mod ping;
 mod replace;
 mod role;
+#[cfg(feature = "failpoints")]
+mod trial;
 
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use super::demo::load;
 use super::duration;
 use super::failure::{Failure, Kind};
 use pando_ipc::Holder;
+use pando_ipc::client::CallError;
 
 use role::Reporter;
 pub(crate) use role::{RoleLine, RoleName};
@@ -52,9 +55,9 @@ pub(crate) struct Args {
     /// End a primary that holds the lock but has said nothing for so long, such as 30s [default: never]
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     evict_after: Option<Duration>,
-    /// When a write counts as done: once it is on the disk, or once the system has it
-    #[arg(long, value_enum, value_name = "WHERE", default_value = "disk")]
-    durability: Durability,
+    /// When a write counts as done: once it is on the disk, or once the system has it; the workdir keeps it [default: as it was, at first disk]
+    #[arg(long, value_enum, value_name = "WHERE")]
+    durability: Option<Durability>,
     /// Set by --detach: begin a session of our own
     #[arg(long, hide = true)]
     background: bool,
@@ -64,6 +67,9 @@ pub(crate) struct Args {
     /// Set by the acceptance tests: call instance.ping as this instance does, and tell stdout that it was answered
     #[arg(long, hide = true)]
     ping: bool,
+    #[cfg(feature = "failpoints")]
+    #[command(flatten)]
+    trial: trial::Args,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -111,12 +117,14 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             (false, false) => TcpDoor::OwnUser,
         },
         evict_after: args.evict_after,
-        durability: match args.durability {
+        durability: args.durability.map(|durability| match durability {
             Durability::Disk => pando_dbproxy::Durability::Disk,
             Durability::Os => pando_dbproxy::Durability::Os,
-        },
+        }),
         ..Options::default()
     };
+    #[cfg(feature = "failpoints")]
+    let options = args.trial.begin(options)?;
     let joined = tokio::select! {
         joined = Instance::join(workdir.clone(), options) => joined,
         end = signals.next() => return end.into_outcome(),
@@ -160,7 +168,13 @@ async fn serve(
     signals: &mut Signals,
 ) -> End {
     let mut roles = instance.role();
-    let load = async { if args.demo_load { load::run(instance).await } else { std::future::pending().await } };
+    let load = async {
+        #[cfg(feature = "failpoints")]
+        if args.trial.is_on() {
+            return args.trial.run(instance).await;
+        }
+        if args.demo_load { load::run(instance).await } else { std::future::pending().await }
+    };
     let ping = async { if args.ping { ping::run(instance).await } else { std::future::pending().await } };
     let replace =
         async { if args.replace { replace::run(instance, workdir).await } else { std::future::pending().await } };
@@ -172,6 +186,8 @@ async fn serve(
             return End::Failed(failure);
         }
         tokio::select! {
+            // A role that has changed is told before anything ends.
+            biased;
             changed = roles.changed() => if changed.is_err() { return End::Asked },
             () = instance.stop_requested() => return End::Asked,
             end = signals.next() => return end,
@@ -217,6 +233,7 @@ impl Signals {
 fn join_failure(error: JoinError, workdir: &Workdir) -> Failure {
     match error {
         JoinError::PrimaryExists(info) => Failure::lost_election(&Holder::new(*info), workdir),
+        JoinError::Version(cause) => Failure::call(CallError::NotSent(cause), workdir),
         JoinError::Lock(error) => Failure::lock(&error),
         JoinError::Store(error) => Failure::store(&error),
         JoinError::Bus(error) => Failure::bus(&error),

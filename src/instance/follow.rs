@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use pando_bridge::inbound;
 use pando_dbproxy::Remote;
-use pando_ipc::client::{self, Client, Link, LocalHistory, Since};
+use pando_ipc::client::{self, Cause, Client, Link, LocalHistory, Since};
+use pando_ipc::cursor::Bookmark;
+use pando_ipc::failpoint::{self, Point};
 use pando_ipc::lock::Candidate;
-use pando_ipc::{Kind, Pattern, hello, topic};
+use pando_ipc::{Kind, hello, topic};
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
@@ -33,7 +35,6 @@ pub(super) async fn follow(
     failed: &mut Option<oneshot::Sender<JoinError>>,
 ) -> Result<Ended, JoinError> {
     let mut candidate = Candidate::wait(shared.workdir.clone(), &shared.id)?;
-    failed.take();
     let client = Client::open(
         shared.workdir.clone(),
         client::Options {
@@ -68,8 +69,12 @@ pub(super) async fn follow(
         };
         match step {
             Step::Stop => break Ok(Ended::Stopped),
-            Step::Won(won) => break won.map(Ended::Elected).map_err(JoinError::Lock),
+            Step::Won(won) => {
+                failpoint::hit(Point::CandidateWon);
+                break won.map(Ended::Elected).map_err(JoinError::Lock);
+            }
             Step::Link => {
+                failed.take();
                 shared.role.send_replace(role_of(link.borrow_and_update().as_ref()));
             }
             Step::Beat if link.borrow().is_some() => {
@@ -80,7 +85,14 @@ pub(super) async fn follow(
                 }
             }
             Step::Beat => {}
-            Step::CheckLock if candidate.is_current() => {}
+            Step::CheckLock if candidate.is_current() => {
+                // Who is told at once that it cannot join need not find out by calls that fail.
+                if failed.as_ref().is_some_and(|failed| !failed.is_closed())
+                    && let Some(cause @ Cause::Version { .. }) = client.trouble()
+                {
+                    break Err(JoinError::Version(cause));
+                }
+            }
             Step::CheckLock => {
                 tracing::warn!("the lock file was removed or replaced: racing for the new one");
                 match Candidate::wait(shared.workdir.clone(), &shared.id) {
@@ -108,13 +120,27 @@ fn role_of(link: Option<&Link>) -> Role {
     }
 }
 
-/// Feeds the hub with what happens in the workdir, from the first link on.
+/// Feeds the hub with what its subscribers want of what happens in the workdir, from the first link on.
+///
+/// The rest stays away: with many instances the primary would otherwise send, and all of them read, every event many times over.
 async fn listen(shared: Arc<Shared>, client: Client, stop: CancellationToken) {
     let mut link: watch::Receiver<Option<Link>> = client.link();
     let Some(Ok(_)) = stop.run_until_cancelled(link.wait_for(Option::is_some)).await else { return };
     // A primary that keeps no journal (an older peer) has no head; its events come without numbers.
     shared.place_hub(shared.readers.head().await.map_or(0, |head| head.seq));
     let history = Arc::new(LocalHistory::new(Arc::new(shared.readers.clone()), client.clone()));
-    let follower = client.follow(vec![Pattern::All], Since::Seq(shared.hub.position()), history);
-    inbound(follower, shared.hub.clone(), stop).await;
+    let mut interest = shared.hub.interest();
+    let mut since = Since::Seq(shared.hub.position());
+    loop {
+        let patterns = interest.borrow_and_update().clone();
+        let mut follower = client.follow(patterns, since, history.clone());
+        tokio::select! {
+            () = inbound(&mut follower, &shared.hub, &stop) => return,
+            // The hub, which has the sender, is ours.
+            _ = interest.changed() => {}
+        }
+        shared.hub.start_behind(follower.position());
+        let seq = shared.hub.position();
+        since = follower.bookmark().map_or(Since::Seq(seq), |bookmark| Since::Bookmark(Bookmark { seq, ..bookmark }));
+    }
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::{Sandbox, pando};
+
 /// Longest file of code, in lines, tests not counted.
 const MAX_LINES: usize = 500;
 /// The members of the workspace, and what each of them may depend on.
@@ -133,6 +135,23 @@ fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
 }
 
 #[test]
+fn no_timeout_depends_on_the_wall_clock() {
+    // It may jump by years, in both directions. `Timestamp` labels what people read and cannot be added to; what a person types is
+    // the command line's, and measurements are dated.
+    let may_look = |path: &Path| {
+        let free = ["ipc/src/envelope.rs", "src/cli", "bench"].map(|place| root().join(place));
+        free.iter().any(|place| path.starts_with(place))
+    };
+    for (path, text) in sources().into_iter().filter(|(path, _)| !may_look(path)) {
+        for (number, line) in code_lines(&text) {
+            for word in ["SystemTime", "Utc::now", "Local::now"] {
+                assert!(!line.contains(word), "{}:{number}: {word}; measure time with Instant", path.display());
+            }
+        }
+    }
+}
+
+#[test]
 fn no_file_outgrows_its_reader() {
     for (path, text) in sources() {
         let lines = text.lines().count();
@@ -156,8 +175,9 @@ fn no_test_is_ignored_or_sleeps() {
     for path in dirs.iter().flat_map(|dir| files(dir, "rs")) {
         let text = read(&path);
         assert!(!text.contains(ignored), "{}: a test that is not run is no test", path.display());
-        let is_the_one_place = path.ends_with("tests/it/support/wait.rs");
-        assert!(is_the_one_place || !text.contains(sleeps), "{}: wait with support::eventually", path.display());
+        // Looking again under a deadline, and slowness that a test asked for.
+        let may_sleep = ["tests/support/wait.rs", "ipc/src/failpoint/facility.rs"].iter().any(|it| path.ends_with(it));
+        assert!(may_sleep || !text.contains(sleeps), "{}: wait with support::eventually", path.display());
     }
     for path in files("tests", "rs") {
         let text = read(&path);
@@ -262,6 +282,14 @@ fn every_test_that_stands_behind_a_promise_exists() {
     for name in named {
         assert!(code.contains(&format!("fn {name}(")), "docs/writes.md names {name}, and no test has that name");
     }
+}
+
+#[test]
+fn the_shipped_binary_knows_no_place_to_die() {
+    let help = pando(&Sandbox::new(), &["up", "--record", "history", "--name", "a"]);
+    assert_eq!(help.code, Some(2), "{help}");
+    let manifest = read(&root().join("Cargo.toml"));
+    assert!(!manifest.lines().any(|line| line.starts_with("default =") && line.contains("failpoints")), "{manifest}");
 }
 
 #[test]

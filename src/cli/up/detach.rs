@@ -37,11 +37,13 @@ fn start(args: &Args, workdir: &Workdir, context: &Context, log: &Log) -> Result
         command.arg("--quiet");
     }
     command.args((0..context.globals().verbose).map(|_| "-v"));
-    command.args(["up", "--background", "--durability"]);
-    command.arg(match args.durability {
-        Durability::Disk => "disk",
-        Durability::Os => "os",
-    });
+    command.args(["up", "--background"]);
+    if let Some(durability) = args.durability {
+        command.arg("--durability").arg(match durability {
+            Durability::Disk => "disk",
+            Durability::Os => "os",
+        });
+    }
     if args.require_primary {
         command.arg("--require-primary");
     }
