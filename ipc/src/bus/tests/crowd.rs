@@ -5,16 +5,15 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
 use super::*;
 
+/// Set for the process of its own that runs a part of a test.
+const PART: &str = "PANDO_TEST_PART";
 /// Connections that come and go; `scripts/soak-doors` asks for more.
 const CONNECTS: &str = "PANDO_TEST_CONNECTS";
 const USUAL_CONNECTS: usize = 2_000;
-/// Set for the tests that are a part of another one, in a process of their own.
-const PART: &str = "PANDO_TEST_PART";
 /// Connections at once while they come and go.
 const AT_ONCE: usize = 16;
 /// What the process may grow by over all connects: allocators keep what they had at once, a leak grows with the count.
@@ -78,7 +77,7 @@ async fn all_come_and_go(fixture: &Arc<Fixture>, count: usize) {
 /// Runs in a process of its own, so that its descriptors and its memory are those of the bus alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn comes_and_goes() {
-    if !is_part() {
+    if std::env::var_os(PART).is_none() {
         return;
     }
     let count = std::env::var(CONNECTS).map_or(USUAL_CONNECTS, |count| count.parse().unwrap());
@@ -93,13 +92,9 @@ async fn comes_and_goes() {
     fixture.check_alive().await;
 }
 
-fn is_part() -> bool {
-    std::env::var_os(PART).is_some()
-}
-
 fn run_part(name: &str) {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", &format!("bus::tests::crowd::{name}"), "--nocapture"]).env(PART, "1");
+    command.args(["--exact", &format!("bus::tests::crowd::{name}"), "--nocapture"]).env(PART, name);
     let output = command.output().unwrap();
     let text = [output.stdout, output.stderr].concat();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&text));
@@ -113,7 +108,7 @@ fn connections_that_come_and_go_leave_nothing_behind() {
 /// Runs in a process of its own, whose descriptors run out.
 #[tokio::test(flavor = "multi_thread")]
 async fn runs_out_of_descriptors() {
-    if !is_part() {
+    if std::env::var_os(PART).is_none() {
         return;
     }
     let limit = getrlimit(Resource::Nofile);
@@ -187,12 +182,11 @@ async fn a_thousand_clients_are_served_alike() {
         };
         clients.push(Raw::greet(door, 0, "DEALER").await);
     }
-    let (total, all_there) = (Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(CLIENTS)));
+    let total = Arc::new(AtomicUsize::new(0));
     let mut crowd = JoinSet::new();
     for mut client in clients {
-        let (total, all_there) = (Arc::clone(&total), Arc::clone(&all_there));
+        let total = Arc::clone(&total);
         crowd.spawn(async move {
-            all_there.wait().await;
             let request = br#"{"jsonrpc":"2.0","id":1,"method":"later"}"#;
             for _ in 0..IN_FLIGHT {
                 client.frame(0, request).await;
