@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pando_bridge::{Hub, HubSubscription};
-use pando_dbproxy::{Db, DbOptions, Durability, Readers, SqlValue, StoreError};
+use pando_dbproxy::{Db, DbOptions, Durability, Readers, StoreError, Writes};
 use pando_ipc::bus::BusError;
 use pando_ipc::client::{self, CallError};
 use pando_ipc::{Endpoints, Kind, LocalTrust, LockError, LockInfo, Pattern, PeerVerifier, Ports, Workdir, topic};
@@ -51,6 +51,8 @@ pub struct Options {
     pub verifier: Arc<dyn PeerVerifier>,
     /// What an acknowledged write has survived.
     pub durability: Durability,
+    /// The named writes that this instance knows when it leads: those of the agent store, and what the application registered.
+    pub writes: Writes,
     /// How long to look for a primary.
     pub dial_timeout: Duration,
     /// How long a call or a write may take in all.
@@ -71,6 +73,7 @@ impl Default for Options {
             tcp: true,
             verifier: Arc::new(LocalTrust),
             durability: Durability::Disk,
+            writes: Writes::default(),
             dial_timeout: client.dial_timeout,
             call_timeout: client.call_timeout,
             evict_after: None,
@@ -145,11 +148,8 @@ impl Shared {
 
     /// Returns how many sessions there are; 0 while there is no database.
     pub(crate) async fn count_sessions(&self) -> i64 {
-        let counted = self.db.query("SELECT count(*) FROM sessions", ()).await;
-        match counted.as_ref().map(|table| table.rows.first().and_then(|row| row.first())) {
-            Ok(Some(SqlValue::Integer(count))) => *count,
-            _ => 0,
-        }
+        let counted = self.db.query_one("SELECT count(*) FROM sessions", (), |row| row.get(0)).await;
+        counted.ok().flatten().unwrap_or(0)
     }
 
     /// Returns the payload of this instance's heartbeat.
@@ -186,7 +186,7 @@ impl Instance {
         let routes = Routes::default();
         let db_options = DbOptions { timeout: options.call_timeout, ..DbOptions::default() };
         let shared = Arc::new(Shared {
-            db: Db::new(readers.clone(), routes.deliver(), id.clone(), db_options),
+            db: Db::new(readers.clone(), routes.deliver(), options.writes.clone(), id.clone(), db_options),
             id,
             workdir,
             joined: Instant::now(),

@@ -30,7 +30,9 @@ mod methods;
 
 pub use instance::{Events, Instance, JoinError, Options, Role};
 pub use pando_bridge::{Delivery, HubSubscription};
-pub use pando_dbproxy::{Db, Durability, Querier, store};
+pub use pando_dbproxy::{
+    Ack, Batch, Db, Durability, Params, Querier, ReadError, Row, SqlValue, Tx, WriteError, Writes, store,
+};
 pub use pando_ipc::access::{Allow, AllowList, Capability, LocalTrust, PeerVerifier, Rule};
 pub use pando_ipc::client::{CallError, Client};
 pub use pando_ipc::methods::Caller;

@@ -5,14 +5,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use pando_ipc::Topic;
 use pando_ipc::fault::Code;
+use pando_ipc::{Fault, Topic};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::batch::Batch;
 use crate::deliver::{Route, WriteError, deliver_until_answered};
-use crate::readers::{QueryLimits, QueryResult, ReadError, Readers};
-use crate::write::{Ack, DEFAULT_TIMEOUT, Params, Statement, Work, WriteRequest};
+use crate::named::{NameTaken, Writes};
+use crate::params::Params;
+use crate::readers::{QueryLimits, ReadError, Readers};
+use crate::refusal::internal;
+use crate::row::{Row, RowError};
+use crate::tx::Tx;
+use crate::write::{Ack, DEFAULT_TIMEOUT, Statement, StatementResult, Work, WriteRequest};
 
 /// How a [`Db`] reads and writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +46,7 @@ pub struct Db(Arc<Shared>);
 struct Shared {
     readers: Readers,
     route: Route,
+    writes: Writes,
     source: String,
     options: DbOptions,
     client: Uuid,
@@ -56,11 +65,12 @@ impl fmt::Debug for Db {
 }
 
 impl Db {
-    /// Returns a handle that reads from `readers` and writes along `route`; `source` is the instance's id.
-    pub fn new(readers: Readers, route: Route, source: impl Into<String>, options: DbOptions) -> Self {
+    /// Returns a handle that reads from `readers` and writes along `route`; `source` is the instance's id, `writes` what it knows by name.
+    pub fn new(readers: Readers, route: Route, writes: Writes, source: impl Into<String>, options: DbOptions) -> Self {
         Self(Arc::new(Shared {
             readers,
             route,
+            writes,
             source: source.into(),
             options,
             client: Uuid::now_v7(),
@@ -77,18 +87,30 @@ impl Db {
     /// Returns the same handle with other options.
     #[must_use]
     pub fn with_options(&self, options: DbOptions) -> Self {
-        let Shared { readers, route, source, .. } = &*self.0;
-        Self::new(readers.clone(), route.clone(), source.clone(), options)
+        let Shared { readers, route, writes, source, .. } = &*self.0;
+        Self::new(readers.clone(), route.clone(), writes.clone(), source.clone(), options)
     }
 
-    /// Runs statements that change rows; they commit together or not at all.
-    pub async fn exec(&self, statements: Vec<Statement>) -> Result<Ack, WriteError> {
-        self.write(Work::Exec { statements, ddl: false }).await
+    /// Runs one statement that changes rows. `results` of the answer tells how many, the row id, and what RETURNING returned.
+    pub async fn execute(
+        &self,
+        sql: impl Into<String>,
+        params: impl Into<Params>,
+    ) -> Result<Ack<StatementResult>, WriteError> {
+        let Ack { seq, epoch, durability, mut results, replayed } =
+            self.exec(vec![Statement::new(sql, params)]).await?;
+        let results = results.pop().ok_or_else(|| internal("exec", "the primary's answer tells of no statement"))?;
+        Ok(Ack { seq, epoch, durability, results, replayed })
     }
 
-    /// Runs one statement that changes rows.
-    pub async fn execute(&self, sql: impl Into<String>, params: impl Into<Params>) -> Result<Ack, WriteError> {
-        self.exec(vec![Statement::new(sql, params)]).await
+    /// Runs statements that commit or fail together; `results` of the answer has one entry for each.
+    pub async fn transaction(&self, batch: Batch) -> Result<Ack<Vec<StatementResult>>, WriteError> {
+        self.exec(batch.into_statements()).await
+    }
+
+    async fn exec(&self, statements: Vec<Statement>) -> Result<Ack<Vec<StatementResult>>, WriteError> {
+        let ack = self.write(Work::Exec { statements, ddl: false }).await?;
+        Ok(ack.typed().map_err(|why| internal("exec", format!("the primary's answer is malformed: {why}")))?)
     }
 
     /// Runs statements that may change the schema; they commit together or not at all.
@@ -96,9 +118,21 @@ impl Db {
         self.write(Work::Exec { statements, ddl: true }).await
     }
 
-    /// Runs a write of the agent store. Returns its row, or null.
-    pub async fn named(&self, method: &str, params: &Value) -> Result<Value, WriteError> {
-        Ok(self.write(Work::named(method, params)?).await?.results)
+    /// Registers a named write with this process, see [`Writes::register`].
+    ///
+    /// An instance that leads refuses names it does not know: programs that join a workdir give their writes to `Options::writes` before they join.
+    pub fn register<P, R, F>(&self, name: impl Into<String>, write: F) -> Result<(), NameTaken>
+    where
+        P: DeserializeOwned,
+        R: Serialize,
+        F: Fn(&Tx<'_>, P) -> Result<R, Fault> + Send + Sync + 'static,
+    {
+        self.0.writes.register(name, write)
+    }
+
+    /// Runs a named write on the primary: one of the agent store, or a registered one. Returns its result.
+    pub async fn named(&self, name: &str, params: &Value) -> Result<Value, WriteError> {
+        Ok(self.write(self.0.writes.work(name, params)?).await?.results)
     }
 
     /// Appends an event to the journal; `session_id` may be empty. Returns its `seq`.
@@ -107,20 +141,33 @@ impl Db {
         Ok(self.write(Work::Publish { topic, payload, session_id, project_id }).await?.seq)
     }
 
-    /// Runs one statement that only reads, on this host.
-    pub async fn query(&self, sql: impl Into<String>, params: impl Into<Params>) -> Result<QueryResult, ReadError> {
-        self.0.readers.query(sql, params, self.0.options.limits).await
-    }
-
-    /// Runs a query that sees the event `min_seq`; waits for it at most as long as a write is tried.
-    pub async fn query_at(
+    /// Runs one statement that only reads, on this host, and reads each row by `row`.
+    pub async fn query<T>(
         &self,
-        min_seq: u64,
         sql: impl Into<String>,
         params: impl Into<Params>,
-    ) -> Result<QueryResult, ReadError> {
-        self.0.readers.wait_for(min_seq, Instant::now() + self.0.options.timeout).await?;
-        self.query(sql, params).await
+        row: impl FnMut(&Row<'_>) -> Result<T, RowError>,
+    ) -> Result<Vec<T>, ReadError> {
+        Ok(self.0.readers.query(sql, params, self.0.options.limits).await?.map(row)?)
+    }
+
+    /// Runs one statement that only reads and reads its first row by `row`; `None` when there is none.
+    pub async fn query_one<T>(
+        &self,
+        sql: impl Into<String>,
+        params: impl Into<Params>,
+        mut row: impl FnMut(&Row<'_>) -> Result<T, RowError>,
+    ) -> Result<Option<T>, ReadError> {
+        let result = self.0.readers.query(sql, params, self.0.options.limits).await?;
+        Ok(result.rows().next().map(|first| row(&first)).transpose()?)
+    }
+
+    /// Waits until reads here see the event `min_seq`, and returns the handle that does: from then on it always will.
+    ///
+    /// Waits at most as long as a write is tried; then it is [`ReadError::Behind`], which says how far the database came.
+    pub async fn read_at(&self, min_seq: u64) -> Result<ReadAt, ReadError> {
+        let seq = self.0.readers.wait_for(min_seq, Instant::now() + self.0.options.timeout).await?;
+        Ok(ReadAt { db: self.clone(), seq })
     }
 
     /// Brings any write to the primary, under a new op id, until it is answered or its time is over.
@@ -151,5 +198,39 @@ impl Db {
         let found = self.0.readers.database().await.ok();
         *self.0.database.lock().unwrap_or_else(PoisonError::into_inner) = found;
         found
+    }
+}
+
+/// Reads that see everything up to an event, see [`Db::read_at`].
+#[derive(Debug, Clone)]
+pub struct ReadAt {
+    db: Db,
+    seq: u64,
+}
+
+impl ReadAt {
+    /// Returns the number of the last event that was there when the wait ended: all reads see it.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// The same as [`Db::query`].
+    pub async fn query<T>(
+        &self,
+        sql: impl Into<String>,
+        params: impl Into<Params>,
+        row: impl FnMut(&Row<'_>) -> Result<T, RowError>,
+    ) -> Result<Vec<T>, ReadError> {
+        self.db.query(sql, params, row).await
+    }
+
+    /// The same as [`Db::query_one`].
+    pub async fn query_one<T>(
+        &self,
+        sql: impl Into<String>,
+        params: impl Into<Params>,
+        row: impl FnMut(&Row<'_>) -> Result<T, RowError>,
+    ) -> Result<Option<T>, ReadError> {
+        self.db.query_one(sql, params, row).await
     }
 }

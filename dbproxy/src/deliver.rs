@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use crate::named::Writes;
 use crate::wire;
 use crate::write::{Ack, WriteRequest};
 use crate::writer::Writer;
@@ -83,12 +84,15 @@ impl Caller for Client {
 
 /// Delivers over the wire: `db.exec`, `db.write` or `events.publish` of the primary.
 #[derive(Clone)]
-pub struct Remote(Arc<dyn Caller>);
+pub struct Remote {
+    caller: Arc<dyn Caller>,
+    writes: Writes,
+}
 
 impl Remote {
-    /// Returns a delivery by that caller.
-    pub fn new(caller: Arc<dyn Caller>) -> Self {
-        Self(caller)
+    /// Returns a delivery by that caller; `writes` tells which form the params of named writes have on the wire.
+    pub fn new(caller: Arc<dyn Caller>, writes: Writes) -> Self {
+        Self { caller, writes }
     }
 }
 
@@ -101,8 +105,8 @@ impl fmt::Debug for Remote {
 impl Deliver for Remote {
     fn deliver(&self, request: WriteRequest) -> BoxFuture<'_, Result<Ack, DeliverError>> {
         Box::pin(async move {
-            let (method, params) = wire::call(&request);
-            let result = self.0.call_by(method, params, Instant::from_std(request.deadline)).await?;
+            let (method, params) = wire::call(&request, &self.writes);
+            let result = self.caller.call_by(method, params, Instant::from_std(request.deadline)).await?;
             wire::ack(&request, result).map_err(DeliverError::Unknown)
         })
     }

@@ -12,33 +12,43 @@
 //! The crate is the only user of SQLite, and knows nothing of sockets: [`deliver::Caller`] is where they plug in.
 
 pub mod backup;
+pub mod batch;
 pub mod catalog;
 mod checkpoint;
 pub mod db;
 pub mod deliver;
 mod guard;
 pub mod journal;
+pub mod named;
+pub mod params;
 pub mod readers;
 mod refusal;
 pub mod restore;
+pub mod row;
 mod run;
 mod schema;
 pub mod store;
 #[cfg(test)]
 mod tests;
 mod track;
+pub mod tx;
 pub mod value;
 pub mod wire;
 pub mod write;
 pub mod writer;
 
-pub use db::{Db, DbOptions};
+pub use batch::{Batch, Earlier};
+pub use db::{Db, DbOptions, ReadAt};
 pub use deliver::{Caller, Deliver, DeliverError, Remote, Route, WriteError, deliver_until_answered};
 pub use guard::{MAX_SQL_BYTES, MAX_VALUE_BYTES};
+pub use named::{NameTaken, Writes};
+pub use params::{Param, Params};
 pub use readers::{Head, QueryLimits, QueryResult, ReadError, Readers};
+pub use row::{Column, FromValue, Row, RowError};
 pub use schema::StoreError;
 pub use store::{DbError, Querier};
 pub use track::MAX_ROW_EVENTS;
+pub use tx::Tx;
 pub use value::SqlValue;
-pub use write::{Ack, Durability, Params, Statement, Work, WriteRequest};
+pub use write::{Ack, Durability, Statement, StatementResult, Work, WriteRequest};
 pub use writer::{Fenced, Writer, WriterOptions};

@@ -18,11 +18,13 @@ use uuid::Uuid;
 
 use crate::guard::{Guard, Mode};
 use crate::journal;
-use crate::refusal::{Word, from_sqlite, message_of, refuse};
+use crate::params::Params;
+use crate::refusal::{Word, from_sqlite, internal, message_of, refuse};
+use crate::row::{Row, RowError};
 use crate::run::{Limits, Ran, Runner};
 use crate::schema::{self, STATEMENTS_KEPT};
 use crate::value::SqlValue;
-use crate::write::{Params, Statement};
+use crate::write::Statement;
 
 /// How long a read waits for a lock; WAL readers wait only for a recovery.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -55,6 +57,18 @@ pub struct QueryResult {
     pub rows: Vec<Vec<SqlValue>>,
 }
 
+impl QueryResult {
+    /// Returns the rows, in order.
+    pub fn rows(&self) -> impl Iterator<Item = Row<'_>> {
+        self.rows.iter().map(|values| Row::new(&self.columns, values))
+    }
+
+    /// Reads each row by `row`.
+    pub fn map<T>(&self, mut row: impl FnMut(&Row<'_>) -> Result<T, RowError>) -> Result<Vec<T>, RowError> {
+        self.rows().map(|found| row(&found)).collect()
+    }
+}
+
 /// Where the journal stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
@@ -78,6 +92,9 @@ pub enum ReadError {
     /// The read was refused, or SQLite failed.
     #[error(transparent)]
     Refused(#[from] Fault),
+    /// A row does not read as wanted.
+    #[error(transparent)]
+    Row(#[from] RowError),
     /// The journal did not reach the wanted number in time.
     #[error("database is at event {head}, before {wanted}, and the wait is over")]
     Behind {
@@ -122,6 +139,7 @@ impl From<ReadError> for Fault {
             ReadError::Refused(fault) => fault,
             ReadError::NotReady { .. } => refuse(Code::NotPrimary, Word::Unreachable, "query", text),
             ReadError::Behind { head, .. } => refuse(Code::Deadline, Word::Timeout, "query", text).with("head", head),
+            ReadError::Row(why) => internal("query", why),
             ReadError::CutOff(_) => refuse(Code::Storage, Word::Internal, "query", text),
         }
     }

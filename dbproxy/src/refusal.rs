@@ -50,14 +50,18 @@ pub(crate) fn invalid(method: &str, field: &str, why: impl std::fmt::Display) ->
 
 /// Returns the answer to a named write that does not exist.
 pub(crate) fn unknown_method(method: &str, known: &str) -> Fault {
-    let message = format!("dbproxy: METHOD_NOT_FOUND ({method}): no such write; there are {known}");
+    let message = format!("dbproxy: METHOD_NOT_FOUND ({method}): this primary has no such write; it has {known}");
     Fault { code: INVALID_PARAMS, message, data: Some(json!({"field": "method"})) }
+}
+
+/// Returns the answer to a write whose code is wrong.
+pub(crate) fn internal(method: &str, why: impl std::fmt::Display) -> Fault {
+    Fault { code: INTERNAL, message: text(Word::Internal, method, why.to_string()), data: None }
 }
 
 /// Returns the answer to a write whose code panicked.
 pub(crate) fn panicked(method: &str) -> Fault {
-    let message = text(Word::Internal, method, "the write panicked and was rolled back");
-    Fault { code: INTERNAL, message, data: None }
+    internal(method, "the write panicked and was rolled back")
 }
 
 /// Returns the answer to a request whose deadline passed before it was applied.

@@ -5,12 +5,12 @@ use std::time::Instant;
 use pando_ipc::Fault;
 use pando_ipc::fault::Code;
 use rusqlite::{CachedStatement, Connection, Error};
-use serde_json::{Map, Value};
 
 use crate::guard::{Guard, MAX_SQL_BYTES, Mode};
+use crate::params::{Param, Params};
 use crate::refusal::{Word, from_sqlite, invalid, refuse, too_large};
 use crate::value::SqlValue;
-use crate::write::{Params, Statement};
+use crate::write::Statement;
 
 /// How much a statement may return.
 #[derive(Debug, Clone, Copy)]
@@ -24,16 +24,6 @@ pub(crate) struct Limits {
 pub(crate) struct Ran {
     pub(crate) columns: Vec<String>,
     pub(crate) rows: Vec<Vec<SqlValue>>,
-}
-
-impl Ran {
-    /// Returns the first row as an object, or null.
-    pub(crate) fn first_row(&self) -> Value {
-        self.rows.first().map_or(Value::Null, |row| {
-            let pairs = self.columns.iter().cloned().zip(row.iter().map(SqlValue::to_json));
-            Value::Object(pairs.collect::<Map<_, _>>())
-        })
-    }
 }
 
 /// One connection under its guard, for statements of one write or query.
@@ -99,6 +89,13 @@ impl Runner<'_> {
         Ok(Ran { columns, rows })
     }
 
+    fn value<'p>(&self, param: &'p Param) -> Result<&'p SqlValue, Failure> {
+        match param {
+            Param::Value(value) => Ok(value),
+            _ => Err(Failure::Refused(invalid(self.method, "params", "no statement comes before this one"))),
+        }
+    }
+
     fn bind(&self, prepared: &mut CachedStatement<'_>, params: &Params) -> Result<(), Failure> {
         let wanted = prepared.parameter_count();
         match params {
@@ -107,7 +104,7 @@ impl Runner<'_> {
             }
             Params::Positional(values) => {
                 for (at, value) in values.iter().enumerate() {
-                    prepared.raw_bind_parameter(at + 1, value)?;
+                    prepared.raw_bind_parameter(at + 1, self.value(value)?)?;
                 }
                 Ok(())
             }
@@ -115,7 +112,7 @@ impl Runner<'_> {
                 let mut bound = vec![false; wanted];
                 for (name, value) in values {
                     let at = find(prepared, name)?.ok_or_else(|| Error::InvalidParameterName(name.clone()))?;
-                    prepared.raw_bind_parameter(at, value)?;
+                    prepared.raw_bind_parameter(at, self.value(value)?)?;
                     bound[at - 1] = true;
                 }
                 match bound.iter().position(|bound| !bound) {

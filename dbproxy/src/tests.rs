@@ -5,8 +5,10 @@ mod crash;
 mod delivery;
 mod events;
 mod guards;
+mod named;
 mod reads;
 mod store;
+mod typed;
 mod writes;
 
 use std::path::PathBuf;
@@ -17,7 +19,7 @@ use pando_ipc::{Envelope, Fault, Pattern};
 use serde_json::{Value, json};
 
 use crate::writer::Tuning;
-use crate::{Ack, Durability, QueryLimits, Readers, Statement, Work, WriteRequest, Writer, WriterOptions};
+use crate::{Ack, Durability, QueryLimits, Readers, Statement, Work, WriteRequest, Writer, WriterOptions, Writes};
 
 /// A workdir with its database; the writer's commits are seen in `events`.
 struct Bench {
@@ -38,7 +40,7 @@ fn ddl(sql: &[&str]) -> Work {
 }
 
 fn named(method: &str, params: &Value) -> Work {
-    Work::named(method, params).unwrap()
+    Writes::new().work(method, params).unwrap()
 }
 
 fn session(id: &str) -> Work {

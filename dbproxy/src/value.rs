@@ -90,6 +90,17 @@ impl SqlValue {
         }
     }
 
+    /// Returns what the value is, for messages: never the text itself.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Self::Null => "NULL".to_owned(),
+            Self::Integer(integer) => format!("integer {integer}"),
+            Self::Real(real) => format!("real {real}"),
+            Self::Text(text) => format!("text of {} bytes", text.len()),
+            Self::Blob(bytes) => format!("a blob of {} bytes", bytes.len()),
+        }
+    }
+
     pub(crate) fn from_ref(value: ValueRef<'_>) -> Self {
         match value {
             ValueRef::Null => Self::Null,
@@ -164,6 +175,9 @@ macro_rules! from {
 from! {
     i64 => value, Self::Integer(value);
     i32 => value, Self::Integer(value.into());
+    i16 => value, Self::Integer(value.into());
+    u16 => value, Self::Integer(value.into());
+    u8 => value, Self::Integer(value.into());
     u32 => value, Self::Integer(value.into());
     bool => value, Self::Integer(value.into());
     f64 => value, Self::Real(value);

@@ -1,5 +1,7 @@
 //! Writes and queries as JSON: `db.exec`, `db.write`, `events.publish`, `db.query`, on both ends.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pando_ipc::{Envelope, Fault, Timestamp, Topic};
@@ -7,15 +9,17 @@ use serde::de::Error as _;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use crate::named::{Named, Writes};
+use crate::params::Params;
 use crate::refusal::invalid;
-use crate::store::methods::{self, Method};
-use crate::write::{Ack, DEFAULT_TIMEOUT, Durability, Params, Statement, Work, WriteRequest, check_payload};
+use crate::store::methods;
+use crate::write::{Ack, DEFAULT_TIMEOUT, Durability, Statement, Work, WriteRequest, check_payload};
 
 /// Longest time that a request may ask for; a longer one is cut to it.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 /// Method that runs SQL statements.
 pub const EXEC: &str = "db.exec";
-/// Method that runs a write of the agent store.
+/// Method that runs a named write.
 pub const WRITE: &str = "db.write";
 /// Method that publishes an event.
 pub const PUBLISH: &str = pando_ipc::hello::PUBLISH;
@@ -126,33 +130,42 @@ pub fn exec_result(ack: &Ack) -> Value {
 }
 
 /// How a `db.write` is answered.
-#[derive(Debug, Clone)]
 pub struct WriteAnswer {
-    method: &'static Method,
+    write: Option<Arc<dyn Named>>,
     /// Whether the sender asked for the whole acknowledgement (`meta.ack`).
     whole: bool,
+}
+
+impl fmt::Debug for WriteAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WriteAnswer").field("whole", &self.whole).finish_non_exhaustive()
+    }
 }
 
 /// Reads the params of `db.write`; `source` is who sent them, unless they say it themselves.
 ///
 /// `{meta: {source_instance_id, request_id, timestamp, database?, timeout_ms?, ack?}, method, params}`. `request_id` is
 /// the op id. Params are taken with plain nulls and with `{"String": "", "Valid": false}`.
-pub fn parse_write(params: &Value, source: &str) -> Result<(WriteRequest, WriteAnswer), Fault> {
+pub fn parse_write(params: &Value, source: &str, writes: &Writes) -> Result<(WriteRequest, WriteAnswer), Fault> {
     let outer = Fields::of("write", params)?;
-    let method = methods::find(outer.required("method")?)?;
-    let outer = Fields { method: method.name, ..outer };
+    let method = outer.required("method")?;
+    let outer = Fields { method, ..outer };
     let meta = outer.inner("meta", "meta.")?;
-    let work = Work::named(method.name, params.get("params").unwrap_or(&Value::Null))?;
+    let work = writes.work(method, params.get("params").unwrap_or(&Value::Null))?;
     let request = WriteRequest::new(meta.op_id("request_id")?, meta.source(source)?, meta.deadline()?, work)?;
-    let answer = WriteAnswer { method, whole: meta.flag("ack")?.unwrap_or(false) };
+    let answer = WriteAnswer { write: writes.get(method), whole: meta.flag("ack")?.unwrap_or(false) };
     Ok((request.for_database(meta.database()?), answer))
 }
 
-/// Returns the result of `db.write`: the row in the documented form, or null.
+/// Returns the result of `db.write`: what the write returned, a row in the documented form, or null.
 ///
 /// With `meta.ack` it is `{seq, epoch, durability, results, replayed}`, with a plain row as `results`.
 pub fn write_result(answer: &WriteAnswer, ack: &Ack) -> Value {
-    if answer.whole { json!(ack) } else { answer.method.to_wire(&ack.results) }
+    match &answer.write {
+        Some(write) if !answer.whole => write.to_wire(&ack.results),
+        None if !answer.whole => ack.results.clone(),
+        _ => json!(ack),
+    }
 }
 
 /// An event on its way out.
@@ -211,7 +224,7 @@ pub fn parse_query(params: &Value) -> Result<Query, Fault> {
 }
 
 /// Returns the method and params by which a write travels to the primary.
-pub(crate) fn call(request: &WriteRequest) -> (&'static str, Value) {
+pub(crate) fn call(request: &WriteRequest, writes: &Writes) -> (&'static str, Value) {
     let left = request.deadline.saturating_duration_since(Instant::now());
     let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
     let WriteRequest { op_id, database, source, .. } = request;
@@ -228,7 +241,7 @@ pub(crate) fn call(request: &WriteRequest) -> (&'static str, Value) {
             (EXEC, params)
         }
         Work::Named { method, params } => {
-            let params = methods::find(method).map_or_else(|_| params.clone(), |method| method.to_wire(params));
+            let params = writes.get(method).map_or_else(|| params.clone(), |write| write.to_wire(params));
             let meta = json!({
                 "source_instance_id": source, "request_id": op_id, "timestamp": Timestamp::now(),
                 "database": database, "timeout_ms": timeout_ms, "ack": true,
@@ -255,7 +268,7 @@ pub(crate) fn ack(request: &WriteRequest, result: Value) -> Result<Ack, String> 
             seq: 0,
             epoch: 0,
             durability: Durability::Os,
-            results: Method::from_wire(result),
+            results: methods::from_wire(result),
             replayed: false,
         }),
         Work::Publish { .. } => match result {
@@ -278,11 +291,11 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(5);
         let sent = WriteRequest::new("op-1".into(), "inst-B".into(), deadline, work).unwrap();
         let sent = sent.for_database(Some(Uuid::from_u128(7)));
-        let (method, params) = call(&sent);
+        let (method, params) = call(&sent, &Writes::new());
         let params: Value = serde_json::from_str(&params.to_string()).unwrap();
         let got = match method {
             EXEC => parse_exec(&params, "peer").unwrap(),
-            WRITE => parse_write(&params, "peer").unwrap().0,
+            WRITE => parse_write(&params, "peer", &Writes::new()).unwrap().0,
             _ => match parse_publish(&params, "peer").unwrap() {
                 Publication::Durable(request) => request,
                 Publication::Ephemeral(event) => panic!("{event:?}"),
@@ -295,14 +308,14 @@ mod tests {
     #[test]
     fn a_write_arrives_as_it_was_sent_with_the_same_fingerprint() {
         use crate::value::SqlValue;
-        let values = vec![SqlValue::Real(f64::INFINITY), SqlValue::Blob(vec![0, 255]), SqlValue::Integer(i64::MIN)];
-        let named = Params::Named(vec![(":a".into(), SqlValue::Real(2.0)), ("b".into(), SqlValue::Null)]);
+        let values = (f64::INFINITY, vec![0_u8, 255], i64::MIN);
+        let named = Params::named([(":a", SqlValue::Real(2.0)), ("b", SqlValue::Null)]);
         let statements = vec![Statement::new("SELECT ?, ?, ?", values), Statement { sql: "x".into(), params: named }];
         round_trip(Work::Exec { statements, ddl: true });
         let message = json!({"id": "m", "session_id": "s", "role": "user", "parts": "[]", "model": null});
-        round_trip(Work::named("CreateMessage", &message).unwrap());
-        round_trip(Work::named("DeleteMessage", &json!("m")).unwrap());
-        round_trip(Work::named("DeactivateLowestSkill", &Value::Null).unwrap());
+        round_trip(Writes::new().work("CreateMessage", &message).unwrap());
+        round_trip(Writes::new().work("DeleteMessage", &json!("m")).unwrap());
+        round_trip(Writes::new().work("DeactivateLowestSkill", &Value::Null).unwrap());
         let topic = Topic::known("tool.end");
         round_trip(Work::Publish {
             topic,
@@ -319,7 +332,7 @@ mod tests {
             "method": "CreateMessage",
             "params": {"id": "m", "session_id": "s", "role": "user", "parts": "[]", "model": {"String": "", "Valid": false}},
         });
-        let (request, answer) = parse_write(&params, "peer").unwrap();
+        let (request, answer) = parse_write(&params, "peer", &Writes::new()).unwrap();
         assert_eq!((request.op_id.as_str(), request.source.as_str()), ("req-7", "inst-A"));
         let row = json!({"id": "m", "model": null, "finished_at": 7});
         let ack = Ack { seq: 3, epoch: 1, durability: Durability::Disk, results: row, replayed: false };
@@ -343,11 +356,15 @@ mod tests {
         check(parse_exec(&json!({"statements": ["x"], "ddl": 1}), "i"), "ddl");
         check(parse_exec(&json!({"statements": ["x"], "database": "x"}), "i"), "database");
         check(parse_exec(&json!({"statements": ["x"], "op_id": "x".repeat(200)}), "i"), "op_id");
-        check(parse_write(&json!({"params": null}), "i"), "method");
-        check(parse_write(&json!({"method": "Nope"}), "i"), "method");
-        check(parse_write(&json!({"method": "DeleteFile", "params": 7}), "i"), "params");
+        check(parse_write(&json!({"params": null}), "i", &Writes::new()), "method");
+        check(parse_write(&json!({"method": ""}), "i", &Writes::new()), "method");
+        check(parse_write(&json!({"method": "DeleteFile", "params": 7}), "i", &Writes::new()), "params");
         check(
-            parse_write(&json!({"method": "DeleteFile", "params": "f", "meta": {"request_id": 7}}), "i"),
+            parse_write(
+                &json!({"method": "DeleteFile", "params": "f", "meta": {"request_id": 7}}),
+                "i",
+                &Writes::new(),
+            ),
             "meta.request_id",
         );
         check(parse_publish(&json!({"topic": "a b"}), "i"), "topic");

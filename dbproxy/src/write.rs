@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use crate::params::Params;
+use crate::readers::QueryResult;
 use crate::refusal::{Word, invalid, refuse};
-use crate::store::methods;
-use crate::value::SqlValue;
 
 /// Longest op id, in bytes. A longer one is refused as invalid.
 pub const MAX_OP_ID_BYTES: usize = 128;
@@ -32,77 +32,6 @@ pub enum Durability {
     Disk,
     /// Handed to the operating system: it survives any death of a process (`synchronous=NORMAL`).
     Os,
-}
-
-/// The parameters of a statement.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Params {
-    /// Values for `?`, `?1`, .. in order.
-    Positional(Vec<SqlValue>),
-    /// Values for `:name`, `@name` or `$name`; without its sign a name means `:name`, `@name` or `$name` alike.
-    Named(Vec<(String, SqlValue)>),
-}
-
-impl Default for Params {
-    fn default() -> Self {
-        Self::Positional(Vec::new())
-    }
-}
-
-impl Params {
-    /// Reads parameters from JSON: an array, an object, or null for none. `field` is named in the fault.
-    pub fn from_json(method: &str, field: &str, value: Option<&Value>) -> Result<Self, Fault> {
-        let read = |path: String, value: &Value| {
-            SqlValue::from_json(value).map_err(|why| invalid(method, &format!("{field}{path}"), why))
-        };
-        match value {
-            None | Some(Value::Null) => Ok(Self::default()),
-            Some(Value::Array(values)) => {
-                let values = values.iter().enumerate().map(|(at, value)| read(format!("[{at}]"), value));
-                values.collect::<Result<_, _>>().map(Self::Positional)
-            }
-            Some(Value::Object(map)) => {
-                let values = map.iter().map(|(name, value)| Ok((name.clone(), read(format!(".{name}"), value)?)));
-                values.collect::<Result<_, _>>().map(Self::Named)
-            }
-            Some(_) => Err(invalid(method, field, "neither an array nor an object")),
-        }
-    }
-
-    /// Returns the parameters as JSON.
-    pub fn to_json(&self) -> Value {
-        match self {
-            Self::Positional(values) => Value::Array(values.iter().map(SqlValue::to_json).collect()),
-            Self::Named(values) => {
-                Value::Object(values.iter().map(|(name, value)| (name.clone(), value.to_json())).collect())
-            }
-        }
-    }
-
-    fn weight(&self) -> usize {
-        match self {
-            Self::Positional(values) => values.iter().map(SqlValue::weight).sum(),
-            Self::Named(values) => values.iter().map(|(name, value)| name.len() + value.weight()).sum(),
-        }
-    }
-}
-
-impl From<Vec<SqlValue>> for Params {
-    fn from(values: Vec<SqlValue>) -> Self {
-        Self::Positional(values)
-    }
-}
-
-impl<const N: usize> From<[SqlValue; N]> for Params {
-    fn from(values: [SqlValue; N]) -> Self {
-        Self::Positional(values.into())
-    }
-}
-
-impl From<()> for Params {
-    fn from((): ()) -> Self {
-        Self::default()
-    }
 }
 
 /// One SQL statement with its parameters.
@@ -131,11 +60,11 @@ pub enum Work {
         /// Whether they may change the schema.
         ddl: bool,
     },
-    /// Runs a write of the agent store.
+    /// Runs a named write, see [`crate::Writes`].
     Named {
         /// Its name, such as `CreateSession`.
         method: String,
-        /// Its params, normalised: plain nulls, every field present.
+        /// Its params, in the form that [`crate::Writes::work`] makes.
         params: Value,
     },
     /// Appends one event to the journal.
@@ -152,12 +81,6 @@ pub enum Work {
 }
 
 impl Work {
-    /// Returns the write of the agent store with that name, its params checked and normalised.
-    pub fn named(method: &str, params: &Value) -> Result<Self, Fault> {
-        let params = methods::find(method)?.normalise(params)?;
-        Ok(Self::Named { method: method.to_owned(), params })
-    }
-
     /// Returns the name that failures and change events carry.
     pub fn label(&self) -> &str {
         match self {
@@ -228,9 +151,6 @@ impl WriteRequest {
                 let why = format!("{} statements; the limit is {MAX_STATEMENTS}", statements.len());
                 return Err(invalid(method, "statements", why));
             }
-        }
-        if let Work::Publish { payload, .. } = &work {
-            check_payload(payload)?;
         }
         let mut hasher = FnvHasher::default();
         feed(&mut hasher, &work.to_json());
@@ -311,23 +231,40 @@ fn weight_of_map(map: &Map<String, Value>) -> usize {
     map.iter().map(|(key, value)| key.len() + 4 + weight_of(value)).sum::<usize>() + 2
 }
 
+/// What one statement of a write did.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct StatementResult {
+    /// Rows that it inserted, changed or deleted.
+    pub rows_affected: u64,
+    /// The row id it inserted last; 0 when it was no INSERT or inserted nothing.
+    pub last_insert_rowid: i64,
+    /// What a SELECT or a RETURNING returned: `columns` and `rows`.
+    #[serde(flatten)]
+    pub returned: Option<QueryResult>,
+}
+
 /// The answer to a write that is committed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Ack {
+pub struct Ack<T = Value> {
     /// The journal's head after this write: the `seq` of its last event, if it made any.
     pub seq: u64,
     /// The term in which it was applied.
     pub epoch: u64,
     /// How sure it is.
     pub durability: Durability,
-    /// For [`Work::Exec`] one `{rows_affected, last_insert_rowid, columns?, rows?}` per statement; for [`Work::Named`]
-    /// the row or null; for [`Work::Publish`] null.
-    ///
-    /// `last_insert_rowid` is 0 when the statement was no INSERT or inserted nothing.
-    pub results: Value,
+    /// For [`Work::Exec`] one [`StatementResult`] per statement; for [`Work::Named`] its result; for [`Work::Publish`] null.
+    pub results: T,
     /// Whether an earlier delivery of the same op was found and its answer is given again.
     #[serde(default)]
     pub replayed: bool,
+}
+
+impl Ack {
+    /// Returns the acknowledgement with its results read as `T`.
+    pub(crate) fn typed<T: serde::de::DeserializeOwned>(self) -> Result<Ack<T>, serde_json::Error> {
+        let Self { seq, epoch, durability, results, replayed } = self;
+        Ok(Ack { seq, epoch, durability, results: serde_json::from_value(results)?, replayed })
+    }
 }
 
 #[cfg(test)]
@@ -342,18 +279,9 @@ mod tests {
 
     #[test]
     fn an_event_that_would_not_fit_into_a_frame_is_refused() {
-        let publish = |payload: Value| {
-            let work = Work::Publish {
-                topic: Topic::known("a.b"),
-                payload,
-                session_id: String::new(),
-                project_id: String::new(),
-            };
-            WriteRequest::new("op".into(), "i".into(), Instant::now(), work)
-        };
-        assert!(publish(json!("x".repeat(MAX_PAYLOAD_BYTES - 2))).is_ok());
-        assert!(publish(json!("x".repeat(MAX_PAYLOAD_BYTES))).unwrap_err().is(Code::TooLarge));
-        assert!(publish(json!("\u{1b}".repeat(MAX_PAYLOAD_BYTES / 2))).unwrap_err().is(Code::TooLarge));
+        assert!(check_payload(&json!("x".repeat(MAX_PAYLOAD_BYTES - 2))).is_ok());
+        assert!(check_payload(&json!("x".repeat(MAX_PAYLOAD_BYTES))).unwrap_err().is(Code::TooLarge));
+        assert!(check_payload(&json!("\u{1b}".repeat(MAX_PAYLOAD_BYTES / 2))).unwrap_err().is(Code::TooLarge));
     }
 
     #[test]
@@ -367,7 +295,7 @@ mod tests {
     #[test]
     fn two_clients_that_count_alike_do_not_take_each_others_answers() {
         let skill = |source: &str| {
-            let work = Work::named("IncrementSkillUsage", &json!("skill")).unwrap();
+            let work = crate::Writes::new().work("IncrementSkillUsage", &json!("skill")).unwrap();
             WriteRequest::new("req-1".into(), source.into(), Instant::now(), work).unwrap().fingerprint
         };
         assert_eq!(skill("inst-A"), skill("inst-A"));

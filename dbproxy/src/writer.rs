@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use crate::checkpoint::Checkpointer;
+use crate::named::Writes;
 use crate::refusal::{Word, fenced, not_primary, queue_is_full, refuse, too_large};
 use crate::schema::{self, StoreError};
 use crate::write::{Ack, Durability, WriteRequest};
@@ -45,6 +46,8 @@ pub struct WriterOptions {
     pub workdir: PathBuf,
     /// How sure an acknowledged write is.
     pub durability: Durability,
+    /// The named writes it knows.
+    pub writes: Writes,
     /// Who is told of each commit.
     pub on_commit: OnCommit,
 }
@@ -56,6 +59,7 @@ impl WriterOptions {
             instance_id: instance_id.into(),
             workdir: workdir.into(),
             durability: Durability::default(),
+            writes: Writes::default(),
             on_commit: Box::new(|_| {}),
         }
     }

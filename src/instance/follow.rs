@@ -44,7 +44,8 @@ pub(super) async fn follow(
             call_timeout: shared.options.call_timeout,
         },
     );
-    shared.routes.set(Route::Remote(client.clone()), Some(Arc::new(Remote::new(Arc::new(client.clone())))));
+    let writes = shared.options.writes.clone();
+    shared.routes.set(Route::Remote(client.clone()), Some(Arc::new(Remote::new(Arc::new(client.clone()), writes))));
     let term = stop.child_token();
     let tasks = TaskTracker::new();
     tasks.spawn(listen(Arc::clone(shared), client.clone(), term.clone()));

@@ -137,6 +137,7 @@ async fn begin(
         instance_id: shared.id.clone(),
         workdir: shared.workdir.path().to_owned(),
         durability: shared.options.durability,
+        writes: shared.options.writes.clone(),
         on_commit: Box::new(move |events: &[Arc<Envelope>]| carrier.carry(events)),
     };
     let writer = open_writer(shared, options).await?;

@@ -21,7 +21,8 @@ use crate::instance::Primary;
 struct Statement {
     /// One statement, with `?` or `:name` parameters.
     sql: String,
-    /// An array for `?`, an object for `:name`. Blobs travel as `{"$blob": "<base64>"}`, non-finite numbers as `{"$real": "inf"}`.
+    /// An array for `?`, an object for `:name`. Blobs travel as `{"$blob": "<base64>"}`, non-finite numbers as `{"$real": "inf"}`, what earlier
+    /// statements made as `{"$rowid": 0}` and `{"$returned": {"statement": 0, "row": 0, "column": "id"}}`.
     params: Option<Value>,
 }
 
@@ -72,7 +73,7 @@ struct Meta {
 #[expect(dead_code, reason = "describes the shape that wire::parse_write reads")]
 struct Write {
     meta: Meta,
-    /// One of the named writes, such as `CreateSession`.
+    /// One of the named writes: of the agent store, such as `CreateSession`, or of the application.
     method: String,
     /// Its params; deletes take a bare string.
     params: Value,
@@ -130,12 +131,7 @@ struct Table {
 
 pub(super) fn methods() -> Vec<Method> {
     vec![
-        Method::raw::<Write, Option<Value>, _, _>(
-            "db.write",
-            Capability::Write,
-            "Performs a named write of the agent store.",
-            write,
-        ),
+        Method::raw::<Write, Option<Value>, _, _>("db.write", Capability::Write, "Performs a named write.", write),
         Method::raw::<Exec, ExecResult, _, _>(
             "db.exec",
             Capability::Write,
@@ -158,7 +154,8 @@ pub(super) fn methods() -> Vec<Method> {
 }
 
 async fn write(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
-    let (request, answer) = wire::parse_write(&call.params, &primary.name_of(&call.caller))?;
+    let (request, answer) =
+        wire::parse_write(&call.params, &primary.name_of(&call.caller), &primary.shared.options.writes)?;
     let ack = primary.writer.submit(request).await?;
     Ok(wire::write_result(&answer, &ack))
 }

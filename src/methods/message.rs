@@ -1,9 +1,8 @@
 //! `message.*`: what is said in a session.
 
+use pando_dbproxy::Querier;
 use pando_dbproxy::store::Message;
-use pando_dbproxy::{Querier, Work};
 use pando_ipc::access::Capability::{Read, Write};
-use pando_ipc::{Topic, topic};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -73,25 +72,15 @@ pub(super) fn methods() -> Vec<Method> {
                 // A repeated call makes the same id of the same op id, so it is the same request.
                 let id = params.id.unwrap_or_else(|| op_id.clone());
                 let role = params.role.unwrap_or_else(|| "user".to_owned());
-                let parts = json!([{"type": "text", "text": params.content}]).to_string();
-                let row = json!({"id": id, "session_id": session.id, "role": role, "parts": parts, "model": null});
-                let append = json!({"id": id, "session_id": session.id, "role": role, "content": params.content});
-                let source = primary.name_of(&caller);
-                let stored =
-                    primary.write(source.clone(), Some(op_id.clone()), Work::named("CreateMessage", &row)?).await?;
-                let told = Work::Publish {
-                    topic: Topic::known(topic::MESSAGE_APPEND),
-                    payload: append,
-                    session_id: session.id.clone(),
-                    project_id: String::new(),
-                };
-                let ack = primary.write(source, Some(format!("{op_id}/append")), told).await?;
+                let row = json!({"id": id, "session_id": session.id, "role": role, "content": params.content});
+                let work = primary.shared.options.writes.work("SendMessage", &row)?;
+                let stored = primary.write(primary.name_of(&caller), Some(op_id), work).await?;
                 let running = primary.shared.agents.running(&session.id);
                 let note =
                     running.is_none().then_some("no agent runs for this session: the message waits until one starts");
                 Ok(Sent {
                     message: stored.results,
-                    seq: ack.seq,
+                    seq: stored.seq,
                     agent: Agent { running: running.is_some(), instance_id: running, note },
                 })
             },

@@ -1,9 +1,13 @@
 //! The 21 named writes as a table: their params, their SQL, and both JSON forms of their rows.
 
-use pando_ipc::Fault;
+use pando_ipc::{Code, Fault, Timestamp};
 use serde_json::{Map, Number, Value, json};
 
-use crate::refusal::{invalid, unknown_method};
+use crate::named::Named;
+use crate::params::Params;
+use crate::refusal::{Word, invalid, refuse};
+use crate::tx::Tx;
+use crate::value::SqlValue;
 
 /// Type of a column or param.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,9 +38,9 @@ pub(crate) struct Method {
     pub(crate) name: &'static str,
     takes: Takes,
     /// Has the params as `:name`, the bare string as `:id`, and the time as `:now`.
-    pub(crate) sql: &'static str,
+    sql: &'static str,
     /// Whether its result is a row; without one, the thing named did not exist.
-    pub(crate) returns_row: bool,
+    returns_row: bool,
 }
 
 /// The columns whose type is not [`Kind::Text`]; a name has the same type in every table.
@@ -68,7 +72,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("success_rate", Kind::Real),
 ];
 
-const METHODS: &[Method] = &[
+pub(super) const METHODS: &[Method] = &[
     Method {
         name: "CreateSession",
         takes: Takes::Fields(&[
@@ -243,16 +247,6 @@ const METHODS: &[Method] = &[
     },
 ];
 
-/// Returns the write with that name.
-pub(crate) fn find(name: &str) -> Result<&'static Method, Fault> {
-    METHODS.iter().find(|method| method.name == name).ok_or_else(|| unknown_method(name, &names().join(", ")))
-}
-
-/// Returns the names of all writes.
-pub(crate) fn names() -> Vec<&'static str> {
-    METHODS.iter().map(|method| method.name).collect()
-}
-
 /// Returns a column's type. The `version` of a prompt template is a number, that of a file a text.
 fn kind(method: &str, column: &str) -> Kind {
     match (method, column) {
@@ -261,9 +255,9 @@ fn kind(method: &str, column: &str) -> Kind {
     }
 }
 
-impl Method {
-    /// Checks params of either form and returns them in ours: plain nulls, every field present, in order.
-    pub(crate) fn normalise(&self, params: &Value) -> Result<Value, Fault> {
+impl Named for &'static Method {
+    /// Takes params of either form and returns them in ours: plain nulls, every field present, in order.
+    fn read(&self, params: &Value) -> Result<Value, Fault> {
         match (self.takes, params) {
             (Takes::Nothing, _) => Ok(Value::Null),
             (Takes::Id, Value::String(id)) => Ok(json!(id)),
@@ -281,8 +275,29 @@ impl Method {
         }
     }
 
-    /// Returns params of our form, or a row, in the documented form.
-    pub(crate) fn to_wire(&self, value: &Value) -> Value {
+    fn run(&self, tx: &Tx<'_>, params: &Value) -> Result<Value, Fault> {
+        let mut values = match params {
+            Value::Object(map) => map.iter().map(|(name, value)| (format!(":{name}"), value.clone())).collect(),
+            Value::Null => Vec::new(),
+            id => vec![(":id".to_owned(), id.clone())],
+        };
+        if self.sql.contains(":now") {
+            values.push((":now".to_owned(), json!(Timestamp::now().unix_seconds())));
+        }
+        let read = |(name, value): (String, Value)| {
+            SqlValue::from_json(&value).map(|value| (name, value)).map_err(|why| invalid(self.name, "params", why))
+        };
+        let values = values.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        let row = tx.query_one(self.sql, Params::named(values), |row| Ok(row.to_json()))?;
+        if self.returns_row && row.is_none() {
+            let id = params.get("id").unwrap_or(&Value::Null);
+            let message = format!("sql: no rows in result set: nothing has id {id}");
+            return Err(refuse(Code::NotFound, Word::Internal, self.name, message));
+        }
+        Ok(row.unwrap_or(Value::Null))
+    }
+
+    fn to_wire(&self, value: &Value) -> Value {
         let Value::Object(map) = value else { return value.clone() };
         let dress = |(column, value): (&String, &Value)| {
             let value = match kind(self.name, column) {
@@ -294,12 +309,12 @@ impl Method {
         };
         Value::Object(map.iter().map(dress).collect())
     }
+}
 
-    /// Returns a row of the documented form in ours. What is plain already stays.
-    pub(crate) fn from_wire(value: Value) -> Value {
-        let Value::Object(map) = value else { return value };
-        Value::Object(map.into_iter().map(|(column, value)| (column, undress(&value).unwrap_or(value))).collect())
-    }
+/// Returns a row of the documented form in ours. What is plain already stays.
+pub(crate) fn from_wire(value: Value) -> Value {
+    let Value::Object(map) = value else { return value };
+    Value::Object(map.into_iter().map(|(column, value)| (column, undress(&value).unwrap_or(value))).collect())
 }
 
 /// Returns what `{"String": …, "Valid": …}` or `{"Int64": …, "Valid": …}` means.
@@ -334,6 +349,10 @@ fn read_field(kind: Kind, value: Option<&Value>) -> Result<Value, &'static str> 
 mod tests {
     use super::*;
 
+    fn find(name: &str) -> &'static Method {
+        METHODS.iter().find(|method| method.name == name).unwrap()
+    }
+
     #[test]
     fn there_are_twenty_one_writes() {
         assert_eq!(METHODS.len(), 21);
@@ -346,25 +365,25 @@ mod tests {
 
     #[test]
     fn both_forms_of_null_read_the_same() {
-        let method = find("CreateMessage").unwrap();
+        let method = find("CreateMessage");
         let plain = json!({"id": "m", "session_id": "s", "role": "user", "parts": "[]", "model": null});
         for model in [json!({"String": "ignored", "Valid": false}), Value::Null] {
             let mut params = plain.clone();
             params["model"] = model;
-            assert_eq!(method.normalise(&params).unwrap(), plain);
+            assert_eq!(method.read(&params).unwrap(), plain);
         }
         assert_eq!(method.to_wire(&plain)["model"], json!({"String": "", "Valid": false}));
-        assert_eq!(Method::from_wire(method.to_wire(&plain)), plain);
+        assert_eq!(from_wire(method.to_wire(&plain)), plain);
         let named = json!({"id": "m", "session_id": "s", "role": "user", "parts": "[]", "model": {"String": "x", "Valid": true}});
-        assert_eq!(method.normalise(&named).unwrap()["model"], json!("x"));
-        assert_eq!(method.to_wire(&method.normalise(&named).unwrap()), named);
+        assert_eq!(method.read(&named).unwrap()["model"], json!("x"));
+        assert_eq!(method.to_wire(&method.read(&named).unwrap()), named);
     }
 
     #[test]
     fn a_bad_param_is_named() {
         #[track_caller]
         fn check(method: &str, params: &Value, expected: &str) {
-            let fault = find(method).and_then(|method| method.normalise(params)).unwrap_err();
+            let fault = find(method).read(params).unwrap_err();
             assert_eq!(fault.message, expected);
         }
         check("CreateFile", &json!({"id": "f"}), "dbproxy: INVALID_PARAMS (CreateFile): params.session_id: is missing");
@@ -379,13 +398,12 @@ mod tests {
             &json!({"last_opened": "now", "id": "p"}),
             "dbproxy: INVALID_PARAMS (UpdateProjectLastOpened): params.last_opened: expected an integer, null or {\"Int64\", \"Valid\"}",
         );
-        assert!(find("CreateSesion").unwrap_err().message.starts_with("dbproxy: METHOD_NOT_FOUND (CreateSesion): "));
     }
 
     #[test]
     fn a_whole_number_is_a_real_where_a_real_is_wanted() {
         let params = json!({"title": "t", "prompt_tokens": 1, "completion_tokens": 2, "cost": 1, "id": "s"});
-        let normal = find("UpdateSession").unwrap().normalise(&params).unwrap();
+        let normal = find("UpdateSession").read(&params).unwrap();
         assert_eq!(
             normal.to_string(),
             r#"{"title":"t","prompt_tokens":1,"completion_tokens":2,"summary_message_id":null,"cost":1.0,"id":"s"}"#

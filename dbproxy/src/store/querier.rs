@@ -3,7 +3,6 @@
 use pando_ipc::Fault;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
 
 use super::params::{
     CreateFile, CreateMessage, CreateProject, CreateSession, InsertPromptTemplate, InsertSessionScore, InsertSkill,
@@ -12,9 +11,8 @@ use super::params::{
 use super::rows::{File, Message, Project, PromptTemplate, Session, SessionScore, Skill};
 use crate::db::Db;
 use crate::deliver::WriteError;
+use crate::params::Params;
 use crate::readers::ReadError;
-use crate::value::SqlValue;
-use crate::write::Params;
 
 /// Why a call of the agent store failed.
 #[derive(Debug, thiserror::Error)]
@@ -149,52 +147,33 @@ impl Querier for Db {
     }
 
     async fn list_sessions(&self, limit: u32, offset: u32) -> Result<Vec<Session>, DbError> {
-        many(
-            self,
-            "SELECT * FROM sessions ORDER BY updated_at DESC, id LIMIT ?1 OFFSET ?2",
-            [limit.into(), offset.into()].into(),
-        )
-        .await
+        many(self, "SELECT * FROM sessions ORDER BY updated_at DESC, id LIMIT ?1 OFFSET ?2", [limit, offset]).await
     }
 
     async fn list_messages_by_session(&self, session_id: &str) -> Result<Vec<Message>, DbError> {
-        many(
-            self,
-            "SELECT * FROM messages WHERE session_id = ?1 ORDER BY created_at, rowid",
-            [session_id.into()].into(),
-        )
-        .await
+        many(self, "SELECT * FROM messages WHERE session_id = ?1 ORDER BY created_at, rowid", [session_id]).await
     }
 
     async fn list_files_by_session(&self, session_id: &str) -> Result<Vec<File>, DbError> {
-        many(self, "SELECT * FROM files WHERE session_id = ?1 ORDER BY created_at, rowid", [session_id.into()].into())
-            .await
+        many(self, "SELECT * FROM files WHERE session_id = ?1 ORDER BY created_at, rowid", [session_id]).await
     }
 
     async fn list_projects(&self) -> Result<Vec<Project>, DbError> {
-        many(self, "SELECT * FROM projects ORDER BY last_opened DESC NULLS LAST, name, id", Params::default()).await
+        many(self, "SELECT * FROM projects ORDER BY last_opened DESC NULLS LAST, name, id", ()).await
     }
 
     async fn list_prompt_templates(&self) -> Result<Vec<PromptTemplate>, DbError> {
-        many(self, "SELECT * FROM prompt_templates ORDER BY name, version DESC, id", Params::default()).await
+        many(self, "SELECT * FROM prompt_templates ORDER BY name, version DESC, id", ()).await
     }
 
     async fn list_session_scores(&self, session_id: &str) -> Result<Vec<SessionScore>, DbError> {
-        many(
-            self,
-            "SELECT * FROM session_scores WHERE session_id = ?1 ORDER BY evaluated_at, rowid",
-            [session_id.into()].into(),
-        )
-        .await
+        many(self, "SELECT * FROM session_scores WHERE session_id = ?1 ORDER BY evaluated_at, rowid", [session_id])
+            .await
     }
 
     async fn list_skills(&self) -> Result<Vec<Skill>, DbError> {
-        many(
-            self,
-            "SELECT * FROM skills WHERE is_active = 1 ORDER BY success_rate DESC, usage_count DESC, id",
-            Params::default(),
-        )
-        .await
+        many(self, "SELECT * FROM skills WHERE is_active = 1 ORDER BY success_rate DESC, usage_count DESC, id", ())
+            .await
     }
 
     async fn create_session(&self, params: CreateSession) -> Result<Session, DbError> {
@@ -282,17 +261,13 @@ impl Querier for Db {
     }
 }
 
-async fn many<T: DeserializeOwned>(db: &Db, sql: &str, params: Params) -> Result<Vec<T>, DbError> {
-    let result = db.query(sql, params).await?;
-    let row = |values: Vec<SqlValue>| {
-        let pairs = result.columns.iter().cloned().zip(values.iter().map(SqlValue::to_json));
-        Ok(serde_json::from_value(Value::Object(pairs.collect::<Map<_, _>>()))?)
-    };
-    result.rows.into_iter().map(row).collect()
+async fn many<T: DeserializeOwned>(db: &Db, sql: &str, params: impl Into<Params>) -> Result<Vec<T>, DbError> {
+    let rows = db.query(sql, params, |row| Ok(row.to_json())).await?;
+    rows.into_iter().map(|row| Ok(serde_json::from_value(row)?)).collect()
 }
 
 async fn one<T: DeserializeOwned>(db: &Db, sql: &str, id: &str) -> Result<Option<T>, DbError> {
-    Ok(many(db, sql, [id.into()].into()).await?.pop())
+    Ok(many(db, sql, [id]).await?.pop())
 }
 
 async fn done(db: &Db, method: &str, params: &(impl Serialize + Sync + ?Sized)) -> Result<(), DbError> {

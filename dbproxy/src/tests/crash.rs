@@ -9,9 +9,8 @@ const DATABASE: &str = "PANDO_TEST_CRASH_DATABASE";
 
 /// Runs in a process of its own: writes until it is killed, and tells each acknowledged write.
 #[test]
-#[ignore = "a part of the_next_writer_finds_all_that_was_acknowledged"]
 fn writes_until_killed() {
-    let path = PathBuf::from(std::env::var(DATABASE).unwrap());
+    let Ok(path) = std::env::var(DATABASE).map(PathBuf::from) else { return };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let writer = Writer::open(&path, WriterOptions::new("child", "/w")).unwrap();
@@ -35,7 +34,7 @@ async fn the_next_writer_finds_all_that_was_acknowledged() {
     let mut acked = Vec::new();
     for round in 0..4 {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "tests::crash::writes_until_killed", "--ignored", "--nocapture", "--test-threads=1"])
+            .args(["--exact", "tests::crash::writes_until_killed", "--nocapture", "--test-threads=1"])
             .env(DATABASE, bench.path())
             .stdout(Stdio::piped())
             .spawn()
@@ -69,17 +68,15 @@ async fn the_next_writer_finds_all_that_was_acknowledged() {
 
 /// Runs in a process of its own, whose files may not grow beyond 2 MiB.
 #[tokio::test]
-#[ignore = "a part of a_full_disk_ends_acknowledgements_and_nothing_else"]
 async fn writes_until_the_disk_is_full() {
-    let path = PathBuf::from(std::env::var(DATABASE).unwrap());
+    let Ok(path) = std::env::var(DATABASE).map(PathBuf::from) else { return };
     let writer = Writer::open(&path, WriterOptions::new("child", "/w")).unwrap();
     let readers = Readers::open(&path, 1);
     let first = || request("first", session("first"));
     writer.submit(first()).await.unwrap();
     let mut applied = 1;
     let fault = loop {
-        let blob =
-            Statement::new("INSERT INTO sessions (id, title) VALUES (?1, hex(zeroblob(20000)))", [applied.into()]);
+        let blob = Statement::new("INSERT INTO sessions (id, title) VALUES (?1, hex(zeroblob(20000)))", [applied]);
         match submit(&writer, Work::Exec { statements: vec![blob], ddl: false }).await {
             Ok(_) => applied += 1_i64,
             Err(fault) => break fault,
@@ -90,7 +87,10 @@ async fn writes_until_the_disk_is_full() {
     let bad = (0..8).map(|at| submit(&writer, session(&format!("full-{at}"))));
     let (replay, bad) = futures::future::join(writer.submit(first()), futures::future::join_all(bad)).await;
     assert!(replay.unwrap().replayed, "what was applied earlier is told, whatever becomes of its neighbours");
-    assert!(bad.iter().all(Result::is_err), "the disk is still full: {bad:?}");
+    // The checkpointer may have made room again for some of them.
+    applied += i64::try_from(bad.iter().filter(|result| result.is_ok()).count()).unwrap();
+    let storage = |fault: &Fault| fault.is(pando_ipc::fault::Code::Storage);
+    assert!(bad.iter().all(|result| result.as_ref().err().is_none_or(storage)), "{bad:?}");
     let count = readers.query("SELECT count(*) FROM sessions", (), QueryLimits::default()).await.unwrap();
     assert_eq!(count.rows[0][0], applied.into(), "reads go on, and see what was acknowledged");
     assert_eq!(readers.head().await.unwrap().seq, writer.head());
@@ -104,7 +104,7 @@ async fn a_full_disk_ends_acknowledgements_and_nothing_else() {
     let output = Command::new("sh")
         .args(["-c", "trap '' XFSZ; ulimit -f 4096; exec \"$0\" \"$@\""])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "tests::crash::writes_until_the_disk_is_full", "--ignored", "--nocapture"])
+        .args(["--exact", "tests::crash::writes_until_the_disk_is_full", "--nocapture"])
         .env(DATABASE, bench.path())
         .output()
         .unwrap();

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use tokio::sync::watch;
 
 use super::*;
-use crate::{Caller, Db, DbOptions, Deliver, DeliverError, Remote, WriteError, wire};
+use crate::{Batch, Caller, Db, DbOptions, Deliver, DeliverError, Remote, WriteError, wire};
 
 /// What the network does to one delivery.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,7 +48,16 @@ impl Deliver for Stormy {
 }
 
 /// Calls a writer through the JSON of the wire, as a primary's handlers do.
-struct OverTheWire(Writer);
+pub(super) struct OverTheWire {
+    writer: Writer,
+    writes: Writes,
+}
+
+impl OverTheWire {
+    pub(super) fn new(writer: Writer, writes: Writes) -> Self {
+        Self { writer, writes }
+    }
+}
 
 impl Caller for OverTheWire {
     fn call_by<'a>(
@@ -62,7 +71,8 @@ impl Caller for OverTheWire {
             let (request, answer) = match method {
                 wire::EXEC => (wire::parse_exec(&params, "peer").unwrap(), None),
                 wire::WRITE => {
-                    let (request, answer) = wire::parse_write(&params, "peer").unwrap();
+                    let (request, answer) =
+                        wire::parse_write(&params, "peer", &self.writes).map_err(DeliverError::Refused)?;
                     (request, Some(answer))
                 }
                 _ => match wire::parse_publish(&params, "peer").unwrap() {
@@ -70,7 +80,7 @@ impl Caller for OverTheWire {
                     wire::Publication::Ephemeral(event) => panic!("{event:?}"),
                 },
             };
-            let ack = self.0.submit(request).await.map_err(DeliverError::Refused)?;
+            let ack = self.writer.submit(request).await.map_err(DeliverError::Refused)?;
             let result = match (method, answer) {
                 (_, Some(answer)) => wire::write_result(&answer, &ack),
                 (wire::EXEC, _) => wire::exec_result(&ack),
@@ -85,7 +95,7 @@ type RouteSender = watch::Sender<Option<Arc<dyn Deliver>>>;
 
 fn db(bench: &Bench, deliver: Option<Arc<dyn Deliver>>, timeout: Duration) -> (Db, RouteSender) {
     let (sender, route) = watch::channel(deliver);
-    (Db::new(bench.readers(), route, "inst-B", DbOptions { timeout, ..DbOptions::default() }), sender)
+    (Db::new(bench.readers(), route, Writes::new(), "inst-B", DbOptions { timeout, ..DbOptions::default() }), sender)
 }
 
 const LONG: Duration = Duration::from_secs(30);
@@ -94,22 +104,22 @@ const LONG: Duration = Duration::from_secs(30);
 async fn a_secondary_writes_over_the_wire_and_reads_its_own_writes() {
     let bench = Bench::new();
     let writer = bench.writer();
-    let remote = Remote::new(Arc::new(OverTheWire(writer.clone())));
+    let remote = Remote::new(Arc::new(OverTheWire::new(writer.clone(), Writes::new())), Writes::new());
     let (db, _route) = db(&bench, Some(Arc::new(remote)), LONG);
     for at in 0..50 {
         let ack = db.write(session(&format!("s{at}"))).await.unwrap();
         assert_eq!((ack.seq, ack.epoch, ack.durability), (at + 1, 1, Durability::Os));
         assert_eq!(ack.results["parent_session_id"], Value::Null);
-        let seen = db.query("SELECT count(*) FROM sessions", ()).await.unwrap();
-        assert_eq!(seen.rows[0][0], i64::try_from(at + 1).unwrap().into(), "the write is seen after its ack");
+        let seen = db.query_one("SELECT count(*) FROM sessions", (), |row| row.get::<u64>(0)).await.unwrap();
+        assert_eq!(seen, Some(at + 1), "the write is seen after its ack");
     }
     let topic = pando_ipc::Topic::known("tool.end");
     assert_eq!(db.publish(topic, json!({"x": 1}), "s1").await.unwrap(), 51);
-    let ack = db.execute("UPDATE sessions SET title = ?1 WHERE id = ?2", ["new".into(), "s1".into()]).await.unwrap();
-    assert_eq!(ack.results[0]["rows_affected"], 1);
+    let ack = db.execute("UPDATE sessions SET title = ?1 WHERE id = ?2", ["new", "s1"]).await.unwrap();
+    assert_eq!(ack.results.rows_affected, 1);
     let event = bench.events.lock().unwrap().last().unwrap().clone();
     assert_eq!((event.instance_id.as_str(), event.topic.as_str()), ("inst-B", "db.session.updated"));
-    db.query_at(52, "SELECT 1", ()).await.unwrap();
+    assert_eq!(db.read_at(52).await.unwrap().seq(), 52);
 }
 
 #[tokio::test]
@@ -193,21 +203,22 @@ proptest! {
                     writer.close().await;
                     writer = bench.writer();
                 }
-                let remote: Arc<dyn Deliver> = Arc::new(Remote::new(Arc::new(OverTheWire(writer.clone()))));
+                let remote: Arc<dyn Deliver> = Arc::new(Remote::new(Arc::new(OverTheWire::new(writer.clone(), Writes::new())), Writes::new()));
                 let stormy: Arc<dyn Deliver> = Arc::new(Stormy { inner: remote, weather: Mutex::new(storm) });
                 let (db, _route) = db(&bench, Some(stormy), LONG);
                 let writes = (1..=8_i64).map(|at| {
                     let db = &db;
                     async move {
-                        let add = Statement::new("UPDATE sum SET v = v + ?1 RETURNING v", [at.into()]);
-                        let note = Statement::new("INSERT INTO n (v) VALUES (?1)", [at.into()]);
-                        db.exec(vec![add, note]).await.unwrap()
+                        let mut batch = Batch::new();
+                        batch.execute("UPDATE sum SET v = v + ?1 RETURNING v", [at]);
+                        batch.execute("INSERT INTO n (v) VALUES (?1)", [at]);
+                        db.transaction(batch).await.unwrap()
                     }
                 });
                 let acks = futures::future::join_all(writes).await;
                 total += 36;
                 // Every answer is that of the one application: all sums differ, and the last is the total.
-                let mut sums: Vec<_> = acks.iter().map(|ack| ack.results[0]["rows"][0][0].as_i64().unwrap()).collect();
+                let mut sums: Vec<_> = acks.iter().map(|ack| ack.results[0].returned.as_ref().unwrap().rows().next().unwrap().get::<i64>("v").unwrap()).collect();
                 sums.sort_unstable();
                 sums.dedup();
                 assert_eq!((sums.len(), sums.last()), (8, Some(&total)));

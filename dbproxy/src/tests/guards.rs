@@ -126,7 +126,7 @@ async fn statements_of_ours_cannot_be_met_by_their_text() {
     let writer = bench.writer();
     apply(&writer, session("a")).await;
     let ours = "INSERT INTO _pando_event (seq, epoch, topic, prev, at, envelope) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-    let params = [9.into(), 1.into(), "a".into(), 0.into(), 0.into(), "{}".into()];
+    let params = (9, 1, "a", 0, 0, "{}");
     let work = Work::Exec { statements: vec![Statement::new(ours, params)], ddl: false };
     check_forbidden(ours, submit(&writer, work).await);
 }
@@ -149,10 +149,10 @@ async fn a_trigger_of_the_application_gains_no_rights_in_a_named_write() {
 async fn parameters_must_fit() {
     let bench = Bench::new();
     let writer = bench.writer();
-    let named = |name: &str| crate::Params::Named(vec![(name.into(), 1.into())]);
+    let named = |name: &str| crate::Params::named([(name, 1)]);
     for (sql, params) in [
         ("SELECT ?", crate::Params::default()),
-        ("SELECT 1", [1.into()].into()),
+        ("SELECT 1", [1].into()),
         ("SELECT :a", named("b")),
         ("SELECT :a, :b", named("a")),
         ("SELECT :a", named("@a")),

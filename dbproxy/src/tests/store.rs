@@ -9,7 +9,7 @@ use crate::{Db, DbError, DbOptions, Deliver, Querier, wire};
 fn db(bench: &Bench, writer: &Writer) -> (Db, watch::Sender<Option<Arc<dyn Deliver>>>) {
     let local: Arc<dyn Deliver> = Arc::new(writer.clone());
     let (sender, route) = watch::channel(Some(local));
-    (Db::new(bench.readers(), route, "inst-A", DbOptions::default()), sender)
+    (Db::new(bench.readers(), route, Writes::new(), "inst-A", DbOptions::default()), sender)
 }
 
 #[tokio::test]
@@ -168,7 +168,7 @@ async fn the_documented_form_works_for_rows_and_bare_ids() {
         let meta =
             json!({"source_instance_id": "inst-B", "request_id": request_id, "timestamp": "2026-11-21T03:04:15Z"});
         let params = json!({"meta": meta, "method": method, "params": params});
-        let (request, answer) = wire::parse_write(&params, "peer").unwrap();
+        let (request, answer) = wire::parse_write(&params, "peer", &Writes::new()).unwrap();
         writer.submit(request).await.map(|ack| wire::write_result(&answer, &ack))
     };
     let null = json!({"String": "", "Valid": false});
@@ -227,6 +227,6 @@ async fn a_bad_call_names_method_and_field() {
     let error = DbError::from(db.named("CreateFile", &json!({"id": 7})).await.unwrap_err());
     let fault = error.fault().unwrap();
     assert_eq!(fault.message, "dbproxy: INVALID_PARAMS (CreateFile): params.id: expected a string");
-    let error = db.query("SELECT missing", ()).await.unwrap_err();
+    let error = db.query("SELECT missing", (), |_| Ok(())).await.unwrap_err();
     assert_eq!(error.to_string(), "dbproxy: INVALID_PARAMS (query): no such column: missing");
 }

@@ -126,13 +126,21 @@ async fn a_constraint_checked_at_commit_refuses_its_own_write_alone() {
 #[tokio::test]
 async fn a_panicking_write_fails_alone_and_the_writer_lives_on() {
     let bench = Bench::new();
-    let writer = bench.writer();
-    let mut params = session_params("p");
-    params["title"] = json!("panic!");
-    let works = vec![session("a"), named("CreateSession", &params), session("b")];
+    let mut options = bench.options();
+    options
+        .writes
+        .register("explode", |tx, title: String| -> Result<(), Fault> {
+            tx.execute("INSERT INTO sessions (id, title) VALUES ('gone', ?1)", [title])?;
+            panic!("a test asked for it");
+        })
+        .unwrap();
+    options.durability = Durability::Os;
+    let writer = Writer::open(&bench.path(), options).unwrap();
+    let works = vec![session("a"), named("explode", &json!("x")), session("b")];
     let faults = check_alone(&writer, &bench, works, &[1]).await;
-    assert_eq!(faults[0].message, "dbproxy: INTERNAL (CreateSession): the write panicked and was rolled back");
+    assert_eq!(faults[0].message, "dbproxy: INTERNAL (explode): the write panicked and was rolled back");
     apply(&writer, session("c")).await;
+    assert_eq!(bench.value("SELECT group_concat(id) FROM sessions").await, "a,b,c");
 }
 
 #[tokio::test]
@@ -257,11 +265,11 @@ async fn an_exec_tells_rows_ids_and_what_it_returns() {
     let bench = Bench::new();
     let writer = bench.writer();
     apply(&writer, ddl(&["CREATE TABLE t (id INTEGER PRIMARY KEY, v ANY)"])).await;
-    let named = Params::Named(vec![("v".into(), SqlValue::Integer(i64::MAX)), (":w".into(), SqlValue::Blob(vec![1]))]);
+    let named = Params::named([("v", SqlValue::Integer(i64::MAX)), (":w", SqlValue::Blob(vec![1]))]);
     let statements = vec![
         Statement::new("INSERT INTO t (v) VALUES (?1), (?2)", [SqlValue::Null, SqlValue::Real(f64::INFINITY)]),
         Statement::new("/* c */ INSERT INTO t (v) VALUES (:v), (:w) RETURNING id, v", named),
-        Statement::new("UPDATE t SET v = 'a' || char(0) WHERE id < ?", [2.into()]),
+        Statement::new("UPDATE t SET v = 'a' || char(0) WHERE id < ?", [2]),
         Statement::new("SELECT v FROM t ORDER BY id", ()),
         Statement::new("INSERT OR IGNORE INTO t (id) VALUES (1)", ()),
     ];

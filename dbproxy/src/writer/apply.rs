@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use pando_ipc::fault::Code;
-use pando_ipc::{Envelope, Fault, Timestamp};
+use pando_ipc::{Envelope, Fault};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
@@ -11,11 +11,10 @@ use super::dedup;
 use super::thread::Thread;
 use crate::guard::Mode;
 use crate::refusal::{Word, expired, from_sqlite, refuse};
-use crate::run::{Limits, Ran, Runner};
-use crate::store::methods;
+use crate::run::{Limits, Runner};
 use crate::track::{Change, Track};
-use crate::value::SqlValue;
-use crate::write::{Ack, Params, Statement, Work, WriteRequest};
+use crate::tx::Tx;
+use crate::write::{Ack, Statement, Work, WriteRequest, check_payload};
 
 /// Most rows that the statements of one write return. More are refused with `E_TOO_LARGE`.
 pub(super) const RETURNED_ROWS: usize = 10_000;
@@ -51,16 +50,14 @@ impl Thread {
             return Err(expired(label));
         }
         self.track.clear();
-        let results = self.work(request)?;
+        let (results, published) = self.work(request)?;
         let mut events = Vec::new();
-        if let Work::Publish { topic, payload, session_id, project_id } = &request.work {
-            let mut event = Envelope::new(&request.source, topic.clone(), payload.clone());
-            event.session_id.clone_from(session_id);
-            event.project_id.clone_from(project_id);
-            events.push(self.journal.append(&self.connection, event).map_err(sqlite)?);
-        }
         for change in self.track.take() {
             let event = self.change_event(request, change);
+            events.push(self.journal.append(&self.connection, event).map_err(sqlite)?);
+        }
+        for event in published {
+            check_payload(&event.payload)?;
             events.push(self.journal.append(&self.connection, event).map_err(sqlite)?);
         }
         let seq = self.journal.head();
@@ -84,36 +81,46 @@ impl Thread {
         event
     }
 
-    fn work(&mut self, request: &WriteRequest) -> Result<Value, Fault> {
-        let label = request.work.label();
+    /// Does the work. Returns its results and the events that it published.
+    fn work(&self, request: &WriteRequest) -> Result<(Value, Vec<Envelope>), Fault> {
+        let method = request.work.label();
         let deadline = request.deadline.min(Instant::now() + self.tuning.write_time);
         let limits = Limits { rows: RETURNED_ROWS, bytes: RETURNED_BYTES };
         let mode = match &request.work {
             Work::Exec { ddl: true, .. } => Mode::Schema,
             _ => Mode::Write,
         };
-        let runner = Runner { connection: &self.connection, guard: &self.guard, mode, deadline, limits, method: label };
-        match &request.work {
-            Work::Exec { statements, .. } => self.exec(runner, statements),
-            Work::Named { method, params } => named(runner, method, params),
-            Work::Publish { .. } => Ok(Value::Null),
-        }
+        let runner = Runner { connection: &self.connection, guard: &self.guard, mode, deadline, limits, method };
+        let tx = Tx::new(runner, &self.writes, &request.source);
+        let results = match &request.work {
+            Work::Exec { statements, ddl } => self.exec(&tx, statements, *ddl)?,
+            Work::Named { method, params } => self.writes.find(method)?.run(&tx, params)?,
+            Work::Publish { topic, payload, session_id, project_id } => {
+                let mut event = Envelope::new(&request.source, topic.clone(), payload.clone());
+                (event.session_id, event.project_id) = (session_id.clone(), project_id.clone());
+                tx.append(event);
+                Value::Null
+            }
+        };
+        Ok((results, tx.into_published()))
     }
 
-    fn exec(&self, mut runner: Runner<'_>, statements: &[Statement]) -> Result<Value, Fault> {
+    fn exec(&self, tx: &Tx<'_>, statements: &[Statement], ddl: bool) -> Result<Value, Fault> {
         let mut results = Vec::with_capacity(statements.len());
         for statement in statements {
-            let before = self.connection.total_changes();
-            let ran = runner.run(statement)?;
-            runner.limits.rows = runner.limits.rows.saturating_sub(ran.rows.len());
-            let weight = ran.rows.iter().flatten().map(SqlValue::weight).sum();
-            runner.limits.bytes = runner.limits.bytes.saturating_sub(weight);
-            results.push(result(&self.connection, before, statement, &ran));
-            if runner.mode == Mode::Schema {
-                self.after_schema_change(runner.method)?;
+            let result = if statement.params.refers() {
+                let mut statement = statement.clone();
+                statement.params.resolve(tx.method(), &results)?;
+                tx.run(&statement)?
+            } else {
+                tx.run(statement)?
+            };
+            results.push(result);
+            if ddl {
+                self.after_schema_change(tx.method())?;
             }
         }
-        Ok(Value::Array(results))
+        Ok(json!(results))
     }
 
     /// Makes the trackers anew, whatever the statement did to them, and sees that nothing reserved came to be.
@@ -134,73 +141,4 @@ pub(super) fn reserved_names(connection: &Connection) -> rusqlite::Result<i64> {
         + (SELECT count(*) FROM pragma_table_list AS t, pragma_foreign_key_list(t.name) AS f
            WHERE t.schema = 'main' AND f.\"table\" LIKE '\\_pando\\_%' ESCAPE '\\')";
     connection.query_row(sql, [], |row| row.get(0))
-}
-
-/// Returns what one statement of an exec did.
-fn result(connection: &Connection, changes_before: u64, statement: &Statement, ran: &Ran) -> Value {
-    let changed = connection.total_changes() > changes_before;
-    let rows_affected = if changed { connection.changes() } else { 0 };
-    // SQLite keeps the last rowid for ever: after anything but an insert it would be a stranger's.
-    let inserts = ["insert", "replace", "with"].contains(&first_word(&statement.sql).to_ascii_lowercase().as_str());
-    let rowid = if rows_affected > 0 && inserts { connection.last_insert_rowid() } else { 0 };
-    let mut result = json!({"rows_affected": rows_affected, "last_insert_rowid": rowid});
-    if !ran.columns.is_empty() {
-        result["columns"] = json!(ran.columns);
-        result["rows"] = json!(ran.rows);
-    }
-    result
-}
-
-/// Returns the first word behind white space and comments.
-fn first_word(sql: &str) -> &str {
-    let mut rest = sql.trim_start();
-    loop {
-        let behind = if let Some(comment) = rest.strip_prefix("--") {
-            comment.split_once('\n').map(|(_, rest)| rest)
-        } else if let Some(comment) = rest.strip_prefix("/*") {
-            comment.split_once("*/").map(|(_, rest)| rest)
-        } else {
-            return rest.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or("");
-        };
-        rest = behind.unwrap_or("").trim_start();
-    }
-}
-
-fn named(runner: Runner<'_>, method: &str, params: &Value) -> Result<Value, Fault> {
-    #[cfg(test)]
-    assert!(params.get("title").is_none_or(|title| title != "panic!"), "a test asked for it");
-    let method = methods::find(method)?;
-    let mut values = match params {
-        Value::Object(map) => map.iter().map(|(name, value)| (format!(":{name}"), value.clone())).collect(),
-        Value::Null => Vec::new(),
-        id => vec![(":id".to_owned(), id.clone())],
-    };
-    if method.sql.contains(":now") {
-        values.push((":now".to_owned(), json!(Timestamp::now().unix_seconds())));
-    }
-    let bind = |(name, value): (String, Value)| {
-        SqlValue::from_json(&value)
-            .map(|value| (name, value))
-            .map_err(|why| crate::refusal::invalid(method.name, "params", why))
-    };
-    let values = values.into_iter().map(bind).collect::<Result<Vec<_>, _>>()?;
-    let ran = runner.run(&Statement { sql: method.sql.to_owned(), params: Params::Named(values) })?;
-    if method.returns_row && ran.rows.is_empty() {
-        let id = params.get("id").unwrap_or(&Value::Null);
-        let message = format!("sql: no rows in result set: nothing has id {id}");
-        return Err(refuse(Code::NotFound, Word::Internal, method.name, message));
-    }
-    Ok(ran.first_row())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_word_stands_behind_comments() {
-        assert_eq!(first_word(" -- a\n /* b */insert/**/ into"), "insert");
-        assert_eq!(first_word("UPDATE t"), "UPDATE");
-        assert_eq!(first_word("-- only"), "");
-    }
 }

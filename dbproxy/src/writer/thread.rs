@@ -17,6 +17,7 @@ use super::{Fenced, OnCommit, QUEUE_WRITES, WriterOptions};
 use crate::checkpoint::Checkpointer;
 use crate::guard::Guard;
 use crate::journal::{Journal, KEPT_EVENTS, PRUNE_CHUNK};
+use crate::named::Writes;
 use crate::schema::Opened;
 use crate::track::Track;
 use crate::write::{Ack, Durability, WriteRequest};
@@ -102,6 +103,7 @@ pub(super) struct Thread {
     pub(super) epoch: u64,
     pub(super) durability: Durability,
     pub(super) workdir: PathBuf,
+    pub(super) writes: Writes,
     pub(super) signals: Signals,
     pub(super) tuning: Tuning,
     /// Names with the reserved prefix; no write may change their number.
@@ -136,6 +138,7 @@ impl Thread {
             epoch,
             durability: options.durability,
             workdir: options.workdir,
+            writes: options.writes,
             signals,
             tuning,
             reserved,

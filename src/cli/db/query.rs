@@ -75,7 +75,7 @@ pub(crate) fn read_failure(error: ReadError, workdir: &Workdir) -> Failure {
             }
         }
         ReadError::Refused(fault) => Failure::refused(fault),
-        error @ (ReadError::NotReady { .. } | ReadError::Behind { .. } | ReadError::CutOff(_)) => {
+        error @ (ReadError::NotReady { .. } | ReadError::Behind { .. } | ReadError::Row(_) | ReadError::CutOff(_)) => {
             let path = workdir.database_path();
             Failure::new(Kind::Failed, format!("cannot read {}: {error}", path.display()))
         }

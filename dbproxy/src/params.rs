@@ -1,0 +1,262 @@
+//! The parameters of a statement: values, and what earlier statements of the same write made.
+
+use pando_ipc::Fault;
+use serde_json::{Map, Value, json};
+
+use crate::refusal::invalid;
+use crate::value::SqlValue;
+use crate::write::StatementResult;
+
+/// One parameter. Whatever is an [`SqlValue`] is one: integers, floats, text, blobs, booleans and `Option`s of them.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Param {
+    /// A value.
+    Value(SqlValue),
+    /// The row id that an earlier statement of the same write inserted last; as JSON `{"$rowid": 0}`.
+    RowId {
+        /// The statement's place, from 0.
+        statement: usize,
+    },
+    /// A value that an earlier statement of the same write returned; as JSON `{"$returned": {"statement": 0, "row": 0, "column": "id"}}`.
+    Returned {
+        /// The statement's place, from 0.
+        statement: usize,
+        /// The row, from 0.
+        row: usize,
+        /// The column's name.
+        column: String,
+    },
+}
+
+impl<T: Into<SqlValue>> From<T> for Param {
+    fn from(value: T) -> Self {
+        Self::Value(value.into())
+    }
+}
+
+impl Param {
+    /// Reads a parameter from JSON, or says what is wrong with it.
+    fn from_json(value: &Value) -> Result<Self, String> {
+        let place = |value: &Value| value.as_u64().and_then(|place| usize::try_from(place).ok());
+        let only = value.as_object().filter(|map| map.len() == 1);
+        if let Some(statement) = only.and_then(|map| map.get("$rowid")) {
+            return match place(statement) {
+                Some(statement) => Ok(Self::RowId { statement }),
+                None => Err("$rowid is not the place of a statement, from 0".to_owned()),
+            };
+        }
+        if let Some(from) = only.and_then(|map| map.get("$returned")) {
+            let row = from.get("row").map_or(Some(0), place);
+            let (statement, column) =
+                (from.get("statement").and_then(place), from.get("column").and_then(Value::as_str));
+            return match (statement, row, column) {
+                (Some(statement), Some(row), Some(column)) => {
+                    Ok(Self::Returned { statement, row, column: column.to_owned() })
+                }
+                _ => Err("$returned is not {statement, row?, column}".to_owned()),
+            };
+        }
+        SqlValue::from_json(value).map(Self::Value).map_err(|why| why.to_string())
+    }
+
+    fn to_json(&self) -> Value {
+        match self {
+            Self::Value(value) => value.to_json(),
+            Self::RowId { statement } => json!({"$rowid": statement}),
+            Self::Returned { statement, row, column } => {
+                json!({"$returned": {"statement": statement, "row": row, "column": column}})
+            }
+        }
+    }
+
+    fn weight(&self) -> usize {
+        match self {
+            Self::Value(value) => value.weight(),
+            Self::RowId { .. } => 16,
+            Self::Returned { column, .. } => 48 + column.len(),
+        }
+    }
+
+    /// Returns the value, given what the statements before have done; or why there is none.
+    fn resolve(&self, done: &[StatementResult]) -> Result<SqlValue, String> {
+        let earlier = |statement: usize| {
+            done.get(statement).ok_or_else(|| format!("statement {statement} does not come before this one"))
+        };
+        match self {
+            Self::Value(value) => Ok(value.clone()),
+            Self::RowId { statement } => match earlier(*statement)?.last_insert_rowid {
+                0 => Err(format!("statement {statement} inserted no row")),
+                rowid => Ok(SqlValue::Integer(rowid)),
+            },
+            Self::Returned { statement, row, column } => {
+                let returned = earlier(*statement)?.returned.as_ref();
+                let table = returned.ok_or_else(|| format!("statement {statement} returns nothing"))?;
+                let found = table.rows().nth(*row);
+                let row = found.ok_or_else(|| format!("statement {statement} returned {} rows", table.rows.len()))?;
+                row.get(column.as_str()).map_err(|why| format!("statement {statement}: {why}"))
+            }
+        }
+    }
+}
+
+/// The parameters of a statement. Arrays, `Vec`s and tuples of what is a [`Param`] are parameters for `?`; `()` is none.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Params {
+    /// For `?`, `?1`, .. in order.
+    Positional(Vec<Param>),
+    /// For `:name`, `@name` or `$name`; without its sign a name means `:name`, `@name` or `$name` alike.
+    Named(Vec<(String, Param)>),
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self::Positional(Vec::new())
+    }
+}
+
+impl Params {
+    /// Returns parameters by name.
+    pub fn named<N: Into<String>, P: Into<Param>>(pairs: impl IntoIterator<Item = (N, P)>) -> Self {
+        Self::Named(pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+
+    /// Reads parameters from JSON: an array, an object, or null for none. `field` is named in the fault.
+    pub fn from_json(method: &str, field: &str, value: Option<&Value>) -> Result<Self, Fault> {
+        let read = |path: String, value: &Value| {
+            Param::from_json(value).map_err(|why| invalid(method, &format!("{field}{path}"), why))
+        };
+        match value {
+            None | Some(Value::Null) => Ok(Self::default()),
+            Some(Value::Array(values)) => {
+                let values = values.iter().enumerate().map(|(at, value)| read(format!("[{at}]"), value));
+                values.collect::<Result<_, _>>().map(Self::Positional)
+            }
+            Some(Value::Object(map)) => {
+                let values = map.iter().map(|(name, value)| Ok((name.clone(), read(format!(".{name}"), value)?)));
+                values.collect::<Result<_, _>>().map(Self::Named)
+            }
+            Some(_) => Err(invalid(method, field, "neither an array nor an object")),
+        }
+    }
+
+    /// Returns the parameters as JSON.
+    pub fn to_json(&self) -> Value {
+        match self {
+            Self::Positional(values) => Value::Array(values.iter().map(Param::to_json).collect()),
+            Self::Named(values) => {
+                Value::Object(values.iter().map(|(name, value)| (name.clone(), value.to_json())).collect::<Map<_, _>>())
+            }
+        }
+    }
+
+    pub(crate) fn weight(&self) -> usize {
+        match self {
+            Self::Positional(values) => values.iter().map(Param::weight).sum(),
+            Self::Named(values) => values.iter().map(|(name, value)| name.len() + value.weight()).sum(),
+        }
+    }
+
+    /// Puts values in the place of what refers to earlier statements. The fault names the parameter of statement `at`.
+    pub(crate) fn resolve(&mut self, method: &str, done: &[StatementResult]) -> Result<(), Fault> {
+        let at = done.len();
+        let put = |param: &mut Param, path: &dyn Fn() -> String| {
+            if !matches!(param, Param::Value(_)) {
+                let value = param.resolve(done);
+                *param = Param::Value(
+                    value.map_err(|why| invalid(method, &format!("statements[{at}].params{}", path()), why))?,
+                );
+            }
+            Ok(())
+        };
+        match self {
+            Self::Positional(values) => {
+                values.iter_mut().enumerate().try_for_each(|(place, param)| put(param, &|| format!("[{place}]")))
+            }
+            Self::Named(values) => values.iter_mut().try_for_each(|(name, param)| put(param, &|| format!(".{name}"))),
+        }
+    }
+
+    /// Tells whether any parameter refers to an earlier statement.
+    pub(crate) fn refers(&self) -> bool {
+        let refers = |param: &Param| !matches!(param, Param::Value(_));
+        match self {
+            Self::Positional(values) => values.iter().any(refers),
+            Self::Named(values) => values.iter().any(|(_, param)| refers(param)),
+        }
+    }
+}
+
+impl<T: Into<Param>> From<Vec<T>> for Params {
+    fn from(values: Vec<T>) -> Self {
+        Self::Positional(values.into_iter().map(Into::into).collect())
+    }
+}
+
+impl<T: Into<Param>, const N: usize> From<[T; N]> for Params {
+    fn from(values: [T; N]) -> Self {
+        Self::Positional(values.into_iter().map(Into::into).collect())
+    }
+}
+
+impl From<()> for Params {
+    fn from((): ()) -> Self {
+        Self::default()
+    }
+}
+
+macro_rules! tuples {
+    ($(($($name:ident),+))+) => {$(
+        impl<$($name: Into<Param>),+> From<($($name,)+)> for Params {
+            #[expect(non_snake_case, reason = "a value has the name of its type parameter")]
+            fn from(($($name,)+): ($($name,)+)) -> Self {
+                Self::Positional(vec![$($name.into()),+])
+            }
+        }
+    )+};
+}
+tuples! {
+    (A) (A, B) (A, B, C) (A, B, C, D) (A, B, C, D, E) (A, B, C, D, E, F) (A, B, C, D, E, F, G) (A, B, C, D, E, F, G, H)
+    (A, B, C, D, E, F, G, H, I) (A, B, C, D, E, F, G, H, I, J) (A, B, C, D, E, F, G, H, I, J, K)
+    (A, B, C, D, E, F, G, H, I, J, K, L)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(params: impl Into<Params>, expected: &str) {
+        let params = params.into();
+        assert_eq!(params.to_json().to_string(), expected);
+        assert_eq!(Params::from_json("exec", "params", Some(&params.to_json())), Ok(params));
+    }
+
+    #[test]
+    fn what_is_a_value_is_a_parameter() {
+        check((), "[]");
+        check([1, 2], "[1,2]");
+        check(
+            (1_i64, 2_u32, "three", 4.5, true, None::<String>, vec![0_u8]),
+            r#"[1,2,"three",4.5,1,null,{"$blob":"AA=="}]"#,
+        );
+        check(Params::named([("a", Some(1)), ("b", None)]), r#"{"a":1,"b":null}"#);
+        let returned = Param::Returned { statement: 1, row: 2, column: "id".into() };
+        check(
+            (Param::RowId { statement: 0 }, returned),
+            r#"[{"$rowid":0},{"$returned":{"statement":1,"row":2,"column":"id"}}]"#,
+        );
+    }
+
+    #[test]
+    fn a_bad_reference_is_refused_by_name() {
+        for bad in [
+            json!({"$rowid": -1}),
+            json!({"$rowid": "0"}),
+            json!({"$returned": 0}),
+            json!({"$returned": {"statement": 0}}),
+        ] {
+            let fault = Params::from_json("exec", "params", Some(&json!([0, bad]))).unwrap_err();
+            assert_eq!(fault.data.unwrap()["field"], "params[1]");
+        }
+    }
+}

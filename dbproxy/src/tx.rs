@@ -1,0 +1,170 @@
+//! The transaction of one write, as its code sees it: statements under the guard, and events.
+
+use std::cell::{Cell, RefCell};
+
+use pando_ipc::{Envelope, Fault, Topic};
+use rusqlite::Connection;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::named::Writes;
+use crate::params::Params;
+use crate::readers::QueryResult;
+use crate::refusal::{Word, internal, invalid, refuse};
+use crate::row::{Row, RowError};
+use crate::run::{Limits, Ran, Runner};
+use crate::value::SqlValue;
+use crate::write::{Statement, StatementResult};
+
+/// What a named write works with. All that it does commits together, or not at all.
+#[derive(Debug)]
+pub struct Tx<'a> {
+    runner: Runner<'a>,
+    writes: &'a Writes,
+    source: &'a str,
+    /// What the statements may still return.
+    left: Cell<Limits>,
+    published: RefCell<Vec<Envelope>>,
+}
+
+impl<'a> Tx<'a> {
+    pub(crate) fn new(runner: Runner<'a>, writes: &'a Writes, source: &'a str) -> Self {
+        Self { runner, writes, source, left: Cell::new(runner.limits), published: RefCell::default() }
+    }
+
+    /// Runs one statement that changes rows.
+    pub fn execute(&self, sql: &str, params: impl Into<Params>) -> Result<StatementResult, Fault> {
+        self.run(&Statement::new(sql, params))
+    }
+
+    /// Runs one statement that returns rows, each read by `row`.
+    pub fn query<T>(
+        &self,
+        sql: &str,
+        params: impl Into<Params>,
+        row: impl FnMut(&Row<'_>) -> Result<T, RowError>,
+    ) -> Result<Vec<T>, Fault> {
+        let Ran { columns, rows } = self.step(&Statement::new(sql, params))?;
+        QueryResult { columns, rows }.map(row).map_err(|why| internal(self.runner.method, why))
+    }
+
+    /// Runs one statement and reads the first row it returns; `None` when there is none.
+    pub fn query_one<T>(
+        &self,
+        sql: &str,
+        params: impl Into<Params>,
+        mut row: impl FnMut(&Row<'_>) -> Result<T, RowError>,
+    ) -> Result<Option<T>, Fault> {
+        let Ran { columns, rows } = self.step(&Statement::new(sql, params))?;
+        let read = rows.first().map(|values| row(&Row::new(&columns, values))).transpose();
+        read.map_err(|why| internal(self.runner.method, why))
+    }
+
+    /// Runs another named write inside this one. Returns its result.
+    pub fn named(&self, name: &str, params: &Value) -> Result<Value, Fault> {
+        let write = self.writes.find(name)?;
+        write.run(self, &write.read(params)?)
+    }
+
+    /// Appends an event to the journal when the write is done, behind the events of the rows it changed. `session_id` may be empty.
+    ///
+    /// The acknowledgement's `seq` is the number of the last such event.
+    pub fn publish(&self, topic: Topic, payload: Value, session_id: &str) {
+        let mut event = Envelope::new(self.source, topic, payload);
+        session_id.clone_into(&mut event.session_id);
+        self.append(event);
+    }
+
+    /// Returns a fault that says why this write refuses: `E_CONFLICT`, and nothing is applied.
+    pub fn refuse(&self, why: impl AsRef<str>) -> Fault {
+        refuse(pando_ipc::Code::Conflict, Word::Conflict, self.runner.method, why)
+    }
+
+    /// Returns the name of the write, as it stands in faults and change events.
+    pub fn method(&self) -> &str {
+        self.runner.method
+    }
+
+    pub(crate) fn append(&self, event: Envelope) {
+        self.published.borrow_mut().push(event);
+    }
+
+    /// Returns the events that were published, in order.
+    pub(crate) fn into_published(self) -> Vec<Envelope> {
+        self.published.into_inner()
+    }
+
+    /// Calls the code of an application with params of its own type.
+    pub(crate) fn call<P, R>(
+        &self,
+        write: impl Fn(&Tx<'_>, P) -> Result<R, Fault>,
+        params: &Value,
+    ) -> Result<Value, Fault>
+    where
+        P: DeserializeOwned,
+        R: Serialize,
+    {
+        let params = serde_path_to_error::deserialize(params).map_err(|error| {
+            let path = error.path().to_string();
+            let field = if path == "." { "params".to_owned() } else { format!("params.{path}") };
+            invalid(self.runner.method, &field, error.into_inner())
+        })?;
+        serde_json::to_value(write(self, params)?).map_err(|why| internal(self.runner.method, why))
+    }
+
+    /// Runs a statement and tells what it did.
+    pub(crate) fn run(&self, statement: &Statement) -> Result<StatementResult, Fault> {
+        let connection = self.runner.connection;
+        let before = connection.total_changes();
+        let ran = self.step(statement)?;
+        Ok(result(connection, before, statement, ran))
+    }
+
+    fn step(&self, statement: &Statement) -> Result<Ran, Fault> {
+        let Limits { rows, bytes } = self.left.get();
+        let ran = Runner { limits: self.left.get(), ..self.runner }.run(statement)?;
+        let weight: usize = ran.rows.iter().flatten().map(SqlValue::weight).sum();
+        self.left.set(Limits { rows: rows.saturating_sub(ran.rows.len()), bytes: bytes.saturating_sub(weight) });
+        Ok(ran)
+    }
+}
+
+/// Returns what one statement did.
+fn result(connection: &Connection, changes_before: u64, statement: &Statement, ran: Ran) -> StatementResult {
+    let changed = connection.total_changes() > changes_before;
+    let rows_affected = if changed { connection.changes() } else { 0 };
+    // SQLite keeps the last rowid for ever: after anything but an insert it would be a stranger's.
+    let inserts = ["insert", "replace", "with"].contains(&first_word(&statement.sql).to_ascii_lowercase().as_str());
+    let last_insert_rowid = if rows_affected > 0 && inserts { connection.last_insert_rowid() } else { 0 };
+    let Ran { columns, rows } = ran;
+    let returned = (!columns.is_empty()).then_some(QueryResult { columns, rows });
+    StatementResult { rows_affected, last_insert_rowid, returned }
+}
+
+/// Returns the first word behind white space and comments.
+fn first_word(sql: &str) -> &str {
+    let mut rest = sql.trim_start();
+    loop {
+        let behind = if let Some(comment) = rest.strip_prefix("--") {
+            comment.split_once('\n').map(|(_, rest)| rest)
+        } else if let Some(comment) = rest.strip_prefix("/*") {
+            comment.split_once("*/").map(|(_, rest)| rest)
+        } else {
+            return rest.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or("");
+        };
+        rest = behind.unwrap_or("").trim_start();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_word_stands_behind_comments() {
+        assert_eq!(first_word(" -- a\n /* b */insert/**/ into"), "insert");
+        assert_eq!(first_word("UPDATE t"), "UPDATE");
+        assert_eq!(first_word("-- only"), "");
+    }
+}
