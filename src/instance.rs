@@ -17,7 +17,9 @@ use pando_bridge::{Hub, HubSubscription};
 use pando_dbproxy::{Db, DbOptions, Durability, Readers, StoreError, Writes};
 use pando_ipc::bus::BusError;
 use pando_ipc::client::{self, CallError};
-use pando_ipc::{Endpoints, Kind, LocalTrust, LockError, LockInfo, Pattern, PeerVerifier, Ports, Workdir, topic};
+use pando_ipc::{
+    Endpoints, Kind, LocalTrust, LockError, LockInfo, Pattern, PeerVerifier, Ports, TcpDoor, Workdir, topic,
+};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -45,8 +47,8 @@ pub struct Options {
     pub headless: bool,
     /// Fail with [`JoinError::PrimaryExists`] where another instance is the primary.
     pub require_primary: bool,
-    /// Whether the TCP door opens when this instance is the primary.
-    pub tcp: bool,
+    /// Who may come in over TCP when this instance is the primary.
+    pub tcp: TcpDoor,
     /// Decides which calls of other processes are answered when this instance is the primary; [`LocalTrust`] by default.
     pub verifier: Arc<dyn PeerVerifier>,
     /// What an acknowledged write has survived.
@@ -70,7 +72,7 @@ impl Default for Options {
             instance_id: None,
             headless: false,
             require_primary: false,
-            tcp: true,
+            tcp: TcpDoor::OwnUser,
             verifier: Arc::new(LocalTrust),
             durability: Durability::Disk,
             writes: Writes::default(),

@@ -1,14 +1,25 @@
 //! Checkpoints beside the writer: pages move from the WAL to the database outside of every commit.
 
+mod pins;
+
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use pando_ipc::Topic;
 use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, DEFAULT_NAME};
+use serde_json::Value;
+use tokio::sync::watch;
 
 use crate::schema::{self, StoreError};
+use pins::{Incident, News};
+pub use pins::{PINNED_BYTES, Pinned, ReaderProcess};
+
+/// Journals an event. Returns whether there was room for it; if not, it is tried again later.
+pub(crate) type Announce = Box<dyn Fn(Topic, Value) -> bool + Send>;
 
 const NAME: &str = "pando-checkpoint";
 /// Time between two checkpoints.
@@ -47,9 +58,14 @@ pub(crate) struct Checkpointer {
 }
 
 impl Checkpointer {
-    /// Starts the thread with a connection of its own.
-    pub(crate) fn start(path: &Path) -> Result<Self, StoreError> {
-        let worker = Worker::open(path);
+    /// Starts the thread with a connection of its own. `instance` is who writes; `pinned` tells while a reader keeps the log large.
+    pub(crate) fn start(
+        path: &Path,
+        instance: &str,
+        announce: Announce,
+        pinned: watch::Sender<Option<Pinned>>,
+    ) -> Result<Self, StoreError> {
+        let worker = Worker::open(path, instance, announce, pinned);
         let mut worker = worker.map_err(|source| StoreError::Sqlite { path: path.to_owned(), source })?;
         let shared = Arc::new(Shared::default());
         let own = Arc::clone(&shared);
@@ -84,24 +100,51 @@ struct Worker {
     path: PathBuf,
     page_bytes: u64,
     paused_until: Option<Instant>,
+    instance: String,
+    incident: Option<Incident>,
+    /// What could not be told yet.
+    untold: VecDeque<News>,
+    announce: Announce,
+    pinned: watch::Sender<Option<Pinned>>,
 }
 
 impl Worker {
-    fn open(path: &Path) -> rusqlite::Result<Self> {
+    fn open(
+        path: &Path,
+        instance: &str,
+        announce: Announce,
+        pinned: watch::Sender<Option<Pinned>>,
+    ) -> rusqlite::Result<Self> {
         let connection = schema::connect(path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
         let page_bytes = connection.query_row("PRAGMA page_size", [], |row| row.get(0))?;
         // A connection that has read nothing does not know that there is a WAL, and would do nothing.
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
-        Ok(Self { connection, path: path.to_owned(), page_bytes, paused_until: None })
+        Ok(Self {
+            connection,
+            path: path.to_owned(),
+            page_bytes,
+            paused_until: None,
+            instance: instance.to_owned(),
+            incident: None,
+            untold: VecDeque::new(),
+            announce,
+            pinned,
+        })
     }
 
     fn run(&mut self, shared: &Shared) {
         loop {
             let mut state = shared.lock();
             while !state.dirty && !state.stop {
-                state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                if self.incident.is_none() && self.untold.is_empty() {
+                    state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                } else {
+                    // The end of an incident is noticed without a write, too.
+                    state = shared.changed.wait_timeout(state, PAUSE).unwrap_or_else(PoisonError::into_inner).0;
+                    break;
+                }
             }
             if state.stop {
                 break;
@@ -126,22 +169,48 @@ impl Worker {
             Err(error) => return tracing::debug!(%error, "passive checkpoint failed"),
         };
         let now = Instant::now();
-        if frames * self.page_bytes <= RESTART_BYTES || self.paused_until.is_some_and(|until| now < until) {
-            return;
-        }
-        self.paused_until = match self.connection.wal_checkpoint_v2(DEFAULT_NAME, CheckpointMode::RESTART) {
-            Ok(_) => None,
-            Err(error) => {
-                let megabytes = (frames * self.page_bytes) >> 20;
-                tracing::warn!(%error, megabytes, "a long read keeps the WAL from beginning anew");
-                Some(now + PAUSE)
+        let wal_bytes = frames * self.page_bytes;
+        if wal_bytes <= RESTART_BYTES {
+            self.end_incident();
+        } else if self.paused_until.is_none_or(|until| now >= until) {
+            match self.connection.wal_checkpoint_v2(DEFAULT_NAME, CheckpointMode::RESTART) {
+                Ok(_) => self.end_incident(),
+                Err(error) => {
+                    tracing::debug!(%error, wal_bytes, "a read keeps the WAL from beginning anew");
+                    self.paused_until = Some(now + PAUSE);
+                    self.look_at_readers(wal_bytes);
+                }
             }
-        };
+        }
+        while let Some(news) = self.untold.front()
+            && (self.announce)(news.topic(), news.payload())
+        {
+            self.untold.pop_front();
+        }
+    }
+
+    fn look_at_readers(&mut self, wal_bytes: u64) {
+        let incident = self.incident.get_or_insert_with(Incident::new);
+        if let Some(alarm) = incident.look(&self.path, &self.instance, wal_bytes) {
+            tracing::warn!(?alarm, "a long read keeps the WAL from beginning anew");
+            self.untold.push_back(alarm);
+        }
+        self.pinned.send_replace(Some(incident.pinned(&self.instance)));
+    }
+
+    fn end_incident(&mut self) {
+        self.paused_until = None;
+        if let Some(incident) = self.incident.take() {
+            self.pinned.send_replace(None);
+            self.untold.extend(incident.end());
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
     use crate::write::Durability;
 
@@ -172,7 +241,8 @@ mod tests {
     #[test]
     fn frames_move_to_the_database_and_the_wal_is_cut_at_the_end() {
         let loaded = loaded();
-        let checkpointer = Checkpointer::start(&loaded.path).unwrap();
+        let checkpointer =
+            Checkpointer::start(&loaded.path, "inst-A", Box::new(|_, _| true), watch::Sender::default()).unwrap();
         loaded.write(3);
         checkpointer.wake();
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -185,10 +255,63 @@ mod tests {
         assert_eq!(loaded.wal_bytes(), 0);
     }
 
+    type Told = Arc<Mutex<Vec<(Topic, Value)>>>;
+
+    /// A worker, and what it announced; with `room` unset there is no room for news.
+    fn worker(loaded: &Loaded) -> (Worker, Told, Arc<AtomicBool>) {
+        let (told, room) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(true)));
+        let (own_told, own_room) = (Arc::clone(&told), Arc::clone(&room));
+        let announce: Announce = Box::new(move |topic, payload| {
+            let room = own_room.load(Ordering::Relaxed);
+            if room {
+                own_told.lock().unwrap().push((topic, payload));
+            }
+            room
+        });
+        (Worker::open(&loaded.path, "inst-A", announce, watch::Sender::default()).unwrap(), told, room)
+    }
+
+    #[test]
+    fn a_reader_that_pins_a_large_wal_is_one_incident_and_is_named() {
+        let loaded = loaded();
+        let (mut worker, told, room) = worker(&loaded);
+        let reader = schema::connect(&loaded.path).unwrap();
+        let held = reader.unchecked_transaction().unwrap();
+        held.query_row("SELECT count(*) FROM blobs", [], |_| Ok(())).unwrap();
+        let checkpoint = |worker: &mut Worker| {
+            worker.paused_until = None;
+            worker.checkpoint();
+        };
+        loaded.write(40);
+        checkpoint(&mut worker);
+        assert_eq!(told.lock().unwrap().len(), 0, "it is not that large yet");
+        assert!(worker.pinned.borrow().is_some());
+        loaded.write(40);
+        room.store(false, Ordering::Relaxed);
+        checkpoint(&mut worker);
+        assert_eq!(told.lock().unwrap().len(), 0);
+        room.store(true, Ordering::Relaxed);
+        for _ in 0..3 {
+            checkpoint(&mut worker);
+        }
+        let (topic, payload) = told.lock().unwrap().pop().unwrap();
+        assert!(told.lock().unwrap().is_empty(), "once for each incident");
+        assert_eq!(topic.as_str(), "db.wal.pinned");
+        assert_eq!(payload["readers"][0]["pid"], std::process::id());
+        assert_eq!(payload["readers"][0]["instance_id"], "inst-A");
+        assert!(payload["wal_bytes"].as_u64().unwrap() > PINNED_BYTES);
+        drop(held);
+        checkpoint(&mut worker);
+        let (topic, payload) = told.lock().unwrap().pop().unwrap();
+        assert_eq!(topic.as_str(), "db.wal.released");
+        assert!(payload["wal_bytes"].as_u64().unwrap() > PINNED_BYTES);
+        assert!(worker.incident.is_none() && worker.pinned.borrow().is_none());
+    }
+
     #[test]
     fn a_large_wal_begins_anew_unless_a_reader_holds_it() {
         let loaded = loaded();
-        let mut worker = Worker::open(&loaded.path).unwrap();
+        let (mut worker, ..) = worker(&loaded);
         let reader = schema::connect(&loaded.path).unwrap();
         let held = reader.unchecked_transaction().unwrap();
         held.query_row("SELECT count(*) FROM blobs", [], |_| Ok(())).unwrap();

@@ -1,5 +1,7 @@
 //! The journal of durable events: numbered by the writer, read by everyone.
 
+mod retention;
+
 use std::collections::HashMap;
 
 use pando_ipc::client::{Page, Resync};
@@ -8,8 +10,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::schema::database_id;
 
-/// Events that the journal keeps.
-pub const KEPT_EVENTS: u64 = 1_000_000;
+pub use retention::Retention;
+use retention::{Ages, Sizes};
+
 /// Events removed at once, beside a commit: one large DELETE would stall the writer.
 pub(crate) const PRUNE_CHUNK: u64 = 1_000;
 /// Most events in one [`Page`].
@@ -31,6 +34,10 @@ pub(crate) struct Journal {
     last: HashMap<Box<str>, u64>,
     /// How to take back what the open transaction appended: topic and its number before.
     undo: Vec<(Box<str>, u64)>,
+    /// Bytes that the open transaction appended.
+    bytes: u64,
+    sizes: Sizes,
+    ages: Ages,
 }
 
 /// A point to which the journal can be taken back.
@@ -38,13 +45,23 @@ pub(crate) struct Journal {
 pub(crate) struct Mark {
     head: u64,
     undo: usize,
+    bytes: u64,
 }
 
 impl Journal {
     /// Reads where the journal stands.
     pub(crate) fn load(connection: &Connection, epoch: u64) -> rusqlite::Result<Self> {
         let (oldest, head) = bounds(connection)?;
-        Ok(Self { epoch, head, oldest, last: HashMap::new(), undo: Vec::new() })
+        Ok(Self {
+            epoch,
+            head,
+            oldest,
+            last: HashMap::new(),
+            undo: Vec::new(),
+            bytes: 0,
+            sizes: Sizes::default(),
+            ages: Ages::default(),
+        })
     }
 
     /// Returns the number of the last event.
@@ -68,6 +85,7 @@ impl Journal {
         self.last.insert(topic.clone(), seq);
         self.undo.push((topic, prev));
         self.head = seq;
+        self.bytes += text.len() as u64;
         Ok(event)
     }
 
@@ -82,12 +100,12 @@ impl Journal {
 
     /// Returns the present point.
     pub(crate) fn mark(&self) -> Mark {
-        Mark { head: self.head, undo: self.undo.len() }
+        Mark { head: self.head, undo: self.undo.len(), bytes: self.bytes }
     }
 
     /// Takes back what was appended since `mark`: its savepoint or transaction was rolled back.
     pub(crate) fn roll_back(&mut self, mark: Mark) {
-        self.head = mark.head;
+        (self.head, self.bytes) = (mark.head, mark.bytes);
         for (topic, seq) in self.undo.drain(mark.undo..).rev() {
             self.last.insert(topic, seq);
         }
@@ -95,26 +113,41 @@ impl Journal {
 
     /// Makes what was appended final: its transaction is committed.
     pub(crate) fn commit(&mut self) {
+        if !self.undo.is_empty() {
+            self.sizes.add(self.head + 1 - self.undo.len() as u64, self.bytes);
+        }
         self.undo.clear();
+        self.bytes = 0;
         if self.last.len() > MAX_TOPICS {
             self.last.clear();
         }
     }
 
-    /// Tells whether a chunk may be removed.
-    pub(crate) fn is_prunable(&self, keep: u64) -> bool {
-        self.head + 1 >= self.oldest.max(1) + keep + PRUNE_CHUNK
-    }
-
-    /// Removes one chunk of what exceeds `keep`, in the open transaction; at most one chunk more is kept.
-    pub(crate) fn prune(&mut self, connection: &Connection, keep: u64) -> rusqlite::Result<()> {
+    /// Tells whether the oldest chunk exceeds a limit. What is kept is measured here, at most a chunk each time.
+    pub(crate) fn is_prunable(&mut self, connection: &Connection, keep: &Retention) -> rusqlite::Result<bool> {
         if self.oldest == 0 {
             self.oldest = bounds(connection)?.0;
         }
-        let kept = if self.oldest == 0 { 0 } else { self.head + 1 - self.oldest };
-        if kept < keep + PRUNE_CHUNK {
-            return Ok(());
+        let end = self.oldest + PRUNE_CHUNK;
+        if self.oldest == 0 || end > self.head {
+            return Ok(false);
         }
+        if self.head + 1 >= end + keep.max_events || self.keep_from(connection, keep.max_bytes)? >= end {
+            return Ok(true);
+        }
+        keep.max_age_s.map_or(Ok(false), |limit| self.ages.is_over(connection, end - 1, limit))
+    }
+
+    /// Returns the first event that the limit of bytes has room for, as far as it is measured.
+    fn keep_from(&mut self, connection: &Connection, max_bytes: u64) -> rusqlite::Result<u64> {
+        if self.sizes.keep_from(max_bytes).is_none() {
+            self.sizes.measure_slowly(connection, self.oldest, self.head)?;
+        }
+        Ok(self.sizes.keep_from(max_bytes).unwrap_or(0))
+    }
+
+    /// Removes the oldest chunk, in the open transaction.
+    pub(crate) fn prune(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         let below = self.oldest + PRUNE_CHUNK;
         remove_below(connection, below)?;
         self.oldest = below;
@@ -126,6 +159,7 @@ impl Journal {
         remove_below(connection, self.head + 1)?;
         (self.head, self.oldest) = (behind, behind + 1);
         self.last.clear();
+        self.sizes.clear();
         Ok(())
     }
 
@@ -369,6 +403,38 @@ mod tests {
         assert_eq!(before(&connection, "36"), 2, "nothing older is left");
     }
 
+    /// Prunes a journal of 5,000 events, loaded anew, and returns how many are kept.
+    fn kept(connection: &Connection, keep: Retention) -> u64 {
+        let mut journal = Journal::load(connection, 1).unwrap();
+        while journal.sizes.measure(connection, journal.oldest, journal.head).unwrap() {}
+        while journal.is_prunable(connection, &keep).unwrap() {
+            journal.prune(connection).unwrap();
+        }
+        connection.query_row("SELECT count(*) FROM _pando_event", [], |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn the_journal_keeps_what_no_limit_excludes() {
+        let (connection, mut journal) = fresh();
+        for _ in 0..5_000 {
+            append(&connection, &mut journal, "a");
+        }
+        journal.commit();
+        let all = Retention::default();
+        assert_eq!(kept(&connection, all), 5_000);
+        assert_eq!(kept(&connection, Retention { max_events: 3_500, ..all }), 4_000);
+        let bytes: u64 =
+            connection.query_row("SELECT sum(length(envelope)) / 5 FROM _pando_event", [], |row| row.get(0)).unwrap();
+        assert_eq!(kept(&connection, Retention { max_bytes: 3 * bytes, ..all }), 3_000);
+        assert_eq!(kept(&connection, Retention { max_age_s: Some(60), ..all }), 3_000);
+        connection.execute("UPDATE _pando_event SET at = at - 100 WHERE seq <= 3800", []).unwrap();
+        assert_eq!(
+            kept(&connection, Retention { max_age_s: Some(60), ..all }),
+            2_000,
+            "a chunk goes when all of it is old"
+        );
+    }
+
     #[test]
     fn what_was_pruned_or_never_was_is_said() {
         let (connection, mut journal) = fresh();
@@ -376,8 +442,10 @@ mod tests {
         for _ in 0..2 * PRUNE_CHUNK {
             append(&connection, &mut journal, "a");
         }
-        for _ in 0..3 {
-            journal.prune(&connection, 10).unwrap();
+        journal.commit();
+        let keep = Retention { max_events: 10, ..Retention::default() };
+        while journal.is_prunable(&connection, &keep).unwrap() {
+            journal.prune(&connection).unwrap();
         }
         let page = all(&connection, 5, "*", 1);
         assert_eq!(page.events[0].seq, Some(PRUNE_CHUNK + 1));

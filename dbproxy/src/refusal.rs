@@ -7,6 +7,7 @@ use pando_ipc::fault::{Code, INTERNAL, INVALID_PARAMS};
 use rusqlite::{Error, ErrorCode};
 use serde_json::json;
 
+use crate::checkpoint::Pinned;
 use crate::guard::{Guard, MAX_SQL_BYTES, MAX_VALUE_BYTES};
 use crate::writer::Fenced;
 
@@ -73,6 +74,19 @@ pub(crate) fn expired(method: &str) -> Fault {
 pub(crate) fn queue_is_full(method: &str, retry_after: Duration) -> Fault {
     refuse(Code::BusyQueue, Word::Unreachable, method, "the writer's queue is full; nothing was queued")
         .with("retry_after_ms", u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Returns the answer while a reader keeps the write-ahead log from beginning anew and it has become too large.
+pub(crate) fn wal_is_full(method: &str, pinned: &Pinned, retry_after: Duration) -> Fault {
+    let pids: Vec<String> = pinned.readers.iter().map(|reader| reader.pid.to_string()).collect();
+    let who = if pids.is_empty() { "a reader".to_owned() } else { format!("a read of pid {}", pids.join(", ")) };
+    let megabytes = pinned.wal_bytes >> 20;
+    let message = format!(
+        "{who} keeps the write-ahead log from beginning anew ({megabytes} MiB); end that read, nothing was queued"
+    );
+    refuse(Code::BusyQueue, Word::Unreachable, method, message)
+        .with("retry_after_ms", u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX))
+        .with("readers", json!(pinned.readers))
 }
 
 /// Returns the answer of an instance that takes no writes, or no more.

@@ -94,6 +94,14 @@ pub enum StoreError {
         /// What SQLite said.
         source: rusqlite::Error,
     },
+    /// The workdir's settings cannot be read.
+    #[error("cannot read the settings {path}: {why}")]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// SQLite refused.
     #[error("cannot open database {path}: {source}")]
     Sqlite {

@@ -9,7 +9,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pando_ipc::fault::Code;
 use pando_ipc::{Envelope, Fault};
@@ -17,11 +17,12 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
-use crate::checkpoint::Checkpointer;
+use crate::checkpoint::{Announce, Checkpointer, Pinned};
 use crate::named::Writes;
-use crate::refusal::{Word, fenced, not_primary, queue_is_full, refuse, too_large};
+use crate::refusal::{Word, fenced, not_primary, queue_is_full, refuse, too_large, wal_is_full};
 use crate::schema::{self, StoreError};
-use crate::write::{Ack, Durability, WriteRequest};
+use crate::settings::Settings;
+use crate::write::{Ack, Durability, Work, WriteRequest};
 pub use dedup::{KEPT_OPS, KEPT_OPS_FOR};
 pub(crate) use thread::Tuning;
 use thread::{Command, Job, Signals, Thread};
@@ -34,6 +35,12 @@ pub const QUEUE_BYTES: usize = 64 << 20;
 pub const MAX_WRITE_BYTES: usize = 16 << 20;
 /// What a refused client is told to wait at least.
 const RETRY_AFTER: Duration = Duration::from_millis(5);
+/// Size of the write-ahead log above which writes are answered `E_BUSY_QUEUE` while a reader keeps it from beginning anew, in bytes.
+pub const MAX_WAL_BYTES: u64 = 1 << 30;
+/// What a client is told to wait at least while the log is full.
+const WAL_RETRY_AFTER: Duration = Duration::from_millis(250);
+/// How long news of the log may wait in the queue.
+const NEWS_TIME: Duration = Duration::from_secs(60);
 
 /// Called with the events of each commit, in order, before the writes are answered. It must not block.
 pub type OnCommit = Box<dyn Fn(&[Arc<Envelope>]) + Send>;
@@ -112,6 +119,7 @@ struct Inner {
     head: watch::Receiver<u64>,
     fenced: watch::Sender<Option<Fenced>>,
     ended: watch::Receiver<bool>,
+    pinned: watch::Receiver<Option<Pinned>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -124,16 +132,19 @@ impl Writer {
     }
 
     pub(crate) fn open_with(path: &Path, options: WriterOptions, tuning: Tuning) -> Result<Self, StoreError> {
+        let retention = tuning.retention.map_or_else(|| Settings::of(path).map(|settings| settings.journal), Ok)?;
         let opened = schema::open(path, options.durability)?;
         let (epoch, database, durability) = (opened.epoch, opened.database, options.durability);
-        let checkpointer = Checkpointer::start(&opened.path)?;
         let (queue, commands) = mpsc::channel(tuning.queue_writes);
+        let (pinning, pinned) = watch::channel(None);
+        let announce = announce(queue.downgrade(), options.instance_id.clone());
+        let checkpointer = Checkpointer::start(&opened.path, &options.instance_id, announce, pinning)?;
         let queued_bytes = Arc::new(AtomicUsize::new(0));
         let (signals, watched) = Signals::new();
         let fenced = signals.fenced.clone();
         let thread_error = |source| StoreError::Thread { name: thread::NAME, source };
         let path = opened.path.clone();
-        let mut thread = Thread::new(opened, options, checkpointer, signals, tuning)
+        let mut thread = Thread::new(opened, options, checkpointer, signals, tuning, retention)
             .map_err(|source| StoreError::Sqlite { path, source })?;
         let bytes = Arc::clone(&queued_bytes);
         let handle = std::thread::Builder::new()
@@ -150,6 +161,7 @@ impl Writer {
             head: watched.head,
             fenced,
             ended: watched.ended,
+            pinned,
             thread: Mutex::new(Some(handle)),
         })))
     }
@@ -162,6 +174,9 @@ impl Writer {
         let label = request.work.label().to_owned();
         if self.0.refusing.load(Ordering::Acquire) {
             return Err(self.refusal(&label));
+        }
+        if let Some(pinned) = self.0.pinned.borrow().as_ref().filter(|pinned| pinned.wal_bytes > MAX_WAL_BYTES) {
+            return Err(wal_is_full(&label, pinned, WAL_RETRY_AFTER));
         }
         let weight = request.weight();
         if weight > MAX_WRITE_BYTES {
@@ -214,6 +229,11 @@ impl Writer {
         self.0.head.clone()
     }
 
+    /// Returns who keeps the write-ahead log from beginning anew, while somebody does.
+    pub fn pinned(&self) -> Option<Pinned> {
+        self.0.pinned.borrow().clone()
+    }
+
     /// Waits until this writer must not write any more, and tells why. Pending for ever while all is well.
     pub async fn fenced(&self) -> Fenced {
         let mut fenced = self.0.fenced.subscribe();
@@ -248,6 +268,18 @@ impl Writer {
             drop(tokio::task::spawn_blocking(move || thread.join()).await);
         }
     }
+}
+
+/// Returns how the checkpointer journals events: through the queue like everyone, past the limit on the log.
+fn announce(queue: mpsc::WeakSender<Command>, source: String) -> Announce {
+    Box::new(move |topic, payload| {
+        let work = Work::Publish { topic, payload, session_id: String::new(), project_id: String::new() };
+        let request = WriteRequest::new(Uuid::now_v7().to_string(), source.clone(), Instant::now() + NEWS_TIME, work);
+        // News that is refused, or that comes when the writer is gone, will not do better later.
+        let (Ok(request), Some(queue)) = (request, queue.upgrade()) else { return true };
+        let (answer, _nobody) = oneshot::channel();
+        queue.try_send(Command::Write(Box::new(Job { request, weight: 0, answer }))).is_ok()
+    })
 }
 
 /// Notes why a writer must not write any more; the first reason stands.

@@ -160,7 +160,7 @@ mod tests {
     use crate::hello::{Hello, PROTOCOL};
 
     fn peer(id: &str, kind: Option<Kind>) -> Caller {
-        let caller = Caller::new(1, Door::Native, 0, None);
+        let caller = Caller::new(1, Door::Native, Some(0), None);
         if let Some(kind) = kind {
             caller.introduce(Hello {
                 instance_id: id.into(),

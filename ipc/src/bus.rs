@@ -40,10 +40,22 @@ use acceptor::Acceptor;
 use shared::Shared;
 
 pub use limits::*;
-pub use stats::BusStats;
+pub use stats::{BusStats, Offence, PeerStats, Refused};
 
 /// How long a closing bus waits for peers to close their side, once all is written to them.
 const LINGER: Duration = Duration::from_millis(50);
+
+/// Who may come in over TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TcpDoor {
+    /// Nobody: no port is bound.
+    Closed,
+    /// Processes of our own user. Where the system does not tell whose a connection is, the door stays closed.
+    #[default]
+    OwnUser,
+    /// Those, and processes whose user the system does not tell. One that is known to be another user's stays outside.
+    Unverified,
+}
 
 /// What a bus is started with.
 #[derive(Debug, Clone)]
@@ -52,8 +64,8 @@ pub struct BusOptions {
     pub workdir: Workdir,
     /// Our term; it names the sockets of the native door.
     pub epoch: u64,
-    /// Whether the TCP door is opened too.
-    pub tcp: bool,
+    /// Who may come in over TCP.
+    pub tcp: TcpDoor,
     /// What is granted to peers.
     pub limits: Limits,
 }
@@ -167,6 +179,16 @@ impl Bus {
     /// Returns what is connected and queued now, and what was refused since the start.
     pub fn stats(&self) -> BusStats {
         self.inner.shared.stats()
+    }
+
+    /// Returns who is connected, oldest first. Takes milliseconds: it finds the processes behind TCP connections.
+    pub fn peers(&self) -> Vec<PeerStats> {
+        self.inner.shared.look()
+    }
+
+    /// Returns what was refused since the last look, at most one line per reason.
+    pub fn take_refusals(&self) -> Vec<Refused> {
+        self.inner.shared.counters.take_news()
     }
 
     /// Waits until all that was queued for peers has been written to their sockets; `false` when time ran out first.

@@ -27,7 +27,7 @@ pub mod workdir;
 pub mod zmtp;
 
 pub use access::{Allow, AllowList, Capability, LocalTrust, PeerVerifier};
-pub use bus::{Bus, BusError, BusOptions, BusStats, Limits};
+pub use bus::{Bus, BusError, BusOptions, BusStats, Limits, TcpDoor};
 pub use client::{CallError, Cause, Client};
 pub use envelope::{Envelope, FrameError, Timestamp};
 pub use fault::{Code, Fault};

@@ -33,21 +33,21 @@ pub struct Caller {
     pub peer: u64,
     /// How it came in.
     pub door: Door,
-    /// Its user.
-    pub uid: u32,
+    /// Its user; `None` at a TCP door that is open to those whose user the system does not tell.
+    pub uid: Option<u32>,
     /// Its process, where the door can tell.
     pub pid: Option<u32>,
     said: Arc<OnceLock<Hello>>,
 }
 
 impl Caller {
-    pub(crate) fn new(peer: u64, door: Door, uid: u32, pid: Option<u32>) -> Self {
+    pub(crate) fn new(peer: u64, door: Door, uid: Option<u32>, pid: Option<u32>) -> Self {
         Self { peer, door, uid, pid, said: Arc::default() }
     }
 
     /// Returns this process as a caller.
     pub fn local() -> Self {
-        Self::new(0, Door::Local, rustix::process::geteuid().as_raw(), Some(std::process::id()))
+        Self::new(0, Door::Local, Some(rustix::process::geteuid().as_raw()), Some(std::process::id()))
     }
 
     /// Notes what the caller says of itself and returns what stands: the first hello of a connection, so that no later one widens what it may.
@@ -228,7 +228,7 @@ mod tests {
         methods.register_inline("admin", Admin, |_| panic!("must not run"));
         let by_params = Needs::ByParams(|params| if params.is_null() { Read } else { Admin });
         methods.register("depends", by_params, |_| async { Ok(json!(1)) });
-        let peer = Caller::new(1, Door::Native, 0, None);
+        let peer = Caller::new(1, Door::Native, Some(0), None);
         let by = |method: &str, params| Call { method: method.into(), params, caller: peer.clone() };
         let refusal = methods.dispatch(by("admin", json!(1))).await.unwrap_err();
         assert!(refusal.is(Code::PeerUnauthorized), "{refusal:?}");

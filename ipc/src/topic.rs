@@ -40,6 +40,12 @@ pub const JOINED: &str = "instance.joined";
 pub const LEFT: &str = "instance.left";
 /// An instance became the primary.
 pub const PROMOTED: &str = "instance.promoted";
+/// A reader keeps the database's write-ahead log from beginning anew, and it has become large.
+pub const WAL_PINNED: &str = "db.wal.pinned";
+/// That reader has gone.
+pub const WAL_RELEASED: &str = "db.wal.released";
+/// Peers were refused or cut off: one event per reason and look, whatever their number; ephemeral.
+pub const DOOR_REFUSED: &str = "door.refused";
 /// The database was replaced by a copy: what was known of its rows is out of date.
 pub const RESTORED: &str = "db.restored";
 /// The primary holds the lock but says nothing: each instance tells itself, nobody publishes it; ephemeral.
@@ -116,7 +122,7 @@ impl Topic {
 
     /// Tells whether events of this topic skip the journal: they carry no `seq` and may be lost, with notice.
     pub fn is_ephemeral(&self) -> bool {
-        matches!(self.as_str(), LLM_TOKEN | HEARTBEAT | UNRESPONSIVE | RESPONSIVE)
+        matches!(self.as_str(), LLM_TOKEN | HEARTBEAT | UNRESPONSIVE | RESPONSIVE | DOOR_REFUSED)
             || self.as_str().starts_with(PROBE_PREFIX)
     }
 }

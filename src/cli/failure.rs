@@ -291,6 +291,9 @@ impl Failure {
             StoreError::HardLinked { path, .. } => {
                 (Kind::Failed, format!("find its other name: 'find / -xdev -samefile {}'", path.display()))
             }
+            StoreError::Settings { path, .. } => {
+                (Kind::Failed, format!("correct it, or move it away to run as usual: {}", path.display()))
+            }
             StoreError::NoWal { .. } => (Kind::Failed, "work in a directory on a local disk".into()),
             StoreError::Sqlite { path, .. } => (
                 Kind::Failed,

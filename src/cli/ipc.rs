@@ -2,6 +2,7 @@
 
 pub(crate) mod call;
 pub(crate) mod cursors;
+pub(crate) mod doors;
 pub(crate) mod evict;
 pub(crate) mod instances;
 pub(crate) mod methods;
@@ -20,6 +21,7 @@ use super::status;
 pub(crate) enum Command {
     Status(status::Args),
     Instances(instances::Args),
+    Doors(doors::Args),
     Ports(ports::Args),
     Call(call::Args),
     Tail(tail::Args),
@@ -34,6 +36,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
     match command {
         Command::Status(args) => status::run(args, context).await,
         Command::Instances(args) => instances::run(args, context).await,
+        Command::Doors(args) => doors::run(args, context).await,
         Command::Ports(args) => ports::run(&args, context),
         Command::Call(args) => call::run(args, context).await,
         Command::Tail(args) => tail::run(args, context).await,

@@ -7,7 +7,7 @@ mod role;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use pando::{Instance, JoinError, Options};
+use pando::{Instance, JoinError, Options, TcpDoor};
 use pando_ipc::Workdir;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// Open no TCP ports when primary; other programs then need the Unix sockets
     #[arg(long)]
     no_tcp: bool,
+    /// Let in TCP peers whose user the system does not tell, too; for a machine that is yours alone
+    #[arg(long, conflicts_with = "no_tcp")]
+    tcp_unverified: bool,
     /// End a primary that holds the lock but has said nothing for so long, such as 30s [default: never]
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     evict_after: Option<Duration>,
@@ -96,7 +99,11 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let options = Options {
         headless: true,
         require_primary: args.require_primary,
-        tcp: !args.no_tcp,
+        tcp: match (args.no_tcp, args.tcp_unverified) {
+            (true, _) => TcpDoor::Closed,
+            (false, true) => TcpDoor::Unverified,
+            (false, false) => TcpDoor::OwnUser,
+        },
         evict_after: args.evict_after,
         durability: match args.durability {
             Durability::Disk => pando_dbproxy::Durability::Disk,

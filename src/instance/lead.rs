@@ -25,6 +25,9 @@ use crate::methods;
 
 /// How often an instance compares the lock file's path with the file that it holds, or waits for.
 pub(super) const LOCK_CHECK: Duration = Duration::from_millis(500);
+/// How often refused and cut-off peers are told of: at most one log line and one event per reason and look, so that nobody
+/// fills the log or the journal by knocking.
+const REFUSALS_LOOK: Duration = Duration::from_secs(1);
 /// How long a leaving primary waits for its subscribers to read the last events, and for calls in flight.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// The same for one that has lost its place, and must be gone within a second.
@@ -89,6 +92,15 @@ impl Primary {
             tracing::warn!(topic, %error, "event not journaled");
         }
     }
+
+    /// Tells everyone who was refused or cut off since the last look.
+    fn tell_refusals(&self) {
+        for refused in self.bus().iter().flat_map(Bus::take_refusals) {
+            tracing::warn!(?refused, "peers refused");
+            let event = Envelope::new(&*self.shared.id, Topic::known(topic::DOOR_REFUSED), json!(refused));
+            self.outbound.ephemeral(event);
+        }
+    }
 }
 
 enum Step {
@@ -96,6 +108,7 @@ enum Step {
     Deposed(Fenced),
     Beat,
     CheckLock,
+    LookAtRefusals,
     Arrived(Hello),
     Departed(Result<u64, broadcast::error::RecvError>),
 }
@@ -224,7 +237,8 @@ async fn serve(
     let shared = &primary.shared;
     let mut beat = interval(HEARTBEAT);
     let mut check = interval(LOCK_CHECK);
-    for timer in [&mut beat, &mut check] {
+    let mut refusals = interval(REFUSALS_LOOK);
+    for timer in [&mut beat, &mut check, &mut refusals] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
     loop {
@@ -233,6 +247,7 @@ async fn serve(
             why = primary.writer.fenced() => Step::Deposed(why),
             _ = beat.tick() => Step::Beat,
             _ = check.tick() => Step::CheckLock,
+            _ = refusals.tick() => Step::LookAtRefusals,
             Some(hello) = arrived.recv() => Step::Arrived(hello),
             peer = departures.recv() => Step::Departed(peer),
         };
@@ -248,6 +263,7 @@ async fn serve(
                 let payload = shared.heartbeat("primary", primary.writer.head()).await;
                 primary.outbound.ephemeral(Envelope::new(&*shared.id, Topic::known(topic::HEARTBEAT), payload));
             }
+            Step::LookAtRefusals => primary.tell_refusals(),
             Step::Arrived(hello) => primary.announce(topic::JOINED, json!(hello)).await,
             Step::Departed(Ok(peer)) => {
                 if let Some(Member { hello, .. }) = primary.roster.strike(peer) {

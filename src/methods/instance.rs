@@ -1,8 +1,11 @@
 //! `instance.*`: who leads, who is here, and who should leave.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::PathBuf;
 
 use pando_ipc::access::Capability::{Control, Read};
+use pando_ipc::bus::PeerStats;
 use pando_ipc::hello::{HELLO, PING};
 use pando_ipc::methods::Call;
 use pando_ipc::{Code, Fault, Hello, Kind, PROTOCOL, Topic, topic};
@@ -118,6 +121,30 @@ struct List {
     instances: Vec<Listed>,
 }
 
+/// One line of `instance.doors`: a connection.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Connection {
+    /// What the bus knows of it.
+    #[serde(flatten)]
+    #[schemars(with = "serde_json::Map<String, Value>")]
+    stats: PeerStats,
+    /// The program of its process, where the system tells.
+    executable: Option<PathBuf>,
+}
+
+/// What `instance.doors` answers.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Doors {
+    /// ZeroMQ endpoints, best first.
+    endpoints: Value,
+    /// Who is connected, oldest first: one line per connection.
+    peers: Vec<Connection>,
+    /// Connections accepted in this term, refused ones included.
+    accepted: u64,
+    /// What was refused or cut off in this term, by reason.
+    refusals: Value,
+}
+
 /// What `instance.stop` takes.
 #[derive(Debug, Deserialize, JsonSchema)]
 struct Stop {
@@ -153,6 +180,12 @@ pub(super) fn methods() -> Vec<Method> {
             Ok(List { instances: list(&primary) })
         }),
         Method::new(
+            "instance.doors",
+            Read,
+            "Lists every connection: whose it is, and what went through it.",
+            |primary, _caller, NoParams {}| async move { doors(&primary).await },
+        ),
+        Method::new(
             "instance.stop",
             Control,
             "Asks headless instances to leave.",
@@ -185,9 +218,48 @@ fn hello(primary: &Primary, call: Call) -> Result<Value, Fault> {
     })
 }
 
+async fn doors(primary: &Primary) -> Result<Doors, Fault> {
+    let bus = primary.bus().ok_or_else(leaving)?;
+    let (stats, endpoints) = (bus.stats(), write_result(bus.endpoints())?);
+    let peers = tokio::task::spawn_blocking(move || {
+        let mut peers = bus.peers();
+        name_followers(&mut peers);
+        let executable = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).ok();
+        peers.into_iter().map(|stats| Connection { executable: stats.pid.and_then(executable), stats }).collect()
+    });
+    Ok(Doors {
+        endpoints,
+        peers: peers.await.map_err(Fault::internal)?,
+        accepted: stats.accepted,
+        refusals: write_result(stats.refusals)?,
+    })
+}
+
+/// A connection that only follows says no hello: it is named after the one instance whose calls come from the same process.
+fn name_followers(peers: &mut [PeerStats]) {
+    let mut names: BTreeMap<u32, Option<String>> = BTreeMap::new();
+    for peer in peers.iter() {
+        if let (Some(pid), Some(name)) = (peer.pid, &peer.instance_id) {
+            names
+                .entry(pid)
+                .and_modify(|known| {
+                    known.take_if(|known| known != name);
+                })
+                .or_insert_with(|| Some(name.clone()));
+        }
+    }
+    for peer in peers.iter_mut().filter(|peer| peer.instance_id.is_none()) {
+        peer.instance_id = peer.pid.and_then(|pid| names.get(&pid).cloned().flatten());
+    }
+}
+
+fn leaving() -> Fault {
+    Fault::new(Code::NotPrimary, "the primary is leaving")
+}
+
 async fn info(primary: &Primary) -> Result<Info, Fault> {
     let shared = &primary.shared;
-    let bus = primary.bus().ok_or_else(|| Fault::new(Code::NotPrimary, "the primary is leaving"))?;
+    let bus = primary.bus().ok_or_else(leaving)?;
     Ok(Info {
         instance_id: shared.id.clone(),
         role: "primary",

@@ -145,3 +145,22 @@ fn a_restore_waits_for_nobody_and_names_who_is_there() {
     write(&sandbox, "INSERT INTO kinds VALUES (9, 'after')");
     observer.wait_for("the next change", SOON, |line| line.text.contains("\"key\":\"9\"").then_some(()));
 }
+
+#[test]
+fn a_foreign_reader_that_pins_the_log_is_named_once_and_its_end_is_told() {
+    let (sandbox, _instance) = with_values();
+    write(&sandbox, "CREATE TABLE blobs (b)");
+    let mut observer = tail(&sandbox, &["--since", "0", "db.wal.*"]);
+    let reader = sandbox.database();
+    let held = reader.unchecked_transaction().unwrap();
+    held.query_row("SELECT count(*) FROM kinds", [], |_| Ok(())).unwrap();
+    for _ in 0..3 {
+        write(&sandbox, "INSERT INTO blobs VALUES (zeroblob(40000000))");
+    }
+    let pinned: Value = observer.wait_for("db.wal.pinned", SOON, |line| serde_json::from_str(&line.text).ok());
+    assert_eq!(pinned["topic"], "db.wal.pinned");
+    assert_eq!(pinned["payload"]["readers"][0]["pid"], std::process::id(), "this test reads: {pinned}");
+    drop(held);
+    let released: Value = observer.wait_for("its end", SOON, |line| serde_json::from_str(&line.text).ok());
+    assert_eq!(released["topic"], "db.wal.released", "one alarm, one end: {released}");
+}

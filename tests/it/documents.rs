@@ -81,6 +81,8 @@ fn limits_in_the_wire_document_are_the_ones_in_force() {
     let seconds = |limit: std::time::Duration| format!("{} s", limit.as_secs());
     for (row, value) in [
         ("handshake,", seconds(bus::HANDSHAKE_TIMEOUT)),
+        ("time from the first byte", seconds(bus::MESSAGE_TIMEOUT)),
+        ("time in which a peer reads nothing", seconds(bus::READ_NOTHING_TIMEOUT)),
         ("handshakes at once", number(bus::MAX_HANDSHAKES)),
         ("connections,", number(bus::MAX_CONNECTIONS)),
         ("a caller's message", bytes(zmtp::MAX_MESSAGE_BYTES)),

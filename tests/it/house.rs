@@ -235,6 +235,14 @@ fn the_wire_document_names_every_code_topic_and_limit() {
     for code in codes {
         assert!(document.contains(&format!("`{code}`")), "docs/wire.md does not mention {code}");
     }
+    let stats = without_tests(&read(&root().join("ipc/src/bus/stats.rs")));
+    let (_, names) = stats.split_once("const NAMES").unwrap();
+    let (names, _) = names.split_once("];\n").unwrap();
+    let reasons: Vec<_> = names.split('"').skip(1).step_by(2).collect();
+    assert!(reasons.len() > 10, "stats.rs has reasons: {reasons:?}");
+    for reason in reasons {
+        assert!(document.contains(&format!("`{reason}`")), "docs/wire.md does not mention the refusal {reason}");
+    }
     for (name, topic) in constants("ipc/src/topic.rs") {
         assert!(document.contains(&format!("`{topic}")), "docs/wire.md does not mention {topic} ({name})");
     }

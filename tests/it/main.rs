@@ -8,6 +8,7 @@ mod database;
 mod demo;
 mod documents;
 mod doors_access;
+mod doors_listing;
 mod election;
 mod errors;
 mod events;

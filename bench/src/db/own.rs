@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use pando::{Db, Instance, Options, Role, Workdir};
-use pando_dbproxy::write::Statement;
-use pando_dbproxy::{Params, SqlValue};
+use pando::{Batch, Db, Instance, Options, Role, Workdir};
+use pando_dbproxy::Statement;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
@@ -35,10 +34,14 @@ async fn join(job: &Job) -> Result<Instance, Failure> {
     instance.role().wait_for(|role| *role != Role::Seeking).await?;
     if leads {
         instance.db().exec_ddl(SCHEMA.map(|sql| Statement::new(sql, ())).into()).await?;
-        instance.db().exec(FILL.map(|sql| Statement::new(sql, ())).into()).await?;
+        let mut fill = Batch::new();
+        for sql in FILL {
+            fill.execute(sql, ());
+        }
+        instance.db().transaction(fill).await?;
     }
     // The first read opens what later ones use.
-    instance.db().query(READ, [SqlValue::Integer(1)]).await?;
+    instance.db().query_one(READ, [1], |_| Ok(())).await?;
     Ok(instance)
 }
 
@@ -49,7 +52,7 @@ fn run(runtime: &Runtime, db: &Db, job: &Job, activity: Activity) -> Result<Outc
             // The runtime's own timer is too coarse.
             while let Some(due) = course.next() {
                 wait_until(due);
-                let written = runtime.block_on(db.exec(statements(job.number, pairs)));
+                let written = runtime.block_on(db.transaction(batch(job.number, pairs)));
                 course.ended(due, written.is_ok());
             }
             Ok(course.outcome())
@@ -60,7 +63,7 @@ fn run(runtime: &Runtime, db: &Db, job: &Job, activity: Activity) -> Result<Outc
                 runtime,
                 job,
                 in_flight,
-                move |db| async move { db.exec(statements(number, pairs)).await.is_ok() },
+                move |db| async move { db.transaction(batch(number, pairs)).await.is_ok() },
                 db,
             )
         }
@@ -69,8 +72,8 @@ fn run(runtime: &Runtime, db: &Db, job: &Job, activity: Activity) -> Result<Outc
             let read = move |db: Db| {
                 let id = next.fetch_add(7, Ordering::Relaxed) % FILLED_ENTRIES + 1;
                 async move {
-                    let found = db.query(READ, [SqlValue::Integer(i64::try_from(id).unwrap_or(1))]).await;
-                    found.is_ok_and(|found| found.rows.len() == 1)
+                    let found = db.query_one(READ, [i64::try_from(id).unwrap_or(1)], |_| Ok(())).await;
+                    found.is_ok_and(|found| found.is_some())
                 }
             };
             repeat(runtime, job, 1, read, db)
@@ -105,9 +108,11 @@ where
     outcomes.into_iter().reduce(Outcome::and).ok_or_else(|| "no loop ran".into())
 }
 
-fn statements(number: u32, pairs: u32) -> Vec<Statement> {
-    let author = SqlValue::Integer(i64::from(number));
-    let insert = || [author.clone(), SqlValue::Integer(micros()), SqlValue::Text("x".repeat(BODY_BYTES))];
-    let pair = |_| [(INSERT, Params::from(insert())), (COUNT, Params::from([author.clone()]))];
-    (0..pairs).flat_map(pair).map(|(sql, params)| Statement::new(sql, params)).collect()
+fn batch(number: u32, pairs: u32) -> Batch {
+    let mut batch = Batch::new();
+    for _ in 0..pairs {
+        batch.execute(INSERT, (number, micros(), "x".repeat(BODY_BYTES)));
+        batch.execute(COUNT, [number]);
+    }
+    batch
 }

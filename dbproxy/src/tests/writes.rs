@@ -8,6 +8,7 @@ use pando_ipc::fault::Code;
 use uuid::Uuid;
 
 use super::*;
+use crate::journal::Retention;
 use crate::{Fenced, Params, SqlValue};
 
 #[tokio::test]
@@ -312,7 +313,7 @@ async fn an_event_is_published_once_and_in_the_journal() {
 #[tokio::test]
 async fn the_journal_is_pruned_beside_the_writes() {
     let bench = Bench::new();
-    let tuning = Tuning { keep_events: 100, ..Tuning::default() };
+    let tuning = Tuning { retention: Some(Retention { max_events: 100, ..Retention::default() }), ..Tuning::default() };
     let writer = bench.tuned(tuning);
     for round in 0..4 {
         let sent = (0..800).map(|at| submit(&writer, session(&format!("{round}-{at}"))));

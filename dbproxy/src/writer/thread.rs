@@ -16,7 +16,7 @@ use super::dedup::{self, KEPT_OPS, KEPT_OPS_FOR};
 use super::{Fenced, OnCommit, QUEUE_WRITES, WriterOptions};
 use crate::checkpoint::Checkpointer;
 use crate::guard::Guard;
-use crate::journal::{Journal, KEPT_EVENTS, PRUNE_CHUNK};
+use crate::journal::{Journal, PRUNE_CHUNK, Retention};
 use crate::named::Writes;
 use crate::schema::Opened;
 use crate::track::Track;
@@ -37,7 +37,8 @@ pub(super) const WRITE_TIME: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub(crate) struct Tuning {
     pub(crate) queue_writes: usize,
-    pub(crate) keep_events: u64,
+    /// In place of the workdir's setting.
+    pub(crate) retention: Option<Retention>,
     pub(crate) keep_ops: u64,
     pub(crate) keep_ops_for: Duration,
     pub(crate) write_time: Duration,
@@ -47,7 +48,7 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             queue_writes: QUEUE_WRITES,
-            keep_events: KEPT_EVENTS,
+            retention: None,
             keep_ops: KEPT_OPS,
             keep_ops_for: KEPT_OPS_FOR,
             write_time: WRITE_TIME,
@@ -112,6 +113,7 @@ pub(super) struct Thread {
     pub(super) alone: usize,
     on_commit: OnCommit,
     checkpointer: Option<Checkpointer>,
+    retention: Retention,
     ops_since_pruning: u64,
 }
 
@@ -122,6 +124,7 @@ impl Thread {
         checkpointer: Checkpointer,
         signals: Signals,
         tuning: Tuning,
+        retention: Retention,
     ) -> rusqlite::Result<Self> {
         let Opened { connection, guard, database, epoch, .. } = opened;
         let track = Track::install(&connection)?;
@@ -145,6 +148,7 @@ impl Thread {
             alone: 0,
             on_commit: options.on_commit,
             checkpointer: Some(checkpointer),
+            retention,
             ops_since_pruning: 0,
         })
     }
@@ -219,14 +223,17 @@ impl Thread {
     /// Removes a chunk of what is too old, after the answers. A failure costs nothing but space.
     fn prune(&mut self) {
         let ops = self.ops_since_pruning >= PRUNE_CHUNK;
-        let events = self.journal.is_prunable(self.tuning.keep_events);
+        let events = self.journal.is_prunable(&self.connection, &self.retention).unwrap_or_else(|why| {
+            tracing::warn!(%why, "cannot tell how much the journal holds");
+            false
+        });
         if !ops && !events || self.signals.fenced.borrow().is_some() {
             return;
         }
         self.ops_since_pruning = if ops { 0 } else { self.ops_since_pruning };
         let pruned = self.connection.unchecked_transaction().and_then(|transaction| {
             if events {
-                self.journal.prune(&transaction, self.tuning.keep_events)?;
+                self.journal.prune(&transaction)?;
             }
             if ops {
                 dedup::prune(&transaction, self.tuning.keep_ops, self.tuning.keep_ops_for)?;

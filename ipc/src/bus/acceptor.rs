@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::doors::{Listener, Stream};
 use super::peer::{self, Handshake};
 use super::shared::Shared;
-use super::stats::Refusal;
+use super::stats::{Offence, Refusal};
 use crate::zmtp::Role;
 
 /// First pause after a failed accept; it doubles with each further failure.
@@ -81,8 +81,7 @@ impl Acceptor {
     fn admit(&mut self, stream: Stream, slot: OwnedSemaphorePermit) {
         self.shared.counters.accepted.fetch_add(1, Relaxed);
         let Ok(place) = Arc::clone(&self.shared.places).try_acquire_owned() else {
-            self.shared.counters.refuse(Refusal::Connections);
-            tracing::warn!(limit = self.shared.limits.max_connections, "connection refused: too many");
+            self.shared.counters.refuse(Refusal::Connections, || Offence::at(stream.door()));
             return;
         };
         let (now, over) = (Instant::now(), self.shared.accepting.child_token());
@@ -114,8 +113,7 @@ impl Acceptor {
         if self.reserve.take().is_some()
             && let Some(Ok(refused)) = self.listener.accept().now_or_never()
         {
-            self.shared.counters.refuse(Refusal::Descriptors);
-            drop(refused);
+            self.shared.counters.refuse(Refusal::Descriptors, || Offence::at(refused.door()));
         }
         self.reserve = spare_descriptor();
     }

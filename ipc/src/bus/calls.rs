@@ -1,11 +1,10 @@
 //! From a request body to the answer in the caller's ring.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use bytes::Bytes;
 use futures::StreamExt;
-use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -67,7 +66,9 @@ fn batch(shared: &Arc<Shared>, peer: &Arc<Peer>, parts: Vec<Result<Request, Resp
                 Ok(request) => request.id.map(|id| Response { id, outcome: Err(busy.clone()) }),
                 Err(refusal) => Some(refusal),
             };
-            return answer_all(shared, peer, parts.into_iter().filter_map(refuse).collect());
+            let mut answers = Answers::default();
+            parts.into_iter().filter_map(refuse).for_each(|response| answers.push(shared, peer, response));
+            return answers.send(shared, peer);
         }
     };
     let (shared_too, peer) = (Arc::clone(shared), Arc::clone(peer));
@@ -82,13 +83,53 @@ fn batch(shared: &Arc<Shared>, peer: &Arc<Peer>, parts: Vec<Result<Request, Resp
             }
             Err(refusal) => Some(refusal),
         };
-        let calls = futures::stream::iter(parts).map(run).buffered(BATCH_CONCURRENCY);
-        let answers = calls.filter_map(std::future::ready).collect::<Vec<Response>>();
-        if let Some(answers) = shared_too.kill.run_until_cancelled(answers).await {
-            answer_all(&shared_too, &peer, answers);
+        let all = async {
+            let mut answers = Answers::default();
+            let mut responses = pin!(futures::stream::iter(parts).map(run).buffered(BATCH_CONCURRENCY));
+            while let Some(response) = responses.next().await {
+                if let Some(response) = response {
+                    answers.push(&shared_too, &peer, response);
+                }
+            }
+            answers
+        };
+        if let Some(answers) = shared_too.kill.run_until_cancelled(all).await {
+            answers.send(&shared_too, &peer);
         }
         drop(permits);
     });
+}
+
+/// The answers to a batch, as the elements of one JSON array. Each is encoded when it comes, so that those which do not
+/// fit into one message are never held together.
+#[derive(Debug, Default)]
+struct Answers(Vec<u8>);
+
+impl Answers {
+    /// Adds an answer; one that no longer fits is replaced by the fault that says so.
+    fn push(&mut self, shared: &Shared, peer: &Peer, Response { id, outcome }: Response) {
+        let before = self.0.len();
+        self.write(&Response { id: id.clone(), outcome });
+        if let Err(fault) = fits(shared, peer, self.0.len()) {
+            self.0.truncate(before);
+            self.write(&Response { id, outcome: Err(fault) });
+        }
+    }
+
+    fn write(&mut self, response: &Response) {
+        if !self.0.is_empty() {
+            self.0.push(b',');
+        }
+        write_json(&mut self.0, response);
+    }
+
+    /// Sends them as one array; nothing when all parts of the batch were notifications.
+    fn send(self, shared: &Shared, peer: &Peer) {
+        if !self.0.is_empty() {
+            let array = |out: &mut Vec<u8>| [b"[".as_slice(), &self.0, b"]"].iter().for_each(|part| out.extend(*part));
+            shared.send(peer, encode_reply(array));
+        }
+    }
 }
 
 /// Returns the method for a peer who may call it, unless the bus is about to close. A refusal is counted and logged.
@@ -98,8 +139,7 @@ fn admit(shared: &Shared, peer: &Peer, method: &str, params: &Value) -> Result<(
     }
     shared.methods.admit(method, params, &peer.caller).inspect_err(|fault| {
         if fault.is(Code::PeerUnauthorized) {
-            shared.counters.refuse(Refusal::Unauthorized);
-            tracing::warn!(caller = ?peer.caller, %fault, "call refused");
+            shared.refuse(peer, Refusal::Unauthorized, || fault.message.clone());
         }
     })
 }
@@ -107,7 +147,7 @@ fn admit(shared: &Shared, peer: &Peer, method: &str, params: &Value) -> Result<(
 /// Takes one of the peer's and one of the bus's permits for a call in flight.
 fn permits(shared: &Shared, peer: &Peer) -> Result<[OwnedSemaphorePermit; 2], Fault> {
     let busy = |whose: &str, limit: usize| {
-        shared.counters.refuse(Refusal::Busy);
+        shared.refuse(peer, Refusal::Busy, || format!("{whose} {limit} calls in flight"));
         Fault::new(Code::Busy, format!("ipc: {whose} {limit} calls in flight, which is the limit"))
             .with("retry_after_ms", RETRY_AFTER_MS)
     };
@@ -120,35 +160,25 @@ fn permits(shared: &Shared, peer: &Peer) -> Result<[OwnedSemaphorePermit; 2], Fa
 
 /// Sends one answer; one that is too large is replaced by the fault that says so.
 fn answer(shared: &Shared, peer: &Peer, response: Response) {
-    let message = match encode(shared, &response) {
-        Ok(message) => message,
-        Err(fault) => encode_any(&Response { id: response.id, outcome: Err(fault) }),
-    };
+    let mut message = encode_reply(|out| write_json(out, &response));
+    if let Err(fault) = fits(shared, peer, message.len()) {
+        message = encode_reply(|out| write_json(out, &Response { id: response.id, outcome: Err(fault) }));
+    }
     shared.send(peer, message);
 }
 
-/// Sends the answers to a batch as one array; nothing when all its parts were notifications.
-fn answer_all(shared: &Shared, peer: &Peer, responses: Vec<Response>) {
-    if responses.is_empty() {
-        return;
+/// Checks the size of an answer.
+fn fits(shared: &Shared, peer: &Peer, bytes: usize) -> Result<(), Fault> {
+    let limit = shared.limits.max_outgoing_bytes;
+    if bytes <= limit {
+        return Ok(());
     }
-    let message = encode(shared, &responses).unwrap_or_else(|fault| {
-        let ids = responses.into_iter().map(|response| response.id);
-        encode_any(&ids.map(|id| Response { id, outcome: Err(fault.clone()) }).collect::<Vec<_>>())
-    });
-    shared.send(peer, message);
+    let why = format!("ipc: the answer has {bytes} bytes; the limit is {limit}");
+    shared.refuse(peer, Refusal::AnswerTooLarge, || why.clone());
+    Err(Fault::new(Code::TooLarge, why))
 }
 
-fn encode(shared: &Shared, answer: &impl Serialize) -> Result<Bytes, Fault> {
-    let (message, limit) = (encode_any(answer), shared.limits.max_outgoing_bytes);
-    if message.len() <= limit {
-        return Ok(message);
-    }
-    shared.counters.refuse(Refusal::AnswerTooLarge);
-    Err(Fault::new(Code::TooLarge, format!("ipc: the answer has {} bytes; the limit is {limit}", message.len())))
-}
-
-fn encode_any(answer: &impl Serialize) -> Bytes {
+fn write_json(out: &mut Vec<u8>, response: &Response) {
     #[expect(clippy::expect_used, reason = "strings, numbers and a Value always serialise into memory")]
-    encode_reply(|out| serde_json::to_writer(out, answer).expect("an answer serialises"))
+    serde_json::to_writer(out, response).expect("an answer serialises");
 }

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use uuid::Uuid;
 
-use super::owner::Owners;
-use super::stats::Refusal;
-use super::{BusError, BusOptions};
+use super::owner::{self, Owners};
+use super::stats::{Offence, Refusal};
+use super::{BusError, BusOptions, TcpDoor};
 use crate::lock::Endpoints;
 use crate::methods::{Caller, Door};
 use crate::ports::{Ports, ports_for_path};
@@ -30,6 +30,14 @@ const RANDOM_DIGITS: usize = 6;
 pub(super) enum Listener {
     Unix { listener: UnixListener, _file: SocketFile },
     Tcp(TcpListener, Arc<Owners>),
+}
+
+/// Who is at the other end of a connection, as the system says.
+#[derive(Debug)]
+pub(super) struct Identity {
+    pub(super) caller: Caller,
+    /// Number of the socket at the other end, by which its process can be found where the door does not name it.
+    pub(super) inode: Option<u32>,
 }
 
 /// A connection whose peer is not known yet.
@@ -59,7 +67,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// Binds the native door, and the TCP door when asked for.
+/// Binds the native door, and the TCP door when asked for and when the system tells whose connections are.
 pub(super) fn bind(options: &BusOptions) -> Result<Doors, BusError> {
     let dir = options.workdir.socket_dir()?;
     remove_stale(&dir);
@@ -71,10 +79,13 @@ pub(super) fn bind(options: &BusOptions) -> Result<Doors, BusError> {
         doors.advertise(role, format!("ipc://{}", path.display()));
         doors.listeners.push((role, Listener::Unix { listener, _file: SocketFile(path) }));
     }
-    if options.tcp {
+    let admit_unknown = options.tcp == TcpDoor::Unverified;
+    if options.tcp == TcpDoor::OwnUser && !owner::can_be_told() {
+        tracing::warn!("the TCP door stays closed: this system does not tell whose a connection is");
+    } else if options.tcp != TcpDoor::Closed {
         let (publish, rpc) = bind_pair(ports_for_path(options.workdir.path()))?;
         let ports = Ports { publish: port_of(&publish)?, rpc: port_of(&rpc)? };
-        let owners = Arc::new(Owners::new([ports.publish, ports.rpc]));
+        let owners = Arc::new(Owners::new([ports.publish, ports.rpc], admit_unknown));
         for (role, listener, port) in [(Role::Pub, publish, ports.publish), (Role::Router, rpc, ports.rpc)] {
             doors.advertise(role, format!("tcp://{}:{port}", Ipv4Addr::LOCALHOST));
             doors.listeners.push((role, Listener::Tcp(listener, Arc::clone(&owners))));
@@ -150,28 +161,41 @@ impl Listener {
 }
 
 impl Stream {
-    /// Finds out whose the connection is. Only our own uid comes in; whom the kernel cannot name stays outside.
-    pub(super) async fn identify(&self, peer: u64) -> Result<Caller, Refusal> {
-        let (door, uid, pid) = match self {
+    /// Returns which door it came through.
+    pub(super) fn door(&self) -> Door {
+        match self {
+            Self::Unix(_) => Door::Native,
+            Self::Tcp(..) => Door::Tcp,
+        }
+    }
+
+    /// Finds out whose the connection is. Only our own uid comes in; whom the kernel cannot name stays outside, unless
+    /// the door was opened to such.
+    pub(super) async fn identify(&self, peer: u64) -> Result<Identity, (Refusal, Offence)> {
+        let door = self.door();
+        let refuse = |why| (why, Offence::at(door));
+        let (uid, pid, inode) = match self {
             Self::Unix(stream) => {
-                let credentials = stream.peer_cred().map_err(|_| Refusal::UnknownUid)?;
+                let credentials = stream.peer_cred().map_err(|_| refuse(Refusal::UnknownUid))?;
                 let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok());
-                (Door::Native, credentials.uid(), pid)
+                (Some(credentials.uid()), pid, None)
             }
             Self::Tcp(stream, owners) => {
-                let (theirs, ours) = addresses(stream).ok_or(Refusal::UnknownUid)?;
+                let (theirs, ours) = addresses(stream).ok_or_else(|| refuse(Refusal::UnknownUid))?;
                 if theirs == ours {
-                    return Err(Refusal::SelfConnect);
+                    return Err(refuse(Refusal::SelfConnect));
                 }
-                (Door::Tcp, owners.uid_of(theirs, ours).await.ok_or(Refusal::UnknownUid)?, None)
+                let owner = owners.owner_of(theirs, ours).await;
+                if owner.is_none() && !owners.admit_unknown {
+                    return Err(refuse(Refusal::UnknownUid));
+                }
+                (owner.map(|owner| owner.uid), None, owner.map(|owner| owner.inode))
             }
         };
-        if uid == rustix::process::geteuid().as_raw() {
-            Ok(Caller::new(peer, door, uid, pid))
-        } else {
-            tracing::warn!(uid, ?door, "connection of another user refused");
-            Err(Refusal::ForeignUid)
+        if uid.is_some_and(|uid| uid != rustix::process::geteuid().as_raw()) {
+            return Err((Refusal::ForeignUid, Offence { uid, pid, ..Offence::at(door) }));
         }
+        Ok(Identity { caller: Caller::new(peer, door, uid, pid), inode })
     }
 }
 

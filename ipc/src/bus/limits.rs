@@ -11,6 +11,11 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const MAX_HANDSHAKES: usize = 256;
 /// How long a handshake may take while others wait for its place.
 pub const HANDSHAKE_GRACE: Duration = Duration::from_millis(500);
+/// Time from the first byte of a message to its last. Then the connection is closed: whoever sends a byte now and then
+/// holds memory and gives nothing. A peer that says nothing at all may do so for ever.
+pub const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a peer may read nothing while bytes wait for it. Then it is cut off, and what waited is freed.
+pub const READ_NOTHING_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections at once, both doors and both sockets together. One beyond it is closed at once.
 pub const MAX_CONNECTIONS: usize = 4_096;
 /// Bytes queued for one subscriber. One that lets it fill up is cut off; it resumes by replay.
@@ -37,6 +42,10 @@ pub struct Limits {
     pub max_handshakes: usize,
     /// See [`HANDSHAKE_GRACE`].
     pub handshake_grace: Duration,
+    /// See [`MESSAGE_TIMEOUT`].
+    pub message_timeout: Duration,
+    /// See [`READ_NOTHING_TIMEOUT`].
+    pub read_nothing_timeout: Duration,
     /// See [`MAX_CONNECTIONS`].
     pub max_connections: usize,
     /// See [`EVENT_RING_BYTES`].
@@ -60,6 +69,8 @@ impl Default for Limits {
             handshake_timeout: HANDSHAKE_TIMEOUT,
             max_handshakes: MAX_HANDSHAKES,
             handshake_grace: HANDSHAKE_GRACE,
+            message_timeout: MESSAGE_TIMEOUT,
+            read_nothing_timeout: READ_NOTHING_TIMEOUT,
             max_connections: MAX_CONNECTIONS,
             event_ring_bytes: EVENT_RING_BYTES,
             reply_ring_bytes: REPLY_RING_BYTES,

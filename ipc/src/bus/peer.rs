@@ -4,19 +4,19 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::calls;
-use super::doors::Stream;
-use super::ring::{OVERHEAD_BYTES, Ring};
+use super::doors::{Identity, Stream};
+use super::ring::OVERHEAD_BYTES;
 use super::shared::{Peer, Shared};
-use super::stats::Refusal;
-use crate::methods::Caller;
+use super::stats::{Offence, Refusal};
 use crate::zmtp::{Engine, Event, Remote, Role, ZmtpError};
 
 /// Room for a read: the smallest, for a peer that says little, and the largest, for one that fills it.
@@ -42,11 +42,9 @@ impl Handshake {
         Self { deadline, _end: over.clone().drop_guard(), over, _slot: slot }
     }
 
-    async fn bound<T>(&self, work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
-        match self.over.run_until_cancelled(timeout_at(self.deadline, work)).await {
-            Some(Ok(done)) => done,
-            Some(Err(_)) | None => Err(Refusal::Handshake),
-        }
+    /// Runs a part of the handshake; `None` when its time is over.
+    async fn bound<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.over.run_until_cancelled(timeout_at(self.deadline, work)).await?.ok()
     }
 }
 
@@ -59,28 +57,29 @@ pub(super) async fn serve(
     _place: OwnedSemaphorePermit,
 ) {
     let number = NEXT_PEER.fetch_add(1, Relaxed);
-    let caller = match handshake.bound(stream.identify(number)).await {
-        Ok(caller) => caller,
-        Err(why) => return shared.counters.refuse(why),
+    let identity = match handshake.bound(stream.identify(number)).await {
+        Some(Ok(identity)) => identity,
+        Some(Err((why, offence))) => return shared.counters.refuse(why, || offence),
+        None => return shared.counters.refuse(Refusal::Handshake, || Offence::at(stream.door())),
     };
     match stream {
         Stream::Unix(stream) => {
             let (input, output) = stream.into_split();
-            converse(shared, caller, role, handshake, input, output).await;
+            converse(shared, identity, role, handshake, input, output).await;
         }
         Stream::Tcp(stream, _) => {
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "TCP_NODELAY is refused");
             }
             let (input, output) = stream.into_split();
-            converse(shared, caller, role, handshake, input, output).await;
+            converse(shared, identity, role, handshake, input, output).await;
         }
     }
 }
 
 async fn converse<R, W>(
     shared: Arc<Shared>,
-    caller: Caller,
+    identity: Identity,
     role: Role,
     handshake: Handshake,
     mut input: R,
@@ -93,17 +92,23 @@ async fn converse<R, W>(
     let greeted = handshake.bound(greet(&mut engine, &mut input, &mut output)).await;
     drop(handshake);
     let remote = match greeted {
-        Ok(Some(remote)) => remote,
-        Ok(None) => return,
-        Err(why) => return shared.counters.refuse(why),
+        Some(Ok(Some(remote))) => remote,
+        Some(Ok(None)) => return,
+        Some(Err(error)) => {
+            return shared.counters.refuse(Refusal::Protocol, || Offence::of(&identity.caller, error.to_string()));
+        }
+        None => {
+            let detail = "the handshake took too long, or its place was needed";
+            return shared.counters.refuse(Refusal::Handshake, || Offence::of(&identity.caller, detail));
+        }
     };
-    let peer = shared.join(caller, role);
-    tracing::debug!(caller = ?peer.caller, ?remote, "peer connected");
-    shared.connections.spawn(write(Arc::clone(&peer), output));
+    let peer = shared.join(identity, role, remote);
+    tracing::debug!(caller = ?peer.caller, "peer connected");
+    shared.connections.spawn(write(Arc::clone(&shared), Arc::clone(&peer), output));
     match peer.gone.run_until_cancelled(read(&shared, &peer, &mut engine, &mut input)).await {
-        Some(Err(ReadError::Protocol(error))) => {
-            shared.counters.refuse(Refusal::Protocol);
-            tracing::warn!(caller = ?peer.caller, %error, "peer disconnected: it broke the protocol");
+        Some(Err(ReadError::Protocol(error))) => shared.refuse(&peer, Refusal::Protocol, || error.to_string()),
+        Some(Err(ReadError::Slow)) => {
+            shared.refuse(&peer, Refusal::SlowSender, || "began a message and did not finish it".to_owned());
         }
         Some(Err(ReadError::Io(error))) => tracing::debug!(peer = peer.caller.peer, %error, "peer cannot be read"),
         Some(Ok(())) | None => tracing::debug!(peer = peer.caller.peer, "peer disconnected"),
@@ -112,28 +117,24 @@ async fn converse<R, W>(
 }
 
 /// Runs the handshake; `None` when the peer left meanwhile.
-async fn greet<R, W>(engine: &mut Engine, input: &mut R, output: &mut W) -> Result<Option<Remote>, Refusal>
+async fn greet<R, W>(engine: &mut Engine, input: &mut R, output: &mut W) -> Result<Option<Remote>, ZmtpError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     loop {
-        match engine.poll() {
-            Ok(Some(Event::Ready(remote))) => return Ok(Some(remote)),
-            Ok(Some(Event::Send(bytes))) => {
+        match engine.poll()? {
+            Some(Event::Ready(remote)) => return Ok(Some(remote)),
+            Some(Event::Send(bytes)) => {
                 if output.write_all(&bytes).await.is_err() {
                     return Ok(None);
                 }
             }
-            Ok(Some(_)) => {}
-            Ok(None) => match receive(engine, input, READ_BYTES[0]).await {
+            Some(_) => {}
+            None => match receive(engine, input, READ_BYTES[0]).await {
                 Ok(0) | Err(_) => return Ok(None),
                 Ok(_) => {}
             },
-            Err(error) => {
-                tracing::warn!(%error, "handshake refused");
-                return Err(Refusal::Protocol);
-            }
         }
     }
 }
@@ -142,6 +143,8 @@ where
 enum ReadError {
     Io(io::Error),
     Protocol(ZmtpError),
+    /// A message was begun and not finished in time.
+    Slow,
 }
 
 impl From<io::Error> for ReadError {
@@ -180,8 +183,11 @@ where
 {
     let [smallest, largest] = READ_BYTES;
     let mut room = smallest;
+    // When the message that is being received began.
+    let mut begun = None;
     loop {
         while let Some(event) = engine.poll()? {
+            begun = None;
             match event {
                 Event::Send(bytes) => shared.send(peer, bytes),
                 Event::Subscribe(prefix) => shared.subscribe(peer, &prefix)?,
@@ -196,11 +202,24 @@ where
                 Event::Ready(_) => {}
             }
         }
-        peer.ring.room().await;
-        let read = receive(engine, input, room).await?;
+        if peer.ring.room().await {
+            // While its answers waited we did not read: that time is not the sender's.
+            begun = None;
+        }
+        if engine.is_amid() {
+            begun.get_or_insert_with(Instant::now);
+        }
+        let receiving = receive(engine, input, room);
+        let read = match begun {
+            None => receiving.await?,
+            Some(begun) => {
+                timeout_at(begun + shared.limits.message_timeout, receiving).await.map_err(|_| ReadError::Slow)??
+            }
+        };
         if read == 0 {
             return Ok(());
         }
+        peer.bytes_in.fetch_add(read as u64, Relaxed);
         room = if read == room { (room * 2).min(largest) } else { smallest.max(read) };
     }
 }
@@ -212,23 +231,31 @@ async fn receive<R: AsyncRead + Unpin>(engine: &mut Engine, input: &mut R, room:
 }
 
 /// Writes what the ring holds until it is finished or closed.
-async fn write<W: AsyncWrite + Unpin>(peer: Arc<Peer>, mut output: W) {
-    if let Some(Err(error)) = peer.gone.run_until_cancelled(write_all(&peer.ring, &mut output)).await {
-        tracing::debug!(peer = peer.caller.peer, %error, "peer cannot be written to");
-        peer.gone.cancel();
+async fn write<W: AsyncWrite + Unpin>(shared: Arc<Shared>, peer: Arc<Peer>, mut output: W) {
+    let end = peer.gone.run_until_cancelled(write_all(&peer, shared.limits.read_nothing_timeout, &mut output)).await;
+    match end {
+        Some(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
+            shared.cut_off(&peer, "cut off: it read nothing for too long");
+        }
+        Some(Err(error)) => {
+            tracing::debug!(peer = peer.caller.peer, %error, "peer cannot be written to");
+            peer.gone.cancel();
+        }
+        Some(Ok(())) | None => {}
     }
 }
 
-async fn write_all<W: AsyncWrite + Unpin>(ring: &Ring, output: &mut W) -> io::Result<()> {
+async fn write_all<W: AsyncWrite + Unpin>(peer: &Peer, patience: Duration, output: &mut W) -> io::Result<()> {
     let mut batch = VecDeque::new();
-    while ring.take(&mut batch).await {
-        write_batch(ring, &mut batch, output).await?;
+    while peer.ring.take(&mut batch).await {
+        write_batch(peer, patience, &mut batch, output).await?;
     }
     output.shutdown().await
 }
 
 async fn write_batch<W: AsyncWrite + Unpin>(
-    ring: &Ring,
+    peer: &Peer,
+    patience: Duration,
     batch: &mut VecDeque<Bytes>,
     output: &mut W,
 ) -> io::Result<()> {
@@ -238,10 +265,11 @@ async fn write_batch<W: AsyncWrite + Unpin>(
         let mut slices = Vec::with_capacity(batch.len().min(MAX_SLICES));
         slices.push(IoSlice::new(&first[done..]));
         slices.extend(batch.iter().skip(1).take(MAX_SLICES - 1).map(|message| IoSlice::new(message)));
-        let written = output.write_vectored(&slices).await?;
+        let written = timeout(patience, output.write_vectored(&slices)).await??;
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
+        peer.bytes_out.fetch_add(written as u64, Relaxed);
         done += written;
         let mut cost = 0;
         while let Some(first) = batch.front().filter(|first| first.len() <= done) {
@@ -249,7 +277,7 @@ async fn write_batch<W: AsyncWrite + Unpin>(
             cost += first.len() + OVERHEAD_BYTES;
             batch.pop_front();
         }
-        ring.written(cost);
+        peer.ring.written(cost);
     }
     Ok(())
 }

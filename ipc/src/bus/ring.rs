@@ -140,9 +140,9 @@ impl Ring {
         self.lock().bytes
     }
 
-    /// Waits until the ring is filled no further than to its pause.
-    pub(super) async fn room(&self) {
-        self.at_most(self.pause).await;
+    /// Waits until the ring is filled no further than to its pause; tells whether that took waiting.
+    pub(super) async fn room(&self) -> bool {
+        self.at_most(self.pause).await
     }
 
     /// Waits until all is written, or the ring is closed.
@@ -150,14 +150,16 @@ impl Ring {
         self.at_most(0).await;
     }
 
-    async fn at_most(&self, bytes: usize) {
+    async fn at_most(&self, bytes: usize) -> bool {
+        let mut waited = false;
         loop {
             let mut eased = pin!(self.eased.notified());
             eased.as_mut().enable();
             if self.bytes() <= bytes {
-                return;
+                return waited;
             }
             eased.await;
+            waited = true;
         }
     }
 }

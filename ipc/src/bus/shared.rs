@@ -8,12 +8,16 @@ use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::doors::Identity;
 use super::limits::Limits;
+use super::owner;
 use super::ring::{Push, Ring};
-use super::stats::{BusStats, Counters, Refusal};
+use super::stats::{BusStats, Counters, Offence, PeerStats, Refusal};
+use crate::access::capability_of;
+use crate::envelope::Timestamp;
 use crate::fault::Fault;
 use crate::methods::{Caller, Methods};
-use crate::zmtp::{Role, Subscriptions, ZmtpError, encode_message};
+use crate::zmtp::{Remote, Role, Subscriptions, ZmtpError, encode_message};
 
 /// Departures that a receiver may lag behind; the oldest are lost to it beyond that.
 const DEPARTURES: usize = 1_024;
@@ -29,11 +33,18 @@ pub(super) struct Peer {
     pub(super) caller: Caller,
     pub(super) role: Role,
     pub(super) ring: Ring,
+    pub(super) bytes_in: AtomicU64,
+    pub(super) bytes_out: AtomicU64,
+    /// Calls that were refused.
+    pub(super) refusals: AtomicU64,
     /// Ends the reader and the writer, and so closes both halves.
     pub(super) gone: CancellationToken,
     /// A permit for each call in flight.
     pub(super) calls: Arc<Semaphore>,
     subscriptions: Mutex<Subscriptions>,
+    remote: Remote,
+    inode: Option<u32>,
+    since: Timestamp,
 }
 
 #[derive(Debug, Default)]
@@ -97,7 +108,7 @@ impl Shared {
     }
 
     /// Adds a peer that has finished its handshake.
-    pub(super) fn join(&self, caller: Caller, role: Role) -> Arc<Peer> {
+    pub(super) fn join(&self, Identity { caller, inode }: Identity, role: Role, remote: Remote) -> Arc<Peer> {
         let limits = &self.limits;
         let ring = match role {
             Role::Pub => Ring::new(limits.event_ring_bytes, limits.event_ring_bytes / 2),
@@ -110,6 +121,12 @@ impl Shared {
             gone: self.kill.child_token(),
             calls: Arc::new(Semaphore::new(self.limits.max_calls_per_peer)),
             subscriptions: Mutex::default(),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+            refusals: AtomicU64::new(0),
+            remote,
+            inode,
+            since: Timestamp::now(),
         });
         let mut registry = lock(&self.registry);
         if registry.finished {
@@ -142,8 +159,8 @@ impl Shared {
     pub(super) fn publish(&self, frame: &[u8]) {
         self.counters.published.fetch_add(1, Relaxed);
         if frame.len() > self.limits.max_outgoing_bytes {
-            self.counters.refuse(Refusal::EventTooLarge);
-            tracing::warn!(bytes = frame.len(), limit = self.limits.max_outgoing_bytes, "event too large to publish");
+            let detail = format!("an event of {} bytes; the limit is {}", frame.len(), self.limits.max_outgoing_bytes);
+            self.counters.refuse(Refusal::EventTooLarge, || Offence { detail, ..Offence::default() });
             return;
         }
         let registry = lock(&self.registry);
@@ -159,13 +176,21 @@ impl Shared {
     pub(super) fn send(&self, peer: &Peer, message: Bytes) {
         match peer.ring.push(message) {
             Push::Queued | Push::Closed => {}
-            Push::Full => {
-                let why = if peer.role == Role::Pub { Refusal::SlowSubscriber } else { Refusal::SlowCaller };
-                self.counters.refuse(why);
-                tracing::warn!(peer = peer.caller.peer, pid = peer.caller.pid, ?why, "peer cut off: its queue is full");
-                peer.gone.cancel();
-            }
+            Push::Full => self.cut_off(peer, "cut off: its queue is full"),
         }
+    }
+
+    /// Ends the connection of a peer that does not read what is sent to it.
+    pub(super) fn cut_off(&self, peer: &Peer, detail: &str) {
+        let why = if peer.role == Role::Pub { Refusal::SlowSubscriber } else { Refusal::SlowCaller };
+        self.refuse(peer, why, || detail.to_owned());
+        peer.gone.cancel();
+    }
+
+    /// Counts a refusal that met a connected peer.
+    pub(super) fn refuse(&self, peer: &Peer, why: Refusal, detail: impl FnOnce() -> String) {
+        peer.refusals.fetch_add(1, Relaxed);
+        self.counters.refuse(why, || Offence::of(&peer.caller, detail()));
     }
 
     pub(super) fn peers(&self) -> Vec<Arc<Peer>> {
@@ -213,5 +238,36 @@ impl Shared {
             published: count(&self.counters.published),
             refusals: self.counters.refusals(),
         }
+    }
+
+    /// Looks at every connection. Reads the descriptors of our processes when a door does not name them.
+    pub(super) fn look(&self) -> Vec<PeerStats> {
+        let peers = self.peers();
+        let unnamed: Vec<u32> = peers.iter().filter_map(|peer| peer.inode).collect();
+        let holders = owner::holders(&unnamed);
+        let look = |peer: &Arc<Peer>| PeerStats {
+            peer: peer.caller.peer,
+            socket: match peer.role {
+                Role::Router => "rpc",
+                Role::Pub => "pub",
+            },
+            door: peer.caller.door,
+            uid: peer.caller.uid,
+            pid: peer.caller.pid.or_else(|| holders.get(&peer.inode?).copied()),
+            instance_id: peer.caller.hello().map(|hello| hello.instance_id.clone()),
+            may: capability_of(&peer.caller),
+            socket_type: peer.remote.socket_type.clone(),
+            identity: String::from_utf8_lossy(&peer.remote.identity).into_owned(),
+            since: peer.since,
+            bytes_in: peer.bytes_in.load(Relaxed),
+            bytes_out: peer.bytes_out.load(Relaxed),
+            queued_bytes: peer.ring.bytes(),
+            subscriptions: lock(&peer.subscriptions).len(),
+            calls_in_flight: self.limits.max_calls_per_peer.saturating_sub(peer.calls.available_permits()),
+            refusals: peer.refusals.load(Relaxed),
+        };
+        let mut looks: Vec<_> = peers.iter().map(look).collect();
+        looks.sort_unstable_by_key(|look| look.peer);
+        looks
     }
 }

@@ -80,7 +80,7 @@ impl Fixture {
         methods.register("large", Read, |call: Call| async move {
             Ok("x".repeat(usize::try_from(call.params[0].as_u64().unwrap()).unwrap()).into())
         });
-        let options = BusOptions { workdir: workdir.clone(), epoch: 7, tcp: true, limits };
+        let options = BusOptions { workdir: workdir.clone(), epoch: 7, tcp: TcpDoor::OwnUser, limits };
         let bus = Bus::start(options, methods).await.unwrap();
         Self { bus, workdir, gate, _dir: dir }
     }
@@ -164,14 +164,18 @@ struct Raw<S>(S);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
     async fn greet(stream: S, minor: u8, socket_type: &str) -> Self {
+        let length = u32::try_from(socket_type.len()).unwrap().to_be_bytes();
+        let ready = [b"\x05READY\x0bSocket-Type".as_slice(), &length, socket_type.as_bytes()].concat();
+        Self::greet_with(stream, minor, &ready).await
+    }
+
+    async fn greet_with(stream: S, minor: u8, ready: &[u8]) -> Self {
         let mut peer = Self(stream);
         let mut greeting = [0; 64];
         (greeting[0], greeting[9], greeting[10], greeting[11]) = (0xff, 0x7f, 3, minor);
         greeting[12..16].copy_from_slice(b"NULL");
         peer.write(&greeting).await;
-        let length = u32::try_from(socket_type.len()).unwrap().to_be_bytes();
-        let ready = [b"\x05READY\x0bSocket-Type".as_slice(), &length, socket_type.as_bytes()].concat();
-        peer.frame(4, &ready).await;
+        peer.frame(4, ready).await;
         within(peer.0.read_exact(&mut greeting)).await.unwrap();
         assert_eq!(greeting[..16], *b"\xff\0\0\0\0\0\0\0\0\x7f\x03\x01NULL");
         let (flags, ready) = peer.read_frame().await;

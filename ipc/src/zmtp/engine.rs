@@ -99,6 +99,11 @@ impl Engine {
         &mut self.input
     }
 
+    /// Tells whether a message or a command has begun and not ended.
+    pub fn is_amid(&self) -> bool {
+        !self.input.is_empty() || !self.parts.is_empty()
+    }
+
     /// Returns the next event; `None` when more bytes are needed. After an error only [`ZmtpError::Failed`] follows.
     pub fn poll(&mut self) -> Result<Option<Event>, ZmtpError> {
         let polled = self.step();

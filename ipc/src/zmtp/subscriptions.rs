@@ -17,6 +17,16 @@ struct Entry {
 }
 
 impl Subscriptions {
+    /// Returns how many distinct prefixes there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Tells whether nothing was asked for.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Adds a prefix, unless that exceeds the limits.
     pub fn add(&mut self, prefix: &[u8], limits: &WireLimits) -> Result<(), ZmtpError> {
         match self.find(prefix) {

@@ -1,6 +1,6 @@
 //! `pando ipc instances`: who is in the workdir.
 
-use chrono::{DateTime, Utc};
+use chrono::DateTime;
 use pando_ipc::Timestamp;
 use serde_json::{Value, json};
 
@@ -34,15 +34,16 @@ pub(crate) fn table(instances: &[Value], now: Timestamp) -> Table {
             Value::Null => "-".to_owned(),
             value => cell(value),
         };
-        let since = text("since");
-        let since = DateTime::parse_from_rfc3339(&since).map_or(since, |since| ago(since.to_utc(), now));
+        let since = ago(&text("since"), now);
         table.row([text("instance_id"), text("kind"), text("role"), text("pid"), text("version"), since]);
     }
     table
 }
 
-fn ago(since: DateTime<Utc>, now: Timestamp) -> String {
-    let past = (now.as_datetime() - since).to_std().unwrap_or_default();
+/// Returns how long ago a time in RFC 3339 was; what is none comes back as it is.
+pub(super) fn ago(since: &str, now: Timestamp) -> String {
+    let Ok(since) = DateTime::parse_from_rfc3339(since) else { return since.to_owned() };
+    let past = (now.as_datetime() - since.to_utc()).to_std().unwrap_or_default();
     format!("{} ago", duration::human(past))
 }
 

@@ -51,6 +51,9 @@ fn start(args: &Args, workdir: &Workdir, context: &Context, log: &Log) -> Result
     if args.no_tcp {
         command.arg("--no-tcp");
     }
+    if args.tcp_unverified {
+        command.arg("--tcp-unverified");
+    }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.handle()?);
     command.spawn().map_err(|error| Failure::io(format_args!("start {}", program.display()), &error))
 }

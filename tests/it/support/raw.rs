@@ -1,6 +1,6 @@
 //! A ZMTP peer made of bare bytes, and the notation in which such bytes are pinned.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
@@ -82,6 +82,17 @@ impl RawPeer {
         let is_there = matches!(self.0.peek(&mut [0]), Ok(1));
         self.0.set_read_timeout(Some(PATIENCE)).unwrap();
         is_there
+    }
+
+    /// Reads until the other side has closed the connection; returns what it still said.
+    pub(crate) fn closed(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        match self.0.read_to_end(&mut rest) {
+            Ok(_) => {}
+            // Bytes that it did not read any more make it a reset.
+            Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+        }
+        rest
     }
 
     fn frame(&mut self) -> (u8, Vec<u8>) {

@@ -8,6 +8,8 @@ use std::os::fd::OwnedFd;
 use rustix::io::{Errno, Result};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
 
+use super::Owner;
+
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLM_F_REQUEST: u16 = 1;
 const AF_INET: u8 = 2;
@@ -44,10 +46,10 @@ impl Diag {
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// Returns the uid of the socket with this own and remote address; `None` when it is not, or no longer, connected.
+    /// Returns the owner of the socket with this own and remote address; `None` when it is not, or no longer, connected.
     ///
     /// An error, `NOENT` too, says that the kernel cannot tell: it may lack the module that answers.
-    pub(super) fn uid_of(&mut self, own: SocketAddrV4, remote: SocketAddrV4) -> Result<Option<u32>> {
+    pub(super) fn owner_of(&mut self, own: SocketAddrV4, remote: SocketAddrV4) -> Result<Option<Owner>> {
         let socket = socket_id(AF_INET, own, remote);
         self.sequence = self.sequence.wrapping_add(1);
         send(&self.socket, &question(self.sequence, &socket), SendFlags::DONTWAIT)?;
@@ -101,7 +103,7 @@ fn word(bytes: &[u8], at: usize) -> Result<u32> {
 }
 
 /// Reads the answer about the socket with these addresses.
-fn read(answer: &[u8], own: SocketAddrV4, remote: SocketAddrV4) -> Result<Option<u32>> {
+fn read(answer: &[u8], own: SocketAddrV4, remote: SocketAddrV4) -> Result<Option<Owner>> {
     let kind = answer.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes);
     if kind != Some(SOCK_DIAG_BY_FAMILY) {
         return Err(Errno::NOENT);
@@ -110,5 +112,5 @@ fn read(answer: &[u8], own: SocketAddrV4, remote: SocketAddrV4) -> Result<Option
     // A listener on the same port may stand in for a connection that is gone; a closed socket has no owner and shows uid 0.
     let asked = socket_id(answer[FAMILY_AT], own, remote);
     let same = answer.get(SOCKET_AT..SOCKET_AT + SOCKET_BYTES) == Some(&asked);
-    Ok((same && answer[STATE_AT] == ESTABLISHED && inode != 0).then_some(uid))
+    Ok((same && answer[STATE_AT] == ESTABLISHED && inode != 0).then_some(Owner { uid, inode }))
 }

@@ -7,6 +7,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use super::Owner;
+
 /// The tables of TCP sockets. IPv6 sockets may carry IPv4 connections under mapped addresses.
 const TABLES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
 /// The kernel's number for ESTABLISHED. A socket whose process has closed it is in another state, and shows uid 0.
@@ -16,7 +18,7 @@ const MAPPED_PREFIX: &str = "0000000000000000FFFF0000";
 /// A table read while sockets come and go may miss one, so it is read again before a peer is refused.
 const MAX_READS: usize = 2;
 
-type Rows = HashMap<(SocketAddrV4, SocketAddrV4), u32>;
+pub(super) type Rows = HashMap<(SocketAddrV4, SocketAddrV4), Owner>;
 
 /// Reads the tables; many look-ups at once share one read.
 #[derive(Debug)]
@@ -37,8 +39,8 @@ impl Tables {
         Self { ports, last: Mutex::new(None) }
     }
 
-    /// Returns the uid of the socket that `peer` has connected to `ours`; `None` when it cannot be told.
-    pub(super) async fn uid_of(&self, peer: SocketAddrV4, ours: SocketAddrV4) -> Option<u32> {
+    /// Returns the owner of the socket that `peer` has connected to `ours`; `None` when it cannot be told.
+    pub(super) async fn owner_of(&self, peer: SocketAddrV4, ours: SocketAddrV4) -> Option<Owner> {
         for _ in 0..MAX_READS {
             let since = Instant::now();
             let mut last = self.last.lock().await;
@@ -62,7 +64,7 @@ impl Tables {
 }
 
 /// Reads the established connections to our ports. A table that cannot be read has no rows: the peer is then refused.
-fn read_rows(ports: [u16; 2]) -> Rows {
+pub(super) fn read_rows(ports: [u16; 2]) -> Rows {
     let mut rows = Rows::new();
     for table in TABLES {
         let text = fs::read_to_string(table).unwrap_or_default();
@@ -72,7 +74,7 @@ fn read_rows(ports: [u16; 2]) -> Rows {
 }
 
 /// Reads a row: `sl local remote state queues timer retransmits uid timeout inode …`; the local side is the peer.
-fn row(line: &str) -> Option<((SocketAddrV4, SocketAddrV4), u32)> {
+fn row(line: &str) -> Option<((SocketAddrV4, SocketAddrV4), Owner)> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let local = address(fields.next()?)?;
     let remote = address(fields.next()?)?;
@@ -80,8 +82,8 @@ fn row(line: &str) -> Option<((SocketAddrV4, SocketAddrV4), u32)> {
         return None;
     }
     let uid = fields.nth(3)?.parse().ok()?;
-    let inode = fields.nth(1)?;
-    (inode != "0").then_some(((local, remote), uid))
+    let inode = fields.nth(1)?.parse().ok()?;
+    (inode != 0).then_some(((local, remote), Owner { uid, inode }))
 }
 
 /// Reads `HEX:PORT`; the address is one word in the machine's own byte order.
@@ -109,8 +111,9 @@ mod tests {
         };
         let mapped = format!("{MAPPED_PREFIX}{word}");
         for address in [&word, &mapped] {
-            let ((local, remote), uid) = row(&line(address, "01", 7)).unwrap();
-            assert_eq!((local.to_string(), remote.port(), uid), ("127.0.0.1:40960".to_owned(), 40_000, 1_000));
+            let ((local, remote), owner) = row(&line(address, "01", 7)).unwrap();
+            assert_eq!((local.to_string(), remote.port()), ("127.0.0.1:40960".to_owned(), 40_000));
+            assert_eq!(owner, Owner { uid: 1_000, inode: 7 });
         }
         assert_eq!(row(&line(&word, "06", 7)), None);
         assert_eq!(row(&line(&word, "01", 0)), None);

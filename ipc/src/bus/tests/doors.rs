@@ -11,7 +11,7 @@ fn socket_files(workdir: &Workdir) -> Vec<String> {
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-fn options(workdir: &Workdir, tcp: bool) -> BusOptions {
+fn options(workdir: &Workdir, tcp: TcpDoor) -> BusOptions {
     BusOptions { workdir: workdir.clone(), epoch: u64::MAX, tcp, limits: Limits::default() }
 }
 
@@ -29,7 +29,7 @@ async fn squatted_ports_are_passed_over() {
     let second = first.next();
     // Of one pair the first port is taken, of the next the second; another test's bus may hold one of them already.
     let squatters = [first.publish, second.rpc].map(|port| TcpListener::bind(("127.0.0.1", port)).ok());
-    let bus = Bus::start(options(&workdir, true), Methods::new()).await.unwrap();
+    let bus = Bus::start(options(&workdir, TcpDoor::OwnUser), Methods::new()).await.unwrap();
     let ports = bus.ports().unwrap();
     assert!(ports != first && ports != second && ports.rpc == ports.publish + 1, "{ports:?}");
     assert_eq!((ports.publish - first.publish) % 2, 0);
@@ -106,12 +106,12 @@ async fn files_of_former_terms_are_removed_and_names_never_repeat() {
     let run = workdir.socket_dir().unwrap();
     drop(std::os::unix::net::UnixListener::bind(run.join("3-abcdef.pub")).unwrap());
     fs::write(run.join("note.pub"), "not a socket").unwrap();
-    let bus = Bus::start(options(&workdir, false), Methods::new()).await.unwrap();
+    let bus = Bus::start(options(&workdir, TcpDoor::Closed), Methods::new()).await.unwrap();
     let former = bus.endpoints();
     assert_eq!((bus.ports(), former.publish.len(), former.rpc.len()), (None, 1, 1));
     assert!(!run.join("3-abcdef.pub").exists());
     assert!(run.join("note.pub").exists());
-    let later = Bus::start(options(&workdir, false), Methods::new()).await.unwrap();
+    let later = Bus::start(options(&workdir, TcpDoor::Closed), Methods::new()).await.unwrap();
     assert_ne!(former, later.endpoints());
     within(bus.shutdown(PATIENCE)).await;
     assert_eq!(socket_files(&workdir).len(), 3, "the former bus removed its own files only");
@@ -121,7 +121,7 @@ async fn files_of_former_terms_are_removed_and_names_never_repeat() {
 async fn a_socket_that_cannot_be_bound_is_named() {
     let (_dir, workdir) = workdir();
     fs::write(workdir.pando_dir().join("run"), "in the way").unwrap();
-    let error = Bus::start(options(&workdir, true), Methods::new()).await.unwrap_err();
+    let error = Bus::start(options(&workdir, TcpDoor::OwnUser), Methods::new()).await.unwrap_err();
     assert!(error.to_string().contains("/.pando/run"), "{error}");
 }
 

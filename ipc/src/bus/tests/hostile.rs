@@ -120,3 +120,87 @@ async fn too_many_subscriptions_cost_the_connection() {
     assert_eq!(fixture.refusals("protocol"), 1);
     assert_eq!(fixture.bus.inner.shared.audience(b"0001"), 0);
 }
+
+#[tokio::test]
+async fn a_message_that_is_begun_is_finished_in_time_or_costs_the_connection() {
+    let patience = Duration::from_millis(100);
+    let fixture = Fixture::with(Limits { message_timeout: patience, ..Limits::default() }).await;
+    let request = br#"{"jsonrpc":"2.0","id":1,"method":"now"}"#;
+    let frame = [&[0, u8::try_from(request.len()).unwrap()], request.as_slice()].concat();
+    // A header, a part of a body, a message without its last part: each is a message that began.
+    for begun in [&frame[..1], &frame[..20], b"\x01\x00".as_slice()] {
+        let mut slow = Raw::greet(fixture.tcp(Role::Router).await, 0, "DEALER").await;
+        slow.write(begun).await;
+        slow.closed().await;
+    }
+    let mut drip = Raw::greet(fixture.unix(Role::Pub).await, 1, "SUB").await;
+    drip.write(b"\x00\x05\x01ab").await;
+    drip.closed().await;
+    assert_eq!(fixture.refusals("slow_sender"), 4);
+}
+
+#[tokio::test]
+async fn a_peer_that_says_nothing_or_whole_messages_stays_for_ever() {
+    let patience = Duration::from_millis(50);
+    let limits = Limits { message_timeout: patience, read_nothing_timeout: patience, ..Limits::default() };
+    let fixture = Fixture::with(limits).await;
+    let mut caller = Dealer::connect(&fixture.rpc()[0]).await;
+    let mut subscriber = Raw::greet(fixture.unix(Role::Pub).await, 0, "SUB").await;
+    subscriber.frame(0, b"\x01").await;
+    eventually("subscribed", || fixture.bus.inner.shared.audience(b"e") == 1).await;
+    // Others come and go by the deadline meanwhile: time has passed for those who said nothing, too.
+    for _ in 0..4 {
+        let mut slow = Raw::greet(fixture.tcp(Role::Router).await, 0, "DEALER").await;
+        slow.write(&[0]).await;
+        slow.closed().await;
+    }
+    assert_eq!(caller.call("now", json!([1])).await["result"], json!([1]));
+    fixture.bus.publish_frame(b"e\0{}");
+    assert_eq!(subscriber.read_frame().await, (0, b"e\0{}".to_vec()));
+    assert_eq!(fixture.refusals("slow_sender"), 4);
+    assert_eq!(fixture.bus.stats().refusals.len(), 1);
+}
+
+#[tokio::test]
+async fn who_reads_nothing_is_cut_off_and_what_waited_is_freed() {
+    let limits = Limits { read_nothing_timeout: Duration::from_millis(100), ..Limits::default() };
+    let fixture = Fixture::with(limits).await;
+    let mut subscriber = Raw::greet(fixture.unix(Role::Pub).await, 0, "SUB").await;
+    subscriber.frame(0, b"\x01").await;
+    eventually("subscribed", || fixture.bus.inner.shared.audience(b"e") == 1).await;
+    fixture.bus.publish_frame(&vec![b'e'; 3 << 20]);
+    let mut caller = Raw::greet(fixture.unix(Role::Router).await, 0, "DEALER").await;
+    caller.frame(0, br#"{"jsonrpc":"2.0","id":1,"method":"large","params":[4000000]}"#).await;
+    eventually("both are gone", || fixture.bus.stats().callers + fixture.bus.stats().subscribers == 0).await;
+    assert_eq!((fixture.refusals("slow_subscriber"), fixture.refusals("slow_caller")), (1, 1));
+    assert_eq!(fixture.bus.stats().queued_bytes, 0);
+    fixture.check_alive().await;
+}
+
+#[tokio::test]
+async fn a_claimed_identity_takes_nothing_from_its_owner() {
+    let fixture = Fixture::start().await;
+    let greet = async |identity: &str| {
+        let stream = fixture.tcp(Role::Router).await;
+        let property = |name: &str, value: &str| {
+            let length = u32::try_from(value.len()).unwrap().to_be_bytes();
+            [&[u8::try_from(name.len()).unwrap()], name.as_bytes(), &length, value.as_bytes()].concat()
+        };
+        let ready = [b"\x05READY".to_vec(), property("Socket-Type", "DEALER"), property("Identity", identity)].concat();
+        Raw::greet_with(stream, 0, &ready).await
+    };
+    let mut peers = [greet("victim").await, greet("victim").await];
+    for (number, peer) in peers.iter_mut().enumerate() {
+        let request = format!(r#"{{"jsonrpc":"2.0","id":{number},"method":"wait"}}"#);
+        peer.frame(0, request.as_bytes()).await;
+    }
+    eventually("both wait", || fixture.bus.stats().calls_in_flight == 2).await;
+    fixture.gate.add_permits(2);
+    for (number, peer) in peers.iter_mut().enumerate() {
+        assert_eq!(peer.read_frame().await, (1, Vec::new()));
+        let (_, body) = peer.read_frame().await;
+        assert_eq!(String::from_utf8(body).unwrap(), format!(r#"{{"jsonrpc":"2.0","id":{number},"result":null}}"#));
+    }
+    let identities: Vec<_> = fixture.bus.peers().into_iter().map(|peer| peer.identity).collect();
+    assert_eq!(identities, ["victim", "victim"], "it is a label");
+}

@@ -1,0 +1,138 @@
+//! How much the journal keeps: by count, by bytes and by age, whichever comes first.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use pando_ipc::Timestamp;
+use rusqlite::{Connection, OptionalExtension};
+use serde::{Deserialize, Serialize};
+
+use super::PRUNE_CHUNK;
+
+/// Pause between two looks at the age of the oldest events.
+const LOOK_AT_AGE: Duration = Duration::from_secs(10);
+
+/// Pause between two measurements of a chunk: each holds up the writer a little.
+const MEASURE_EVERY: Duration = Duration::from_millis(20);
+
+/// How much the journal keeps. Whatever exceeds any of the limits goes, oldest first, 1,000 events at a time, beside later writes; up to so
+/// many more are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    /// Most events.
+    pub max_events: u64,
+    /// Most bytes of events, as JSON.
+    pub max_bytes: u64,
+    /// Greatest age of an event, in seconds; `None` for any.
+    pub max_age_s: Option<u64>,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { max_events: 1_000_000, max_bytes: 512 << 20, max_age_s: None }
+    }
+}
+
+/// The sizes of the newest events, as far back as they matter: what is older exceeds the limit, or is not measured yet.
+///
+/// Nothing of this is stored: after a start it is measured again, a chunk at a time.
+#[derive(Debug, Default)]
+pub(super) struct Sizes {
+    /// First number and bytes of each chunk, the newest last.
+    chunks: VecDeque<(u64, u64)>,
+    total: u64,
+    measured: Option<Instant>,
+}
+
+impl Sizes {
+    /// Adds committed events that begin at `first`.
+    pub(super) fn add(&mut self, first: u64, bytes: u64) {
+        match self.chunks.back_mut() {
+            Some((begin, sum)) if first < *begin + PRUNE_CHUNK => *sum += bytes,
+            _ => self.chunks.push_back((first, bytes)),
+        }
+        self.total += bytes;
+    }
+
+    /// Returns the first number that `limit` has room for, once it is known.
+    pub(super) fn keep_from(&mut self, limit: u64) -> Option<u64> {
+        while let Some((first, bytes)) = self.chunks.front().copied()
+            && self.total - bytes >= limit
+            && self.chunks.len() > 1
+        {
+            self.chunks.pop_front();
+            self.total -= bytes;
+            debug_assert!(self.chunks.front().is_some_and(|(next, _)| *next > first));
+        }
+        (self.total >= limit).then(|| self.chunks.front().map(|(first, _)| *first)).flatten()
+    }
+
+    /// Measures one more chunk of older events when it is time to.
+    pub(super) fn measure_slowly(&mut self, connection: &Connection, oldest: u64, head: u64) -> rusqlite::Result<()> {
+        if self.measured.is_none_or(|measured| measured.elapsed() >= MEASURE_EVERY) {
+            self.measured = Some(Instant::now());
+            self.measure(connection, oldest, head)?;
+        }
+        Ok(())
+    }
+
+    /// Measures one more chunk of older events, down to `oldest`. Returns whether there is more to measure.
+    pub(super) fn measure(&mut self, connection: &Connection, oldest: u64, head: u64) -> rusqlite::Result<bool> {
+        let end = self.chunks.front().map_or(head + 1, |(first, _)| *first);
+        if end <= oldest {
+            return Ok(false);
+        }
+        let begin = end.saturating_sub(PRUNE_CHUNK).max(oldest);
+        let sql = "SELECT coalesce(sum(length(envelope)), 0) FROM _pando_event WHERE seq >= ?1 AND seq < ?2";
+        let bytes = connection.prepare_cached(sql)?.query_row([begin, end], |row| row.get(0))?;
+        self.chunks.push_front((begin, bytes));
+        self.total += bytes;
+        Ok(begin > oldest)
+    }
+
+    /// Forgets what was measured.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// Looks at the age of the oldest events, now and then.
+#[derive(Debug, Default)]
+pub(super) struct Ages {
+    looked: Option<Instant>,
+}
+
+impl Ages {
+    /// Tells whether event `seq` is older than the limit.
+    pub(super) fn is_over(&mut self, connection: &Connection, seq: u64, limit_s: u64) -> rusqlite::Result<bool> {
+        if self.looked.is_some_and(|looked| looked.elapsed() < LOOK_AT_AGE) {
+            return Ok(false);
+        }
+        let sql = "SELECT at FROM _pando_event WHERE seq = ?1";
+        let at: Option<i64> = connection.prepare_cached(sql)?.query_row([seq], |row| row.get(0)).optional()?;
+        let before = Timestamp::now().unix_seconds().saturating_sub(i64::try_from(limit_s).unwrap_or(i64::MAX));
+        let over = at.is_some_and(|at| at < before);
+        // As long as there is something to remove, look again at once.
+        self.looked = (!over).then(Instant::now);
+        Ok(over)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_know_from_where_the_limit_has_room() {
+        let mut sizes = Sizes::default();
+        for first in [1, 1_001, 2_001, 3_001] {
+            sizes.add(first, 60);
+            sizes.add(first + 500, 40);
+        }
+        assert_eq!(sizes.keep_from(1_000), None);
+        assert_eq!(sizes.keep_from(250), Some(1_001));
+        assert_eq!(sizes.keep_from(200), Some(2_001));
+        assert_eq!(sizes.keep_from(1), Some(3_001), "the newest chunk stays");
+    }
+}

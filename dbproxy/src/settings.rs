@@ -1,0 +1,60 @@
+//! How a workdir is run, where it is not run as usual: `settings.json` beside the database.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::journal::Retention;
+use crate::schema::StoreError;
+
+/// The file's name; it stands beside the database.
+pub const FILE: &str = "settings.json";
+
+/// What may be set. The next primary to be elected reads it.
+///
+/// A key that is not known is an error: a misspelt one would be a setting that does nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// How much the journal keeps.
+    pub journal: Retention,
+}
+
+impl Settings {
+    /// Reads the settings of a database; a file that is not there sets nothing.
+    pub fn of(database: &Path) -> Result<Self, StoreError> {
+        let path = database.with_file_name(FILE);
+        let failed = |why: String| StoreError::Settings { path: path.clone(), why };
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|why| failed(why.to_string())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(failed(error.to_string())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_set_is_as_usual_and_what_is_misspelt_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("pando.db");
+        let read = |text: &str| {
+            fs::write(dir.path().join(FILE), text).unwrap();
+            Settings::of(&database)
+        };
+        assert_eq!(Settings::of(&database).unwrap(), Settings::default());
+        assert_eq!(read("{}").unwrap(), Settings::default());
+        let some = read(r#"{"journal": {"max_age_s": 60}}"#).unwrap();
+        assert_eq!(some.journal, Retention { max_age_s: Some(60), ..Retention::default() });
+        let error = read(r#"{"journal": {"max_evnts": 60}}"#).unwrap_err().to_string();
+        assert!(
+            error.contains("settings.json") && error.contains("max_evnts") && error.contains("max_events"),
+            "{error}"
+        );
+    }
+}
