@@ -14,6 +14,7 @@ mod environment;
 mod failure;
 mod ipc;
 mod man;
+mod metrics;
 mod output;
 mod standing;
 mod status;
@@ -81,6 +82,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Up(args) => up::run(args, context).await,
         Command::Down(args) => down::run(args, context).await,
         Command::Status(args) => status::run(args, context).await,
+        Command::Metrics(args) => metrics::run(args, context).await,
         Command::Ipc(command) => ipc::run(command, context).await,
         Command::Db(command) => db::run(command, context).await,
         Command::Demo(args) => demo::run(args, context).await,

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use crate::checkpoint::{Announce, Checkpointer, Pinned};
+use crate::meter::WriterMeter;
 use crate::named::Writes;
 use crate::refusal::{Word, fenced, not_primary, queue_is_full, refuse, too_large, wal_is_full};
 use crate::schema::{self, StoreError};
@@ -117,6 +118,7 @@ struct Inner {
     database: Uuid,
     durability: Durability,
     head: watch::Receiver<u64>,
+    meter: Arc<WriterMeter>,
     fenced: watch::Sender<Option<Fenced>>,
     ended: watch::Receiver<bool>,
     pinned: watch::Receiver<Option<Pinned>>,
@@ -159,6 +161,7 @@ impl Writer {
             database,
             durability,
             head: watched.head,
+            meter: watched.meter,
             fenced,
             ended: watched.ended,
             pinned,
@@ -171,6 +174,13 @@ impl Writer {
     /// A fault means that nothing was applied, but for `E_OUTCOME_UNKNOWN`. May be dropped at any time; a write that is
     /// queued is applied nevertheless.
     pub async fn submit(&self, request: WriteRequest) -> Result<Ack, Fault> {
+        let began = Instant::now();
+        let answer = self.queue(request).await;
+        self.0.meter.answered(began.elapsed(), answer.is_ok());
+        answer
+    }
+
+    async fn queue(&self, request: WriteRequest) -> Result<Ack, Fault> {
         let label = request.work.label().to_owned();
         if self.0.refusing.load(Ordering::Acquire) {
             return Err(self.refusal(&label));
@@ -202,6 +212,16 @@ impl Writer {
 
     fn refusal(&self, label: &str) -> Fault {
         self.0.fenced.borrow().as_ref().map_or_else(|| not_primary(label), |why| fenced(label, why))
+    }
+
+    /// Returns what the writer counted and timed.
+    pub fn meter(&self) -> &WriterMeter {
+        &self.0.meter
+    }
+
+    /// Returns how many writes wait in the queue.
+    pub fn waiting(&self) -> usize {
+        self.0.queue.max_capacity() - self.0.queue.capacity()
     }
 
     /// Returns the term that began when this writer was opened.

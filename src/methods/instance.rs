@@ -8,6 +8,7 @@ use pando_ipc::access::Capability::{Control, Read};
 use pando_ipc::bus::PeerStats;
 use pando_ipc::hello::{HELLO, PING};
 use pando_ipc::methods::Call;
+use pando_ipc::metrics::Metric;
 use pando_ipc::{Code, Fault, Hello, Kind, PROTOCOL, Topic, topic};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{Method, NoParams, read_params, write_result};
-use crate::instance::{Member, Primary};
+use crate::instance::{Member, Presence, Primary};
 
 /// What `instance.ping` answers.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -112,6 +113,8 @@ pub(super) struct Listed {
     headless: bool,
     /// Since when it leads, or is connected to this primary; RFC 3339.
     since: String,
+    /// `online`, `stale` (connected, but it says nothing) or `gone`.
+    state: &'static str,
 }
 
 /// What `instance.list` answers.
@@ -119,6 +122,17 @@ pub(super) struct Listed {
 struct List {
     /// The primary first, then everyone who said hello, in order of arrival.
     instances: Vec<Listed>,
+    /// Instances that left in this term, the last ones of them.
+    gone: Vec<Listed>,
+}
+
+/// What `instance.metrics` answers.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Metrics {
+    /// Each `{name, help, type, samples: [{labels, value}]}`. A histogram's value is `{count, sum, max, p50, p90, p99, buckets}`; times
+    /// are in microseconds.
+    #[schemars(with = "Vec<serde_json::Map<String, Value>>")]
+    metrics: Vec<Metric>,
 }
 
 /// One line of `instance.doors`: a connection.
@@ -177,8 +191,14 @@ pub(super) fn methods() -> Vec<Method> {
             |primary, _caller, NoParams {}| async move { info(&primary).await },
         ),
         Method::new("instance.list", Read, "Lists who is connected.", |primary, _caller, NoParams {}| async move {
-            Ok(List { instances: list(&primary) })
+            Ok(List { instances: list(&primary), gone: primary.roster.gone().into_iter().map(listed).collect() })
         }),
+        Method::new(
+            "instance.metrics",
+            Read,
+            "Tells what was counted and timed in this term.",
+            |primary, _caller, NoParams {}| async move { Ok(Metrics { metrics: primary.metrics() }) },
+        ),
         Method::new(
             "instance.doors",
             Read,
@@ -289,8 +309,15 @@ pub(super) fn list(primary: &Primary) -> Vec<Listed> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         headless: primary.shared.options.headless,
         since: primary.since.to_string(),
+        state: Presence::Online.name(),
     };
-    let others = primary.roster.list().into_iter().map(|Member { hello, since }| Listed {
+    std::iter::once(leader).chain(primary.roster.list().into_iter().map(listed)).collect()
+}
+
+fn listed(member: Member) -> Listed {
+    let state = member.presence(Instant::now()).name();
+    let Member { hello, since, .. } = member;
+    Listed {
         role: if hello.kind == Kind::Instance { "secondary" } else { "client" },
         instance_id: hello.instance_id,
         kind: hello.kind.to_string(),
@@ -298,8 +325,8 @@ pub(super) fn list(primary: &Primary) -> Vec<Listed> {
         version: hello.version,
         headless: hello.headless,
         since: since.to_string(),
-    });
-    std::iter::once(leader).chain(others).collect()
+        state,
+    }
 }
 
 async fn stop(primary: &Primary, params: Stop) -> Result<Asked, Fault> {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pando_dbproxy::Readers;
-use pando_ipc::Pattern;
 use pando_ipc::client::{Client, Followed, LocalHistory, Since};
+use pando_ipc::{Kind, Pattern};
 use serde_json::json;
 
 use crate::client;
@@ -16,7 +16,7 @@ const ROWS: u64 = 900;
 
 pub(crate) async fn a_follower_that_was_away_misses_none(events: u64, rate: u64) {
     let fleet = Fleet::start().await;
-    let client = client(fleet.workdir(), "away");
+    let client = client(fleet.workdir(), "away", Kind::Client);
     let before = client.call("events.head", json!({})).await.unwrap()["seq"].as_u64().unwrap();
     fill(&client, events).await;
     let head = client.call("events.head", json!({})).await.unwrap()["seq"].as_u64().unwrap();

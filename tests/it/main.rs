@@ -16,6 +16,7 @@ mod fencing;
 mod golden;
 mod house;
 mod interop;
+mod metrics;
 mod ports;
 mod support;
 mod takeover;

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pando_ipc::{Envelope, Fault};
 use rusqlite::Connection;
@@ -17,6 +17,7 @@ use super::{Fenced, OnCommit, QUEUE_WRITES, WriterOptions};
 use crate::checkpoint::Checkpointer;
 use crate::guard::Guard;
 use crate::journal::{Journal, PRUNE_CHUNK, Retention};
+use crate::meter::WriterMeter;
 use crate::named::Writes;
 use crate::schema::Opened;
 use crate::track::Track;
@@ -75,6 +76,7 @@ pub(super) enum Command {
 pub(super) struct Signals {
     pub(super) head: watch::Sender<u64>,
     pub(super) fenced: watch::Sender<Option<Fenced>>,
+    pub(super) meter: Arc<WriterMeter>,
     ended: watch::Sender<bool>,
 }
 
@@ -83,6 +85,7 @@ pub(super) struct Signals {
 pub(super) struct Watched {
     pub(super) head: watch::Receiver<u64>,
     pub(super) ended: watch::Receiver<bool>,
+    pub(super) meter: Arc<WriterMeter>,
 }
 
 impl Signals {
@@ -90,7 +93,9 @@ impl Signals {
         let (head, see_head) = watch::channel(0);
         let fenced = watch::Sender::new(None);
         let (ended, see_ended) = watch::channel(false);
-        (Self { head, fenced, ended }, Watched { head: see_head, ended: see_ended })
+        let meter = Arc::<WriterMeter>::default();
+        let watched = Watched { head: see_head, ended: see_ended, meter: Arc::clone(&meter) };
+        (Self { head, fenced, meter, ended }, watched)
     }
 }
 
@@ -197,7 +202,9 @@ impl Thread {
 
     /// Applies the first writes of `pending` and answers them. Returns their bytes.
     fn batch(&mut self, pending: &mut VecDeque<Job>) -> usize {
+        let began = Instant::now();
         let (answered, events) = self.commit_some(pending);
+        self.signals.meter.committed(began.elapsed(), answered.len(), events.len());
         if let Some(checkpointer) = &self.checkpointer
             && answered.iter().any(|(_, result)| result.is_ok())
         {
