@@ -40,7 +40,7 @@ pub mod write;
 pub mod writer;
 
 pub use batch::{Batch, Earlier};
-pub use checkpoint::{PINNED_BYTES, Pinned, ReaderProcess};
+pub use checkpoint::{PINNED_BYTES, Pinned, ReaderProcess, log_readers};
 pub use db::{Db, DbOptions, ReadAt};
 pub use deliver::{Caller, Deliver, DeliverError, Remote, Route, WriteError, deliver_until_answered};
 pub use guard::{MAX_SQL_BYTES, MAX_VALUE_BYTES};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::output::Color;
-use super::{completions, db, demo, down, duration, ipc, man, metrics, status, up};
+use super::{completions, db, demo, doctor, down, duration, ipc, man, metrics, status, up};
 
 const LONG_ABOUT: &str = "\
 Lets several editor and agent processes share one working directory.
@@ -26,7 +26,7 @@ Examples:
 
 Exit codes:
   0 ok   1 failed   2 usage   3 no primary or unreachable   4 not authorised
-  5 timeout   6 conflict or fenced   7 version mismatch
+  5 timeout   6 conflict or fenced   7 version mismatch   8 'doctor' has warnings
   75 lost the election (--require-primary)   130 interrupted";
 
 /// The whole command line.
@@ -85,6 +85,7 @@ pub(crate) enum Command {
     Down(down::Args),
     Status(status::Args),
     Metrics(metrics::Args),
+    Doctor(doctor::Args),
     #[command(subcommand)]
     Ipc(ipc::Command),
     #[command(subcommand)]

@@ -26,7 +26,7 @@ pub(super) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
         match now {
             Role::Seeking => note(&shared, "seeking", json!({})),
             Role::Secondary { primary, epoch } => {
-                note(&shared, "secondary", json!({"epoch": epoch, "primary": primary}))
+                note(&shared, "secondary", json!({"epoch": epoch, "primary": primary}));
             }
             Role::Primary { epoch, .. } => note(&shared, "primary", json!({"epoch": epoch})),
         }

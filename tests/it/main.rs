@@ -6,6 +6,7 @@ mod calls;
 mod cursors;
 mod database;
 mod demo;
+mod doctor;
 mod documents;
 mod doors_access;
 mod doors_listing;
