@@ -83,7 +83,8 @@ impl Context {
 
     /// Returns how wide a line may be; `None`: as wide as it is.
     pub(crate) fn width(&self) -> Option<usize> {
-        self.environment.columns.or_else(output::terminal_width)
+        let columns = output::terminal_columns()?;
+        Some(self.environment.columns.unwrap_or(columns))
     }
 
     /// Returns the workdir: the one named, else the nearest upwards.

@@ -20,9 +20,15 @@ pub(super) const FILE: &str = "lifecycle.log";
 /// Writes down what an instance is, until it leaves. Roles that follow each other at once may be told as one.
 pub(super) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
     let mut role = shared.role.subscribe();
-    note(&shared, "joined", json!({}));
+    let mut is_here = false;
     while let Some(Ok(())) = stop.run_until_cancelled(role.changed()).await {
         let now = role.borrow_and_update().clone();
+        if !is_here && now == Role::Seeking {
+            continue;
+        }
+        if !std::mem::replace(&mut is_here, true) {
+            note(&shared, "joined", json!({}));
+        }
         match now {
             Role::Seeking => note(&shared, "seeking", json!({})),
             Role::Secondary { primary, epoch } => {
@@ -31,7 +37,10 @@ pub(super) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
             Role::Primary { epoch, .. } => note(&shared, "primary", json!({"epoch": epoch})),
         }
     }
-    note(&shared, "left", json!({}));
+    // Who never had a role was never here: its command says why.
+    if is_here {
+        note(&shared, "left", json!({}));
+    }
 }
 
 fn note(shared: &Shared, what: &str, more: Value) {

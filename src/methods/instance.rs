@@ -153,6 +153,9 @@ struct Doors {
     endpoints: Value,
     /// Who is connected, oldest first: one line per connection.
     peers: Vec<Connection>,
+    /// The last connections that came and went, oldest first: `{at, peer, door, pid, socket, what}`; what is `connected`, `closed`, or why
+    /// it was cut off.
+    transitions: Value,
     /// Connections accepted in this term, refused ones included.
     accepted: u64,
     /// What was refused or cut off in this term, by reason.
@@ -240,7 +243,7 @@ fn hello(primary: &Primary, call: Call) -> Result<Value, Fault> {
 
 async fn doors(primary: &Primary) -> Result<Doors, Fault> {
     let bus = primary.bus().ok_or_else(leaving)?;
-    let (stats, endpoints) = (bus.stats(), write_result(bus.endpoints())?);
+    let (stats, endpoints, transitions) = (bus.stats(), write_result(bus.endpoints())?, bus.transitions());
     let peers = tokio::task::spawn_blocking(move || {
         let mut peers = bus.peers();
         name_followers(&mut peers);
@@ -250,6 +253,7 @@ async fn doors(primary: &Primary) -> Result<Doors, Fault> {
     Ok(Doors {
         endpoints,
         peers: peers.await.map_err(Fault::internal)?,
+        transitions: write_result(transitions)?,
         accepted: stats.accepted,
         refusals: write_result(stats.refusals)?,
     })
