@@ -28,6 +28,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use rustix::process::Signal;
+use tokio::signal::unix::{SignalKind, signal};
 
 use args::{Cli, Command};
 use context::Context;
@@ -65,6 +67,8 @@ fn block_on(command: Command, context: &Context) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::io("start the runtime", &error))?;
     let outcome = runtime.block_on(async {
+        // Heard, so that a limit on file sizes (`ulimit -f`) is an error of the write and not the end of the process.
+        let _too_large = signal(SignalKind::from_raw(Signal::XFSZ.as_raw()));
         // An instance leaves in good order first; all others can stop where they are.
         if let Command::Up(args) = command {
             return up::run(args, context).await;

@@ -17,11 +17,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use pando_bridge::{Hub, HubSubscription};
-use pando_dbproxy::{Db, DbOptions, Durability, Readers, StoreError, Writes};
+use pando_dbproxy::{Db, DbOptions, Durability, Migrations, Readers, StoreError, WriteError, Writes};
 use pando_ipc::bus::BusError;
-use pando_ipc::client::{self, CallError};
+use pando_ipc::client::{self, CallError, Cause};
+use pando_ipc::hello::STEP_DOWN;
 use pando_ipc::{
-    Endpoints, Kind, LocalTrust, LockError, LockInfo, Pattern, PeerVerifier, Ports, TcpDoor, Workdir, topic,
+    Code, Endpoints, Fault, Kind, LocalTrust, LockError, LockInfo, Pattern, PeerVerifier, Ports, TcpDoor, Workdir,
+    topic,
 };
 use serde_json::Value;
 use tokio::sync::watch;
@@ -58,6 +60,8 @@ pub struct Options {
     pub durability: Durability,
     /// The named writes that this instance knows when it leads: those of the agent store, and what the application registered.
     pub writes: Writes,
+    /// The schemas of the application: brought up to date, on the primary, before [`Instance::join`] returns.
+    pub migrations: Vec<Migrations>,
     /// How long to look for a primary.
     pub dial_timeout: Duration,
     /// How long a call or a write may take in all.
@@ -79,6 +83,7 @@ impl Default for Options {
             verifier: Arc::new(LocalTrust),
             durability: Durability::Disk,
             writes: Writes::default(),
+            migrations: Vec::new(),
             dial_timeout: client.dial_timeout,
             call_timeout: client.call_timeout,
             evict_after: None,
@@ -124,6 +129,14 @@ pub enum JoinError {
     /// The sockets cannot be bound.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// A schema of the application cannot be brought up to date.
+    #[error("cannot bring the schema of {app} up to date: {source}")]
+    Migrations {
+        /// The application.
+        app: String,
+        /// Why.
+        source: Box<WriteError>,
+    },
 }
 
 /// What the parts of one instance share.
@@ -159,6 +172,20 @@ impl Shared {
         counted.ok().flatten().unwrap_or(0)
     }
 
+    /// Sees that the database's schema is one that this binary understands, and brings the application's up to date.
+    async fn settle_schema(&self) -> Result<(), JoinError> {
+        // Whoever leads has migrated the database itself; before anybody leads there may be none.
+        if matches!(&*self.role.borrow(), Role::Secondary { .. }) {
+            self.readers.check_schema().await?;
+        }
+        for migrations in &self.options.migrations {
+            let migrated = self.db.migrate(migrations).await;
+            migrated
+                .map_err(|source| JoinError::Migrations { app: migrations.app.clone(), source: Box::new(source) })?;
+        }
+        Ok(())
+    }
+
     /// Returns the payload of this instance's heartbeat.
     async fn heartbeat(&self, role: &str, head: u64) -> Value {
         serde_json::json!({
@@ -185,7 +212,7 @@ pub struct Instance {
 impl Instance {
     /// Joins a workdir; returns once this instance leads or follows.
     ///
-    /// A primary that does not answer within [`Options::dial_timeout`] is no error: the instance is [`Role::Seeking`], reads locally and goes on trying.
+    /// A primary that does not answer within [`Options::dial_timeout`] is no error unless there are [`Options::migrations`]: the instance is [`Role::Seeking`], reads locally and goes on trying.
     pub async fn join(workdir: Workdir, options: Options) -> Result<Self, JoinError> {
         workdir.prepare().map_err(LockError::from)?;
         let id = options.instance_id.clone().unwrap_or_else(new_id);
@@ -221,8 +248,14 @@ impl Instance {
             Ok(error) = failure => Err(error),
             _ = role.wait_for(|role| *role != Role::Seeking) => Ok(()),
             () = tokio::time::sleep(instance.shared.options.dial_timeout) => Ok(()),
+        }?;
+        match instance.shared.settle_schema().await {
+            Ok(()) => Ok(instance),
+            Err(error) => {
+                instance.leave().await;
+                Err(error)
+            }
         }
-        .map(|()| instance)
     }
 
     /// Returns the instance's id, as it stands in events and in the lock file.
@@ -257,6 +290,46 @@ impl Instance {
         self.shared.routes.call(method, params, self.shared.options.call_timeout).await
     }
 
+    /// Hands the primary's role to `successor`, or to the secondary that joined last, and waits until it leads. Returns its id.
+    ///
+    /// No call fails by it: what arrives meanwhile waits for the next primary. This instance stays, as a secondary. An instance that is not the
+    /// primary is refused with `E_NOT_PRIMARY`, an unknown successor with `E_NOT_FOUND`. A successor that dies just then is not
+    /// waited for longer than 250 ms: then any other instance leads.
+    pub async fn step_down(&self, successor: Option<&str>) -> Result<String, CallError> {
+        if !matches!(&*self.shared.role.borrow(), Role::Primary { .. }) {
+            return Err(CallError::Refused(Fault::new(Code::NotPrimary, "this instance is not the primary")));
+        }
+        self.move_role(successor).await
+    }
+
+    /// Takes the primary's role over from whoever has it, and waits until this instance leads; see [`Instance::step_down`].
+    pub async fn take_over(&self) -> Result<(), CallError> {
+        let leader = self.move_role(Some(self.id())).await?;
+        if leader == self.id() {
+            return Ok(());
+        }
+        let why = format!("instance {leader} has become the primary meanwhile");
+        Err(CallError::Refused(Fault::new(Code::Conflict, why)))
+    }
+
+    /// Asks the primary, whoever it is, to hand its role over, and waits for the next one. Returns its id.
+    async fn move_role(&self, successor: Option<&str>) -> Result<String, CallError> {
+        let mut role = self.shared.role.subscribe();
+        let before = leader(&role.borrow_and_update(), self.id());
+        let params = serde_json::json!({"to": successor});
+        let answer = self.call(STEP_DOWN, params).await?;
+        if answer.get("successor").and_then(Value::as_str) == before.as_deref() {
+            return Ok(before.unwrap_or_default());
+        }
+        let within = self.shared.options.call_timeout;
+        let next = role.wait_for(|role| leader(role, self.id()).is_some_and(|leader| Some(leader) != before));
+        match tokio::time::timeout(within, next).await {
+            Ok(Ok(role)) => Ok(leader(&role, self.id()).unwrap_or_default()),
+            Ok(Err(_)) => Err(CallError::Unknown(Cause::Closed)),
+            Err(_elapsed) => Err(CallError::Unknown(Cause::Timeout { after: within })),
+        }
+    }
+
     /// Waits until somebody asked this headless instance to leave (`pando down`). The caller then calls [`Instance::leave`].
     pub async fn stop_requested(&self) {
         self.shared.stop_requested.cancelled().await;
@@ -266,6 +339,15 @@ impl Instance {
     pub async fn leave(self) {
         self.stop.cancel();
         self.tasks.wait().await;
+    }
+}
+
+/// Returns who leads, as far as an instance of this role knows.
+fn leader(role: &Role, own_id: &str) -> Option<String> {
+    match role {
+        Role::Seeking => None,
+        Role::Secondary { primary, .. } => Some(primary.clone()),
+        Role::Primary { .. } => Some(own_id.to_owned()),
     }
 }
 

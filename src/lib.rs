@@ -31,7 +31,8 @@ mod methods;
 pub use instance::{Events, Instance, JoinError, Options, Role};
 pub use pando_bridge::{Delivery, HubSubscription};
 pub use pando_dbproxy::{
-    Ack, Batch, Db, Durability, Params, Querier, ReadError, Row, SqlValue, Tx, WriteError, Writes, store,
+    Ack, Batch, Db, Durability, Migrations, Params, Querier, ReadError, Row, SqlValue, Tx, WriteError, Writes, store,
+    time_ordered_id,
 };
 pub use pando_ipc::access::{Allow, AllowList, Capability, LocalTrust, PeerVerifier, Rule};
 pub use pando_ipc::client::{CallError, Client};

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::catalog::{self, Depth};
+use crate::incarnation::Standing;
 use crate::schema::{self, StoreError};
 
 /// Instructions of SQLite's machine between two looks at how far a copy is.
@@ -36,17 +37,6 @@ pub enum Step {
 
 /// Told how a copy goes on, from the thread that makes it.
 pub type OnStep = Arc<dyn Fn(Step) + Send + Sync>;
-
-/// Where a database stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Standing {
-    /// The database's own id.
-    pub database: Uuid,
-    /// Its latest term.
-    pub epoch: u64,
-    /// Number of its last event.
-    pub seq: u64,
-}
 
 /// A finished copy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -153,16 +143,10 @@ pub(crate) fn verify(path: &Path) -> Result<Standing, CopyError> {
     if !health.ok {
         return Err(CopyError::Damaged { path: path.to_owned(), problems: health.problems });
     }
-    let standing = standing(&connection)
+    let standing = Standing::of(&connection)
         .map_err(|error| CopyError::Foreign { path: path.to_owned(), why: crate::refusal::message_of(&error) })?;
     schema::check_known(&connection, path).map_err(CopyError::Schema)?;
     Ok(standing)
-}
-
-/// Reads where a database stands.
-pub(crate) fn standing(connection: &Connection) -> rusqlite::Result<Standing> {
-    let (seq, epoch) = crate::journal::head(connection)?;
-    Ok(Standing { database: schema::database_id(connection)?, epoch, seq })
 }
 
 /// Opens a database for reading, without the guard: `VACUUM INTO` counts as ATTACH.

@@ -1,8 +1,7 @@
 //! The one handle of an application: local reads, writes that find the primary by themselves.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pando_ipc::fault::Code;
@@ -13,14 +12,16 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::batch::Batch;
+use crate::client::Client;
 use crate::deliver::{Route, WriteError, deliver_until_answered};
 use crate::named::{NameTaken, Writes};
+use crate::op::OpId;
 use crate::params::Params;
 use crate::readers::{QueryLimits, ReadError, Readers};
 use crate::refusal::internal;
 use crate::row::{Row, RowError};
 use crate::tx::Tx;
-use crate::write::{Ack, DEFAULT_TIMEOUT, Statement, StatementResult, Work, WriteRequest};
+use crate::write::{Ack, DEFAULT_TIMEOUT, Outcome, Statement, StatementResult, Work, WriteRequest};
 
 /// How a [`Db`] reads and writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,10 +50,17 @@ struct Shared {
     writes: Writes,
     source: String,
     options: DbOptions,
-    client: Uuid,
-    counter: AtomicU64,
-    /// The database that writes are meant for, once it is known.
-    database: Mutex<Option<Uuid>>,
+    client: Client,
+    /// What writes are meant for, once it is known.
+    target: Mutex<Target>,
+}
+
+/// What writes are meant for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Target {
+    database: Option<Uuid>,
+    /// The latest term known.
+    epoch: u64,
 }
 
 impl fmt::Debug for Db {
@@ -73,9 +81,8 @@ impl Db {
             writes,
             source: source.into(),
             options,
-            client: Uuid::now_v7(),
-            counter: AtomicU64::new(0),
-            database: Mutex::default(),
+            client: Client::default(),
+            target: Mutex::default(),
         }))
     }
 
@@ -87,8 +94,10 @@ impl Db {
     /// Returns the same handle with other options.
     #[must_use]
     pub fn with_options(&self, options: DbOptions) -> Self {
-        let Shared { readers, route, writes, source, .. } = &*self.0;
-        Self::new(readers.clone(), route.clone(), writes.clone(), source.clone(), options)
+        let Shared { readers, route, writes, source, client, .. } = &*self.0;
+        let (readers, route, writes) = (readers.clone(), route.clone(), writes.clone());
+        let (source, client, target) = (source.clone(), client.clone(), Mutex::default());
+        Self(Arc::new(Shared { readers, route, writes, source, options, client, target }))
     }
 
     /// Runs one statement that changes rows. `results` of the answer tells how many, the row id, and what RETURNING returned.
@@ -172,32 +181,65 @@ impl Db {
 
     /// Brings any write to the primary, under a new op id, until it is answered or its time is over.
     pub async fn write(&self, work: Work) -> Result<Ack, WriteError> {
-        let op_id = format!("{}-{}", self.0.client, self.0.counter.fetch_add(1, Ordering::Relaxed));
-        self.write_as(op_id, work).await
-    }
-
-    /// The same under an op id that the caller chose: a later call with it tells what became of the write.
-    pub async fn write_as(&self, op_id: String, work: Work) -> Result<Ack, WriteError> {
-        let deadline = Instant::now() + self.0.options.timeout;
-        let request = WriteRequest::new(op_id, self.0.source.clone(), deadline, work)?;
-        let request = request.for_database(self.database().await);
-        let answer = deliver_until_answered(request, self.0.route.clone()).await;
-        if matches!(&answer, Err(WriteError::Refused(fault)) if fault.is(Code::WrongDatabase)) {
-            // The file was replaced. This write stays refused; the next one is meant for the new database.
-            *self.0.database.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let begun = self.0.client.begin();
+        let answer = self.deliver(begun.op_id(), begun.acked, work).await;
+        if matches!(answer, Err(WriteError::Unknown { .. })) {
+            begun.leave_open();
         }
         answer
     }
 
-    /// Returns the database that writes are meant for, unless there is none yet.
-    async fn database(&self) -> Option<Uuid> {
-        let known = *self.0.database.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.is_some() {
+    /// The same under an op id that the caller chose, or that [`WriteError::Unknown`] named: the same write under it applies once.
+    pub async fn write_as(&self, op_id: &str, work: Work) -> Result<Ack, WriteError> {
+        let op_id = OpId::parse(op_id);
+        let answer = self.deliver(op_id.clone(), 0, work).await;
+        if !matches!(answer, Err(WriteError::Unknown { .. } | WriteError::NotSent { .. })) {
+            self.0.client.close(&op_id);
+        }
+        answer
+    }
+
+    /// Tells what became of a write whose answer never came. After [`Outcome::NotApplied`] it is certain that it never will be applied.
+    pub async fn outcome(&self, op_id: &str) -> Result<Outcome, WriteError> {
+        let ack = self.write_as(op_id, Work::Settle).await?;
+        let read =
+            ack.typed().map_err(|why| internal("outcome", format!("the primary's answer is malformed: {why}")))?;
+        Ok(read.results)
+    }
+
+    async fn deliver(&self, op_id: OpId, acked: u64, work: Work) -> Result<Ack, WriteError> {
+        let deadline = Instant::now() + self.0.options.timeout;
+        let Target { database, epoch } = self.target().await;
+        let request = WriteRequest::new(op_id, self.0.source.clone(), deadline, work)?;
+        let request = request.meant_for(database, epoch).acked(acked);
+        let answer = deliver_until_answered(request, self.0.route.clone()).await;
+        match &answer {
+            Ok(ack) => {
+                let mut target = self.lock_target();
+                target.epoch = target.epoch.max(ack.epoch);
+            }
+            // The file was replaced. This write stays refused; the next one is meant for the new database.
+            Err(WriteError::Refused(fault)) if fault.is(Code::WrongDatabase) => *self.lock_target() = Target::default(),
+            Err(_) => {}
+        }
+        answer
+    }
+
+    /// Returns what writes are meant for; any database and term while there is none yet.
+    async fn target(&self) -> Target {
+        let known = *self.lock_target();
+        if known.database.is_some() {
             return known;
         }
-        let found = self.0.readers.database().await.ok();
-        *self.0.database.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        let read = futures::future::try_join(self.0.readers.database(), self.0.readers.head()).await;
+        let found =
+            read.map_or_else(|_| known, |(database, head)| Target { database: Some(database), epoch: head.epoch });
+        *self.lock_target() = found;
         found
+    }
+
+    fn lock_target(&self) -> MutexGuard<'_, Target> {
+        self.0.target.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Brings a write to whoever is primary, and again, until it is answered or its deadline passes.
 
+use std::collections::hash_map::RandomState;
 use std::fmt;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::named::Writes;
 use crate::wire;
-use crate::write::{Ack, WriteRequest};
+use crate::write::{Ack, Outcome, Work, WriteRequest};
 use crate::writer::Writer;
 
 /// Shortest and longest pause before a write is sent again on the same route.
@@ -42,15 +44,7 @@ pub trait Deliver: Send + Sync {
 
 impl Deliver for Writer {
     fn deliver(&self, request: WriteRequest) -> BoxFuture<'_, Result<Ack, DeliverError>> {
-        Box::pin(async move {
-            self.submit(request).await.map_err(|fault| {
-                if fault.is(Code::OutcomeUnknown) {
-                    DeliverError::Unknown(fault.message)
-                } else {
-                    DeliverError::Refused(fault)
-                }
-            })
-        })
+        Box::pin(async move { self.submit(request).await.map_err(DeliverError::Refused) })
     }
 }
 
@@ -138,16 +132,18 @@ pub enum WriteError {
 }
 
 /// Delivers a write along the route, again and again with the same op id, until it is answered or its deadline passes.
-pub async fn deliver_until_answered(request: WriteRequest, mut route: Route) -> Result<Ack, WriteError> {
+pub async fn deliver_until_answered(mut request: WriteRequest, mut route: Route) -> Result<Ack, WriteError> {
     let deadline = Instant::from_std(request.deadline);
-    let mut effort = Effort { maybe_applied: false, cause: "no primary is known".to_owned(), pause: PAUSE.0 };
+    let mut effort = Effort::new(request.op_id.to_string());
     loop {
         let current = route.borrow_and_update().clone();
-        if let Some(deliver) = &current {
+        if let Some(deliver) = current {
             let delivered = timeout_at(deadline, deliver.deliver(request.clone())).await;
-            match effort.judge(delivered.unwrap_or_else(|_| Err(DeliverError::Unknown("no answer in time".into())))) {
-                Some(answer) => return answer,
-                None => drop(current),
+            let delivered = delivered.unwrap_or_else(|_| Err(DeliverError::Unknown("no answer in time".into())));
+            match effort.judge(delivered) {
+                Step::Done(answer) => return answer,
+                Step::Settle => request.work = Work::Settle,
+                Step::Again => {}
             }
         }
         let again =
@@ -158,7 +154,7 @@ pub async fn deliver_until_answered(request: WriteRequest, mut route: Route) -> 
                     effort.pause = PAUSE.0;
                 } else if route.borrow().is_none() {
                     "this instance has left".clone_into(&mut effort.cause);
-                    return Err(effort.give_up(request.op_id));
+                    return Err(effort.give_up());
                 } else {
                     sleep_until(again).await;
                 }
@@ -166,47 +162,129 @@ pub async fn deliver_until_answered(request: WriteRequest, mut route: Route) -> 
             () = sleep_until(again) => {}
         }
         if Instant::now() >= deadline {
-            return Err(effort.give_up(request.op_id));
+            return Err(effort.give_up());
         }
     }
+}
+
+/// What comes after an attempt.
+enum Step {
+    /// This is the answer.
+    Done(Result<Ack, WriteError>),
+    /// Send the same again.
+    Again,
+    /// It was refused, but a copy that was sent before may still arrive: ask for the outcome, which keeps that copy from being applied.
+    Settle,
 }
 
 /// What is known after some attempts.
 struct Effort {
-    /// Whether some attempt may have been applied without an answer.
+    op_id: String,
+    /// Whether some attempt may have been applied, or be applied later, without an answer.
     maybe_applied: bool,
+    /// The refusal that stands if the op was not applied.
+    refused: Option<Fault>,
     cause: String,
     pause: Duration,
+    /// What the primary asked for.
+    at_least: Duration,
 }
 
 impl Effort {
-    /// Takes the outcome of one attempt. Returns the answer, or `None` to go on.
-    fn judge(&mut self, delivered: Result<Ack, DeliverError>) -> Option<Result<Ack, WriteError>> {
-        match delivered {
-            Ok(ack) => return Some(Ok(ack)),
-            Err(DeliverError::NotSent(cause)) => self.cause = cause,
-            Err(DeliverError::Unknown(cause)) => (self.maybe_applied, self.cause) = (true, cause),
-            Err(DeliverError::Refused(fault)) if fault.is(Code::OutcomeUnknown) => {
-                (self.maybe_applied, self.cause) = (true, fault.message);
+    fn new(op_id: String) -> Self {
+        let cause = "no primary is known".to_owned();
+        Self { op_id, maybe_applied: false, refused: None, cause, pause: PAUSE.0, at_least: Duration::ZERO }
+    }
+
+    /// Takes the outcome of one attempt.
+    fn judge(&mut self, delivered: Result<Ack, DeliverError>) -> Step {
+        let fault = match delivered {
+            Ok(ack) => return Step::Done(self.accept(ack)),
+            Err(DeliverError::NotSent(cause)) => {
+                self.cause = cause;
+                return Step::Again;
             }
-            Err(DeliverError::Refused(fault)) if fault.is_retryable() => self.cause = fault.message,
-            // That attempt was too late; an earlier one may still be on its way.
-            Err(DeliverError::Refused(fault)) if fault.is(Code::Deadline) && self.maybe_applied => {
-                self.cause = fault.message;
+            Err(DeliverError::Unknown(cause)) => {
+                (self.maybe_applied, self.cause) = (true, cause);
+                return Step::Again;
             }
-            Err(DeliverError::Refused(fault)) => return Some(Err(WriteError::Refused(fault))),
+            Err(DeliverError::Refused(fault)) => fault,
+        };
+        self.cause.clone_from(&fault.message);
+        if fault.is(Code::OutcomeUnknown) {
+            self.maybe_applied = true;
+            return if fault.is_retryable() { Step::Again } else { Step::Done(Err(self.give_up())) };
         }
-        None
+        if fault.is_retryable() {
+            self.at_least = retry_after(&fault);
+            return Step::Again;
+        }
+        // What is settled cannot be applied any more.
+        if !self.maybe_applied || fault.is(Code::Abandoned) {
+            return Step::Done(Err(WriteError::Refused(fault)));
+        }
+        self.refused.get_or_insert(fault);
+        Step::Settle
     }
 
+    fn accept(&mut self, ack: Ack) -> Result<Ack, WriteError> {
+        let Some(refused) = self.refused.take() else { return Ok(ack) };
+        match ack.typed().map(|ack| ack.results) {
+            Ok(Outcome::Applied { ack }) => Ok(ack),
+            Ok(Outcome::NotApplied) => Err(WriteError::Refused(refused)),
+            Ok(Outcome::Unknown { reason }) => {
+                self.cause = reason;
+                Err(self.give_up())
+            }
+            Err(why) => {
+                self.cause = format!("the primary's answer is malformed: {why}");
+                Err(self.give_up())
+            }
+        }
+    }
+
+    /// Returns the next pause: twice the last one, up to a bound and never shorter than the primary asked for, and between half and the whole of that, so that
+    /// those who were refused together do not come back together.
     fn next_pause(&mut self) -> Duration {
-        let pause = self.pause;
-        self.pause = (pause * 2).min(PAUSE.1);
-        pause
+        let pause = self.pause.max(std::mem::take(&mut self.at_least)).min(PAUSE.1);
+        self.pause = (self.pause * 2).min(PAUSE.1);
+        // Each such state is keyed anew: a random number without another crate.
+        let random = RandomState::new().build_hasher().finish() % 1_024;
+        pause / 2 + (pause / 2) * u32::try_from(random).unwrap_or(0) / 1_024
     }
 
-    fn give_up(self, op_id: String) -> WriteError {
-        let cause = self.cause;
+    fn give_up(&self) -> WriteError {
+        let (op_id, cause) = (self.op_id.clone(), self.cause.clone());
         if self.maybe_applied { WriteError::Unknown { op_id, cause } } else { WriteError::NotSent { cause } }
+    }
+}
+
+/// Returns how long the primary asks to wait.
+fn retry_after(fault: &Fault) -> Duration {
+    let millis = fault.data.as_ref().and_then(|data| data.get("retry_after_ms")).and_then(Value::as_u64);
+    Duration::from_millis(millis.unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_that_were_refused_together_come_back_apart() {
+        let busy = || DeliverError::Refused(Fault::new(Code::BusyQueue, "full").with("retry_after_ms", 20));
+        let mut efforts: Vec<_> = (0..8).map(|at| Effort::new(format!("op-{at}"))).collect();
+        let mut longest = Duration::ZERO;
+        for turn in 0..12 {
+            let pause = |effort: &mut Effort| {
+                assert!(matches!(effort.judge(Err(busy())), Step::Again));
+                effort.next_pause()
+            };
+            let mut pauses: Vec<_> = efforts.iter_mut().map(pause).collect();
+            pauses.sort_unstable();
+            longest = pauses[7];
+            assert!(pauses[0] >= Duration::from_millis(10) && longest <= PAUSE.1, "turn {turn}: {pauses:?}");
+            assert!(pauses[0] < longest, "turn {turn}: all come back together");
+        }
+        assert!(longest > PAUSE.1 / 2, "{longest:?}");
     }
 }

@@ -1,5 +1,7 @@
 //! What foreign SQL may do: an authorizer with an allow list, and a time limit.
 
+mod functions;
+
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -19,8 +21,14 @@ pub(crate) const CHANGED: &str = "pando_changed";
 pub const MAX_SQL_BYTES: usize = 1 << 20;
 /// Largest text, blob or row that SQLite makes, in bytes. A larger one fails its statement with `E_TOO_LARGE`.
 pub const MAX_VALUE_BYTES: i32 = 64 << 20;
-/// Instructions of SQLite's machine between two looks at the clock.
-const TICK: i32 = 1_000;
+/// Longest pattern of LIKE and GLOB, in bytes: their time grows with the product of text and pattern, and cannot be limited.
+pub const MAX_PATTERN_BYTES: i32 = 256;
+/// Most instructions of one prepared statement.
+const MAX_INSTRUCTIONS: i32 = 250_000;
+/// Functions that foreign SQL may not call: they load code, or their time cannot be limited.
+const FORBIDDEN: &[&str] = &["load_extension", "fts3_tokenizer", "json_patch", "jsonb_patch"];
+/// Instructions of SQLite's machine between two looks at the clock: few, for one of them may work on megabytes.
+const TICK: i32 = 100;
 
 /// Whose SQL is being prepared or run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +91,9 @@ impl Guard {
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
         connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
         connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)?;
+        connection.set_limit(Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, MAX_PATTERN_BYTES)?;
+        connection.set_limit(Limit::SQLITE_LIMIT_VDBE_OP, MAX_INSTRUCTIONS)?;
+        functions::install(connection)?;
         let own = guard.clone();
         connection.authorizer(Some(move |context: AuthContext<'_>| own.judge(&context)))?;
         let own = guard.clone();
@@ -206,8 +217,7 @@ fn describes(pragma: &str) -> bool {
 
 fn judge_function(name: &str, accessor: Option<&str>) -> Option<String> {
     let ours = accessor.is_some_and(|trigger| begins(trigger, TRACKER));
-    let forbidden = ["load_extension", "fts3_tokenizer"].iter().any(|bad| bad.eq_ignore_ascii_case(name))
-        || (begins(name, "pando_") && !ours);
+    let forbidden = FORBIDDEN.iter().any(|bad| bad.eq_ignore_ascii_case(name)) || (begins(name, "pando_") && !ours);
     forbidden.then(|| format!("function {name}() is not allowed here"))
 }
 

@@ -15,12 +15,17 @@ pub mod backup;
 pub mod batch;
 pub mod catalog;
 mod checkpoint;
+mod client;
 pub mod db;
 pub mod deliver;
+pub mod file_system;
 mod guard;
+pub mod incarnation;
 pub mod journal;
 mod meter;
+pub mod migrate;
 pub mod named;
+pub mod op;
 pub mod params;
 pub mod readers;
 mod refusal;
@@ -33,6 +38,7 @@ pub mod store;
 #[cfg(test)]
 mod tests;
 mod track;
+mod trouble;
 pub mod tx;
 pub mod value;
 pub mod wire;
@@ -43,10 +49,12 @@ pub use batch::{Batch, Earlier};
 pub use checkpoint::{PINNED_BYTES, Pinned, ReaderProcess, log_readers};
 pub use db::{Db, DbOptions, ReadAt};
 pub use deliver::{Caller, Deliver, DeliverError, Remote, Route, WriteError, deliver_until_answered};
-pub use guard::{MAX_SQL_BYTES, MAX_VALUE_BYTES};
+pub use guard::{MAX_PATTERN_BYTES, MAX_SQL_BYTES, MAX_VALUE_BYTES};
 pub use journal::Retention;
 pub use meter::WriterMeter;
+pub use migrate::{Migrated, Migration, Migrations};
 pub use named::{NameTaken, Writes};
+pub use op::OpId;
 pub use params::{Param, Params};
 pub use readers::{Head, QueryLimits, QueryResult, ReadError, Readers};
 pub use row::{Column, FromValue, Row, RowError};
@@ -54,7 +62,13 @@ pub use schema::StoreError;
 pub use settings::Settings;
 pub use store::{DbError, Querier};
 pub use track::MAX_ROW_EVENTS;
+pub use trouble::Trouble;
 pub use tx::Tx;
 pub use value::SqlValue;
-pub use write::{Ack, Durability, Statement, StatementResult, Work, WriteRequest};
+pub use write::{Ack, Durability, Outcome, Statement, StatementResult, Work, WriteRequest};
 pub use writer::{Fenced, MAX_WAL_BYTES, Writer, WriterOptions};
+
+/// Returns an id for a row: a UUID of version 7 as text. Later ones sort behind earlier ones, which keeps indexes dense: inserts go to their end.
+pub fn time_ordered_id() -> String {
+    uuid::Uuid::now_v7().to_string()
+}

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::migrate::{MIGRATE, Migrate};
 use crate::refusal::{invalid, unknown_method};
 use crate::store;
 use crate::tx::Tx;
@@ -35,7 +36,7 @@ pub(crate) trait Named: Send + Sync {
 #[error("a write named {0:?} is registered already")]
 pub struct NameTaken(pub String);
 
-/// The named writes of one process. Clones share the table. A new one holds those of the agent store.
+/// The named writes of one process. Clones share the table. A new one holds those of the agent store, and [`Migrate`](crate::migrate).
 ///
 /// A named write runs on the primary, whoever that is: each program of a workdir that may lead registers the same ones, before it joins. A primary
 /// refuses a name that it does not know (`METHOD_NOT_FOUND`), and applies nothing.
@@ -50,12 +51,13 @@ impl fmt::Debug for Writes {
 
 impl Default for Writes {
     fn default() -> Self {
-        Self(Arc::new(RwLock::new(store::writes().collect())))
+        let migrate: (String, Arc<dyn Named>) = (MIGRATE.to_owned(), Arc::new(Migrate));
+        Self(Arc::new(RwLock::new(store::writes().chain([migrate]).collect())))
     }
 }
 
 impl Writes {
-    /// Returns a table with the writes of the agent store.
+    /// Returns a table with the writes that are always there.
     pub fn new() -> Self {
         Self::default()
     }

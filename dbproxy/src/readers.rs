@@ -22,7 +22,7 @@ use crate::params::Params;
 use crate::refusal::{Word, from_sqlite, internal, message_of, refuse};
 use crate::row::{Row, RowError};
 use crate::run::{Limits, Ran, Runner};
-use crate::schema::{self, STATEMENTS_KEPT};
+use crate::schema::{self, STATEMENTS_KEPT, StoreError};
 use crate::value::SqlValue;
 use crate::write::Statement;
 
@@ -199,6 +199,14 @@ impl Readers {
         .await
     }
 
+    /// Checks that the schema is the one that this binary knows; for an instance that follows, and so does not migrate.
+    pub async fn check_schema(&self) -> Result<(), StoreError> {
+        let path = self.path().to_owned();
+        let checked = self.own(move |connection| Ok(schema::check_current(connection, &path))).await;
+        // What cannot be read now is said by the first read that needs it.
+        checked.unwrap_or(Ok(()))
+    }
+
     /// Returns where the journal stands.
     pub async fn head(&self) -> Result<Head, ReadError> {
         self.own(|connection| journal::head(connection).map(|(seq, epoch)| Head { seq, epoch })).await
@@ -333,7 +341,8 @@ fn connect(path: &Path, file: (u64, u64)) -> rusqlite::Result<Reader> {
     let mut connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
-    connection.execute_batch("PRAGMA query_only = ON; PRAGMA temp_store = MEMORY;")?;
+    // Large sorts go to a temporary file: in memory nothing would bound them.
+    connection.execute_batch("PRAGMA query_only = ON; PRAGMA temp_store = FILE;")?;
     let guard = Guard::install(&mut connection)?;
     Ok(Reader { connection, guard, file })
 }

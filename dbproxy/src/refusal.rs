@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::checkpoint::Pinned;
 use crate::guard::{Guard, MAX_SQL_BYTES, MAX_VALUE_BYTES};
+use crate::trouble::Trouble;
 use crate::writer::Fenced;
 
 /// The words by which clients of the documented format tell failures apart.
@@ -106,6 +107,9 @@ pub(crate) fn from_sqlite(method: &str, error: &Error, guard: Option<&Guard>) ->
     if let Some(denied) = guard.and_then(Guard::denied) {
         return refuse(Code::Forbidden, Word::InvalidParams, method, denied);
     }
+    if let Some(trouble) = Trouble::of(error) {
+        return storage(method, message, trouble);
+    }
     let code = match error {
         Error::MultipleStatement => {
             return invalid(method, "sql", "more than one statement; send one statement per string");
@@ -136,17 +140,21 @@ pub(crate) fn from_sqlite(method: &str, error: &Error, guard: Option<&Guard>) ->
             method,
             format!("{message}: another program holds the database; nothing was applied"),
         ),
-        ErrorCode::DiskFull
-        | ErrorCode::SystemIoFailure
-        | ErrorCode::DatabaseCorrupt
-        | ErrorCode::NotADatabase
-        | ErrorCode::ReadOnly
-        | ErrorCode::CannotOpen
-        | ErrorCode::NoLargeFileSupport
-        | ErrorCode::FileLockingProtocolFailed
-        | ErrorCode::OutOfMemory => refuse(Code::Storage, Word::Internal, method, message),
         _ => refuse(Code::Sql, Word::InvalidParams, method, message),
     }
+}
+
+/// Returns the answer to a write or a read that the disk did not let through.
+fn storage(method: &str, message: impl AsRef<str>, trouble: Trouble) -> Fault {
+    let fault = refuse(Code::Storage, Word::Internal, method, message);
+    fault.with("reason", trouble.as_str()).with("next", trouble.next_step())
+}
+
+/// Returns the answer to a write whose COMMIT failed in a way that leaves open whether it is on disk.
+pub(crate) fn commit_unknown(method: &str, error: &Error) -> Fault {
+    let message =
+        format!("the disk failed in the middle of a commit ({}); send again with the same op id", message_of(error));
+    refuse(Code::OutcomeUnknown, Word::Internal, method, message)
 }
 
 /// Returns the answer to what exceeds a size limit.

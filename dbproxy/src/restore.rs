@@ -7,20 +7,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pando_ipc::{Envelope, Lease, Timestamp, Topic, topic};
-use rusqlite::{Connection, TransactionBehavior, params};
+use pando_ipc::{Lease, Timestamp};
+use rusqlite::{Connection, TransactionBehavior};
 use rustix::fs::RenameFlags;
 use serde::Serialize;
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::backup::{CopyError, Draft, OnStep, Standing, Step, file, sqlite, standing, sync_directory_of, verify};
-use crate::journal::Journal;
+use crate::backup::{CopyError, Draft, OnStep, Step, file, sqlite, sync_directory_of, verify};
+use crate::incarnation::{self, Standing};
 use crate::schema;
-
-/// How far terms and event numbers jump when the former database cannot tell how far it was.
-pub const UNKNOWN_JUMP: u64 = 1_000_000;
 
 /// A restored database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -49,17 +45,21 @@ pub fn restore(
     let draft = Draft::copy(from, database, stop, on_step)?;
     on_step(Step::Verifying);
     verify(&draft.path)?;
+    let renewed = |behind, former| {
+        renew(&draft.path, copy, behind, former).map_err(|source| sqlite("renew", &draft.path, source))
+    };
     if fs::symlink_metadata(database).is_err() {
-        let standing = renew(&draft.path, copy, None).map_err(|source| sqlite("renew", &draft.path, source))?;
+        let standing = renewed(copy, None)?;
         draft.name(database, RenameFlags::NOREPLACE)?;
         return Ok(Restored { standing, copy_of: copy.database, former: None });
     }
-    let last = settle(database).inspect_err(|error| {
-        tracing::warn!(path = %database.display(), %error, "the former database cannot be read");
-    });
-    let unknown = Standing { epoch: copy.epoch + UNKNOWN_JUMP, seq: copy.seq + UNKNOWN_JUMP, ..copy };
-    let former = last.unwrap_or(unknown);
-    let standing = renew(&draft.path, copy, Some(former)).map_err(|source| sqlite("renew", &draft.path, source))?;
+    let standing = match settle(database) {
+        Ok(former) => renewed(former, Some(former.database))?,
+        Err(error) => {
+            tracing::warn!(path = %database.display(), %error, "the former database cannot be read");
+            renewed(copy.far_behind(), None)?
+        }
+    };
     let now = Timestamp::now().as_datetime().format("%Y%m%dT%H%M%S%.3fZ").to_string();
     let aside = schema::beside(database, &format!(".replaced-{now}"));
     // A log belongs to its own database: it goes first, and the exchange never pairs it with another.
@@ -83,34 +83,19 @@ fn rename(from: &Path, to: &Path) -> Result<(), CopyError> {
 /// Moves the former database's log into it, so that the file alone is all of it, and reads where it stands.
 fn settle(database: &Path) -> rusqlite::Result<Standing> {
     let connection = schema::connect(database)?;
-    let last = standing(&connection)?;
+    let last = Standing::of(&connection)?;
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
     Ok(last)
 }
 
-/// Makes the copy a database of its own, behind the former one. Returns where it stands.
-fn renew(path: &Path, copy: Standing, former: Option<Standing>) -> rusqlite::Result<Standing> {
+fn renew(path: &Path, copy: Standing, behind: Standing, former: Option<Uuid>) -> rusqlite::Result<Standing> {
+    let failed = |why: std::io::Error| rusqlite::Error::ToSqlConversionFailure(Box::new(why));
     let mut connection = Connection::open(path)?;
-    let database = Uuid::new_v4();
-    let epoch = former.map_or(copy.epoch, |former| former.epoch.max(copy.epoch));
-    let behind = former.map_or(copy.seq, |former| former.seq.max(copy.seq));
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let change = "UPDATE _pando_meta SET value = ?2 WHERE key = ?1";
-    transaction.execute(change, params!["database", database.to_string()])?;
-    transaction.execute(change, params!["epoch", epoch])?;
-    let mut journal = Journal::load(&transaction, epoch)?;
-    journal.begin_anew(&transaction, behind)?;
-    let payload = json!({
-        "database": database,
-        "copy_of": copy.database,
-        "former": former.map(|former| former.database),
-        "copy_seq": copy.seq,
-    });
-    let event = journal.append(&transaction, Envelope::new("", Topic::known(topic::RESTORED), payload))?;
+    let standing = incarnation::renew(&transaction, copy, behind, former)?;
+    incarnation::settle_in(&transaction, &incarnation::identity(path).map_err(failed)?)?;
     transaction.commit()?;
     connection.close().map_err(|(_, error)| error)?;
-    fs::File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(|why| rusqlite::Error::ToSqlConversionFailure(Box::new(why)))?;
-    Ok(Standing { database, epoch, seq: event.seq.unwrap_or(behind) })
+    fs::File::open(path).and_then(|file| file.sync_all()).map_err(failed)?;
+    Ok(standing)
 }

@@ -13,7 +13,10 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, DEFAULT_NAME, FileControl, OpenFlags, TransactionBehavior, params};
 use uuid::Uuid;
 
+use crate::file_system::FileSystem;
 use crate::guard::Guard;
+use crate::incarnation::{self, Standing};
+use crate::trouble::Trouble;
 use crate::write::Durability;
 
 /// How long the writer waits for a lock that another program holds, before it answers `E_BUSY`.
@@ -48,6 +51,16 @@ pub enum StoreError {
         /// How many names it has.
         links: u64,
     },
+    /// The file system cannot be trusted with locks.
+    #[error("database {path} lies on a file system ({file_system}) where two primaries could lead at once: {why}")]
+    UnsafeFileSystem {
+        /// The database file.
+        path: PathBuf,
+        /// What kind it is.
+        file_system: String,
+        /// Why it is not safe.
+        why: &'static str,
+    },
     /// The file system cannot do WAL.
     #[error("database {path} stays in journal mode {mode:?}: its file system cannot hold a WAL (no shared memory?)")]
     NoWal {
@@ -69,6 +82,22 @@ pub enum StoreError {
         made_by: String,
         /// The newest version this binary knows.
         known: u32,
+        /// This binary's release.
+        own: &'static str,
+    },
+    /// The primary's binary is older than this one, and has not brought the database as far as this one needs it.
+    #[error(
+        "database {path} has schema version {found}, made by pando {made_by}; this is pando {own} and needs {needed}: its primary is older"
+    )]
+    OlderSchema {
+        /// The database file.
+        path: PathBuf,
+        /// Its schema's version.
+        found: u32,
+        /// The release that migrated it.
+        made_by: String,
+        /// The version this binary needs.
+        needed: u32,
         /// This binary's release.
         own: &'static str,
     },
@@ -120,6 +149,16 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Returns what the disk did, when it did.
+    pub fn trouble(&self) -> Option<Trouble> {
+        match self {
+            Self::Sqlite { source, .. } | Self::MigrationFailed { source, .. } => Trouble::of(source),
+            _ => None,
+        }
+    }
+}
+
 struct Migration {
     id: u32,
     name: &'static str,
@@ -130,6 +169,8 @@ struct Migration {
 const MIGRATIONS: &[Migration] = &[
     Migration { id: 1, name: "pando", sql: include_str!("migrations/0001_pando.sql") },
     Migration { id: 2, name: "agent_store", sql: include_str!("migrations/0002_agent_store.sql") },
+    Migration { id: 3, name: "op_clients", sql: include_str!("migrations/0003_op_clients.sql") },
+    Migration { id: 4, name: "app_migration", sql: include_str!("migrations/0004_app_migration.sql") },
 ];
 
 /// An open database at the beginning of a term.
@@ -153,7 +194,8 @@ pub(crate) fn open(path: &Path, durability: Durability) -> Result<Opened, StoreE
         return Err(StoreError::NoWal { path, mode });
     }
     migrate(&mut connection, &path, MIGRATIONS)?;
-    let (database, epoch) = begin_term(&mut connection).map_err(failed)?;
+    let identity = incarnation::identity(&path).map_err(|source| StoreError::File { path: path.clone(), source })?;
+    let (database, epoch) = begin_term(&mut connection, &identity).map_err(failed)?;
     Ok(Opened { connection, guard, path, database, epoch })
 }
 
@@ -176,6 +218,10 @@ fn prepare_file(path: &Path) -> Result<PathBuf, StoreError> {
     };
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     let path = fs::canonicalize(parent).map_err(failed)?.join(name);
+    let FileSystem { name: file_system, objection } = FileSystem::of(parent).map_err(failed)?;
+    if let Some(why) = objection {
+        return Err(StoreError::UnsafeFileSystem { path, file_system, why });
+    }
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
         Ok(_created) => File::open(path.with_file_name(".")).and_then(|dir| dir.sync_all()).map_err(failed)?,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -215,7 +261,7 @@ fn configure(connection: &Connection, durability: Durability) -> rusqlite::Resul
 }
 
 /// Hashes a migration's text: FNV-1a, 64 bits, as a signed number because SQLite's integers are.
-fn checksum(sql: &str) -> i64 {
+pub(crate) fn checksum(sql: &str) -> i64 {
     let mut hasher = FnvHasher::default();
     hasher.write(sql.as_bytes());
     i64::from_ne_bytes(hasher.finish().to_ne_bytes())
@@ -244,6 +290,24 @@ fn migrate(connection: &mut Connection, path: &Path, known: &[Migration]) -> Res
 /// Checks that this binary knows all that was applied to a database.
 pub(crate) fn check_known(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     missing(connection, path, MIGRATIONS).map(drop)
+}
+
+/// Checks that a database is as far as this binary needs it, and no further than it knows: for whoever does not migrate it.
+pub(crate) fn check_current(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    if missing(connection, path, MIGRATIONS)?.is_empty() {
+        return Ok(());
+    }
+    let last = connection.query_row("SELECT id, made_by FROM _pando_migration ORDER BY id DESC LIMIT 1", [], |row| {
+        Ok((row.get(0)?, row.get(1)?))
+    });
+    let (found, made_by) = last.map_err(|source| StoreError::Sqlite { path: path.to_owned(), source })?;
+    Err(StoreError::OlderSchema {
+        path: path.to_owned(),
+        found,
+        made_by,
+        needed: MIGRATIONS.last().map_or(0, |migration| migration.id),
+        own: env!("CARGO_PKG_VERSION"),
+    })
 }
 
 /// Returns the migrations that are still to be applied; what was applied must be known.
@@ -299,13 +363,18 @@ fn apply(connection: &mut Connection, migration: &Migration) -> rusqlite::Result
     transaction.commit()
 }
 
-/// Counts the term up, in a transaction of its own. Returns the database's id and the new term.
-fn begin_term(connection: &mut Connection) -> rusqlite::Result<(Uuid, u64)> {
+/// Counts the term up, in a transaction of its own; a copy becomes a database of its own first. Returns the database's id and the new term.
+fn begin_term(connection: &mut Connection, identity: &str) -> rusqlite::Result<(Uuid, u64)> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute(
         "INSERT INTO _pando_meta (key, value) VALUES ('database', ?1), ('epoch', 0) ON CONFLICT DO NOTHING",
         [Uuid::new_v4().to_string()],
     )?;
+    if incarnation::settle_in(&transaction, identity)? {
+        let copy = Standing::of(&transaction)?;
+        let renewed = incarnation::renew(&transaction, copy, copy.far_behind(), None)?;
+        tracing::warn!(copy_of = %copy.database, database = %renewed.database, "the database is a copy; it has a new id from now on");
+    }
     let epoch = transaction.query_row(
         "UPDATE _pando_meta SET value = value + 1 WHERE key = 'epoch' RETURNING value",
         [],
@@ -352,6 +421,29 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_is_a_database_of_its_own() {
+        let (dir, path) = fresh();
+        let first = open(&path, Durability::Os).unwrap();
+        let (database, epoch) = (first.database, first.epoch);
+        drop(first);
+        let copy = dir.path().join("copy.db");
+        fs::copy(&path, &copy).unwrap();
+        let second = open(&copy, Durability::Os).unwrap();
+        assert_ne!(second.database, database);
+        assert!(second.epoch > epoch + incarnation::UNKNOWN_JUMP);
+        let sql = "SELECT seq, topic FROM _pando_event";
+        let event = second.connection.query_row(sql, [], |row| Ok((row.get::<_, u64>(0)?, row.get::<_, String>(1)?)));
+        assert_eq!(event.unwrap(), (incarnation::UNKNOWN_JUMP + 1, "db.restored".to_owned()));
+        let renewed = second.database;
+        drop(second);
+        fs::rename(&copy, dir.path().join("moved.db")).unwrap();
+        let moved = open(&dir.path().join("moved.db"), Durability::Os).unwrap();
+        assert_eq!(moved.database, renewed, "a file that was moved is the same file");
+        drop(moved);
+        assert_eq!(open(&path, Durability::Os).unwrap().database, database);
+    }
+
+    #[test]
     fn aliases_of_a_database_are_refused() {
         let (dir, path) = fresh();
         drop(open(&path, Durability::Disk).unwrap());
@@ -375,6 +467,50 @@ mod tests {
         assert!(text.contains("9.9.9") && text.contains(env!("CARGO_PKG_VERSION")), "{text}");
     }
 
+    /// Returns the schema as it stands, apart from white space and the order in which it came to be.
+    fn definitions(connection: &Connection) -> Vec<(String, String)> {
+        let plain = |sql: String| sql.split_whitespace().collect::<Vec<_>>().join(" ");
+        let sql = "SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name";
+        let mut statement = connection.prepare(sql).unwrap();
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, plain(row.get(1)?)))).unwrap();
+        rows.map(Result::unwrap).collect()
+    }
+
+    /// Databases as former releases left them, by schema version.
+    const RELEASED: &[(u32, &str)] = &[(2, include_str!("../../tests/golden/schema-2.sql"))];
+
+    #[test]
+    fn every_released_schema_becomes_the_present_one_and_keeps_its_rows() {
+        for (version, released) in RELEASED {
+            let (_dir, path) = fresh();
+            let former = Connection::open(&path).unwrap();
+            former.execute_batch(released).unwrap();
+            let found: u32 = former.query_row("SELECT max(id) FROM _pando_migration", [], |row| row.get(0)).unwrap();
+            assert_eq!(found, *version);
+            let opened = open(&path, Durability::Disk).unwrap();
+            let (_other, fresh_path) = fresh();
+            let made_now = open(&fresh_path, Durability::Disk).unwrap();
+            assert_eq!(definitions(&opened.connection), definitions(&made_now.connection));
+            check_current(&opened.connection, &path).unwrap();
+            let title: String = opened
+                .connection
+                .query_row("SELECT title FROM sessions WHERE id = 's-1'", [], |row| row.get(0))
+                .unwrap();
+            assert_eq!((title.as_str(), opened.epoch), ("kept", 8));
+            assert_eq!(crate::journal::head(&opened.connection).unwrap(), (1, 8));
+        }
+    }
+
+    #[test]
+    fn a_database_that_is_behind_is_named_with_both_versions() {
+        let (_dir, path) = fresh();
+        let connection = open(&path, Durability::Disk).unwrap().connection;
+        check_current(&connection, &path).unwrap();
+        connection.execute("DELETE FROM _pando_migration WHERE id > 1", []).unwrap();
+        let error = check_current(&connection, &path).unwrap_err();
+        assert!(matches!(error, StoreError::OlderSchema { found: 1, .. }), "{error}");
+    }
+
     #[test]
     fn a_changed_migration_is_refused_and_a_failing_one_leaves_nothing() {
         let (_dir, path) = fresh();
@@ -382,12 +518,12 @@ mod tests {
         let step = |id, sql| Migration { id, name: "step", sql };
         let base = || MIGRATIONS.iter().map(|known| Migration { ..*known });
         let with = |last: Migration| base().chain([last]).collect::<Vec<_>>();
-        let broken = with(step(3, "CREATE TABLE three (a); CREATE TABLE three (b);"));
+        let broken = with(step(99, "CREATE TABLE three (a); CREATE TABLE three (b);"));
         let failed = migrate(&mut connection, &path, &broken);
-        assert!(matches!(failed, Err(StoreError::MigrationFailed { id: 3, .. })));
-        migrate(&mut connection, &path, &with(step(3, "CREATE TABLE three (a)"))).unwrap();
-        let differs = migrate(&mut connection, &path, &with(step(3, "CREATE TABLE three (c)")));
-        assert!(matches!(differs, Err(StoreError::MigrationDiffers { id: 3, .. })));
+        assert!(matches!(failed, Err(StoreError::MigrationFailed { id: 99, .. })));
+        migrate(&mut connection, &path, &with(step(99, "CREATE TABLE three (a)"))).unwrap();
+        let differs = migrate(&mut connection, &path, &with(step(99, "CREATE TABLE three (c)")));
+        assert!(matches!(differs, Err(StoreError::MigrationDiffers { id: 99, .. })));
     }
 
     #[test]

@@ -1,12 +1,17 @@
 //! Tests of the parts together, on real files and threads.
 
+mod attacks;
 mod copies;
 mod crash;
 mod delivery;
 mod events;
 mod guards;
+mod migrations;
+mod model;
 mod named;
+mod outcome;
 mod reads;
+mod steps;
 mod store;
 mod typed;
 mod writes;
@@ -19,7 +24,9 @@ use pando_ipc::{Envelope, Fault, Pattern};
 use serde_json::{Value, json};
 
 use crate::writer::Tuning;
-use crate::{Ack, Durability, QueryLimits, Readers, Statement, Work, WriteRequest, Writer, WriterOptions, Writes};
+use crate::{
+    Ack, Durability, OpId, QueryLimits, Readers, Statement, Work, WriteRequest, Writer, WriterOptions, Writes,
+};
 
 /// A workdir with its database; the writer's commits are seen in `events`.
 struct Bench {
@@ -56,7 +63,7 @@ fn message(id: &str, session: &str) -> Work {
 }
 
 fn request(op_id: &str, work: Work) -> WriteRequest {
-    WriteRequest::new(op_id.to_owned(), "inst-A".into(), Instant::now() + Duration::from_secs(20), work).unwrap()
+    WriteRequest::new(OpId::parse(op_id), "inst-A".into(), Instant::now() + Duration::from_secs(20), work).unwrap()
 }
 
 impl Bench {

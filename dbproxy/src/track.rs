@@ -127,10 +127,10 @@ impl Track {
             script.push(format!("DROP TRIGGER temp.{};", quoted(&name)));
         }
         let sql = "SELECT name FROM pragma_table_list WHERE schema = ?1 AND type = 'table'";
-        for (number, table) in strings(connection, sql, "main")?.iter().enumerate() {
-            if !begins(table, RESERVED) && !begins(table, "sqlite_") {
-                triggers(&mut script, number, table, &columns(connection, table)?);
-            }
+        let tables = strings(connection, sql, "main")?;
+        let ordinary = tables.iter().filter(|table| !begins(table, RESERVED) && !begins(table, "sqlite_"));
+        for (number, table) in ordinary.enumerate() {
+            triggers(&mut script, number, table, &columns(connection, table)?);
         }
         connection.execute_batch(&script.concat())
     }

@@ -3,17 +3,20 @@
 use std::cell::{Cell, RefCell};
 
 use pando_ipc::{Envelope, Fault, Topic};
-use rusqlite::Connection;
+use rusqlite::fallible_iterator::FallibleIterator;
+use rusqlite::{Batch, Connection};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::guard::Mode;
 use crate::named::Writes;
 use crate::params::Params;
 use crate::readers::QueryResult;
-use crate::refusal::{Word, internal, invalid, refuse};
+use crate::refusal::{Word, from_sqlite, internal, invalid, refuse};
 use crate::row::{Row, RowError};
 use crate::run::{Limits, Ran, Runner};
+use crate::track::Track;
 use crate::value::SqlValue;
 use crate::write::{Statement, StatementResult};
 
@@ -81,6 +84,36 @@ impl<'a> Tx<'a> {
         refuse(pando_ipc::Code::Conflict, Word::Conflict, self.runner.method, why)
     }
 
+    /// Returns the instance that writes.
+    pub(crate) fn source(&self) -> &str {
+        self.source
+    }
+
+    /// Runs SQL of our own.
+    pub(crate) fn own<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, Fault> {
+        work(self.runner.connection).map_err(|error| from_sqlite(self.runner.method, &error, None))
+    }
+
+    /// Runs the statements of a script, which may change the schema; what they return is read and forgotten.
+    pub(crate) fn script(&self, sql: &str) -> Result<(), Fault> {
+        let Runner { connection, guard, deadline, method, .. } = self.runner;
+        if sql.contains('\0') {
+            return Err(invalid(method, "sql", "holds a NUL"));
+        }
+        let reserved = self.own(reserved_names)?;
+        let mut script = Batch::new(connection, sql);
+        let mut step = || -> rusqlite::Result<bool> {
+            let Some(mut statement) = script.next()? else { return Ok(false) };
+            let mut rows = statement.raw_query();
+            while rows.next()?.is_some() {}
+            Ok(true)
+        };
+        while guard.run(Mode::Schema, deadline, &mut step).map_err(|error| from_sqlite(method, &error, Some(guard)))? {
+            after_schema_change(connection, reserved, method)?;
+        }
+        Ok(())
+    }
+
     /// Returns the name of the write, as it stands in faults and change events.
     pub fn method(&self) -> &str {
         self.runner.method
@@ -128,6 +161,27 @@ impl<'a> Tx<'a> {
         self.left.set(Limits { rows: rows.saturating_sub(ran.rows.len()), bytes: bytes.saturating_sub(weight) });
         Ok(ran)
     }
+}
+
+/// Makes the trackers anew, whatever a statement did to them, and sees that nothing reserved came to be.
+pub(crate) fn after_schema_change(connection: &Connection, reserved: i64, method: &str) -> Result<(), Fault> {
+    let sqlite = |error: rusqlite::Error| from_sqlite(method, &error, None);
+    Track::renew(connection).map_err(sqlite)?;
+    if reserved_names(connection).map_err(sqlite)? == reserved {
+        return Ok(());
+    }
+    let message = "names with _pando_ are reserved, also as the target of a foreign key, and nothing is TEMP";
+    Err(refuse(pando_ipc::Code::Forbidden, Word::InvalidParams, method, message))
+}
+
+/// Counts what nobody else may make: names with our prefix in the schema, foreign keys that lead to them, and whatever is TEMP but our trackers
+/// (`CREATE TRIGGER temp.t ON main.u` looks to the authorizer like a trigger of `main`).
+pub(crate) fn reserved_names(connection: &Connection) -> rusqlite::Result<i64> {
+    let sql = "SELECT (SELECT count(*) FROM main.sqlite_schema WHERE name LIKE '\\_pando\\_%' ESCAPE '\\')
+        + (SELECT count(*) FROM pragma_table_list AS t, pragma_foreign_key_list(t.name) AS f
+           WHERE t.schema = 'main' AND f.\"table\" LIKE '\\_pando\\_%' ESCAPE '\\')
+        + (SELECT count(*) FROM temp.sqlite_schema WHERE name NOT LIKE '\\_pando\\_track\\_%' ESCAPE '\\')";
+    connection.query_row(sql, [], |row| row.get(0))
 }
 
 /// Returns what one statement did.

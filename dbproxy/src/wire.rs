@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::named::{Named, Writes};
+use crate::op::OpId;
 use crate::params::Params;
 use crate::refusal::invalid;
 use crate::store::methods;
@@ -21,6 +22,8 @@ pub const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 pub const EXEC: &str = "db.exec";
 /// Method that runs a named write.
 pub const WRITE: &str = "db.write";
+/// Method that tells what became of a write.
+pub const OUTCOME: &str = "db.outcome";
 /// Method that publishes an event.
 pub const PUBLISH: &str = pando_ipc::hello::PUBLISH;
 
@@ -83,10 +86,16 @@ impl<'a> Fields<'a> {
         text.map(|text| Uuid::parse_str(text).map_err(|_| self.bad("database", "expected a UUID"))).transpose()
     }
 
-    /// Returns the op id that the sender gave, or a new one: such a write cannot be retried.
-    fn op_id(self, name: &str) -> Result<String, Fault> {
-        let given = self.text(name)?.filter(|text| !text.is_empty());
-        Ok(given.map_or_else(|| Uuid::now_v7().to_string(), str::to_owned))
+    fn op_id(self, name: &str) -> Result<Option<OpId>, Fault> {
+        Ok(self.text(name)?.filter(|text| !text.is_empty()).map(OpId::parse))
+    }
+
+    /// Returns the write that the fields frame. Without an op id it gets a new one: such a write cannot be retried.
+    fn request(self, op_id: Option<OpId>, source: String, work: Work) -> Result<WriteRequest, Fault> {
+        let op_id = op_id.unwrap_or_else(OpId::fresh);
+        let request = WriteRequest::new(op_id, source, self.deadline()?, work)?;
+        let epoch = self.number("epoch")?.unwrap_or(0);
+        Ok(request.meant_for(self.database()?, epoch).acked(self.number("acked")?.unwrap_or(0)))
     }
 
     /// Returns the instance that the sender says it is, or what the connection knows.
@@ -97,7 +106,7 @@ impl<'a> Fields<'a> {
 
 /// Reads the params of `db.exec`; `source` is who sent them.
 ///
-/// `{op_id?, database?, ddl?, statements: [{sql, params?}], timeout_ms?, source_instance_id?}`. A statement may also be
+/// `{op_id?, acked?, database?, epoch?, ddl?, statements: [{sql, params?}], timeout_ms?, source_instance_id?}`. A statement may also be
 /// a plain string, and a single one may stand as `{sql, params?}` without `statements`.
 pub fn parse_exec(params: &Value, source: &str) -> Result<WriteRequest, Fault> {
     let fields = Fields::of("exec", params)?;
@@ -120,8 +129,7 @@ pub fn parse_exec(params: &Value, source: &str) -> Result<WriteRequest, Fault> {
         None => return Err(fields.bad("statements", "is missing")),
     };
     let work = Work::Exec { statements, ddl: fields.flag("ddl")?.unwrap_or(false) };
-    let request = WriteRequest::new(fields.op_id("op_id")?, fields.source(source)?, fields.deadline()?, work)?;
-    Ok(request.for_database(fields.database()?))
+    fields.request(fields.op_id("op_id")?, fields.source(source)?, work)
 }
 
 /// Returns the result of `db.exec`: `{seq, epoch, durability, results, replayed}`.
@@ -144,17 +152,22 @@ impl fmt::Debug for WriteAnswer {
 
 /// Reads the params of `db.write`; `source` is who sent them, unless they say it themselves.
 ///
-/// `{meta: {source_instance_id, request_id, timestamp, database?, timeout_ms?, ack?}, method, params}`. `request_id` is
-/// the op id. Params are taken with plain nulls and with `{"String": "", "Valid": false}`.
+/// `{meta: {source_instance_id, request_id, timestamp, op_id?, acked?, database?, epoch?, timeout_ms?, ack?}, method, params}`. `request_id` is
+/// the op id among those of its source, unless `op_id` names one that is unique for ever. Params are taken with plain nulls and with `{"String": "", "Valid": false}`.
 pub fn parse_write(params: &Value, source: &str, writes: &Writes) -> Result<(WriteRequest, WriteAnswer), Fault> {
     let outer = Fields::of("write", params)?;
     let method = outer.required("method")?;
     let outer = Fields { method, ..outer };
     let meta = outer.inner("meta", "meta.")?;
     let work = writes.work(method, params.get("params").unwrap_or(&Value::Null))?;
-    let request = WriteRequest::new(meta.op_id("request_id")?, meta.source(source)?, meta.deadline()?, work)?;
+    let source = meta.source(source)?;
+    let op_id = match meta.op_id("op_id")? {
+        None => meta.op_id("request_id")?.map(|op_id| op_id.within(&source)),
+        given => given,
+    };
+    let request = meta.request(op_id, source, work)?;
     let answer = WriteAnswer { write: writes.get(method), whole: meta.flag("ack")?.unwrap_or(false) };
-    Ok((request.for_database(meta.database()?), answer))
+    Ok((request, answer))
 }
 
 /// Returns the result of `db.write`: what the write returned, a row in the documented form, or null.
@@ -179,7 +192,7 @@ pub enum Publication {
 
 /// Reads the params of `events.publish`; `source` is who sent them.
 ///
-/// `{topic, payload?, session_id?, project_id?, durable?, op_id?, database?, timeout_ms?, source_instance_id?}`. Without
+/// `{topic, payload?, session_id?, project_id?, durable?, op_id?, acked?, database?, epoch?, timeout_ms?, source_instance_id?}`. Without
 /// `durable` the topic decides.
 pub fn parse_publish(params: &Value, source: &str) -> Result<Publication, Fault> {
     let fields = Fields::of("publish", params)?;
@@ -195,13 +208,27 @@ pub fn parse_publish(params: &Value, source: &str) -> Result<Publication, Fault>
         return Ok(Publication::Ephemeral(event));
     }
     let work = Work::Publish { topic, payload, session_id, project_id };
-    let request = WriteRequest::new(fields.op_id("op_id")?, source, fields.deadline()?, work)?;
-    Ok(Publication::Durable(request.for_database(fields.database()?)))
+    Ok(Publication::Durable(fields.request(fields.op_id("op_id")?, source, work)?))
 }
 
 /// Returns the result of a durable `events.publish`: `{seq, epoch, durability, replayed}`.
 pub fn publish_result(ack: &Ack) -> Value {
     json!({"seq": ack.seq, "epoch": ack.epoch, "durability": ack.durability, "replayed": ack.replayed})
+}
+
+/// Reads the params of `db.outcome`: `{op_id, source_instance_id?, database?, epoch?, timeout_ms?}`; `source` is who asks.
+///
+/// `source_instance_id` says that the op id is the `request_id` of a `db.write` from there.
+pub fn parse_outcome(params: &Value, source: &str) -> Result<WriteRequest, Fault> {
+    let fields = Fields::of("outcome", params)?;
+    let op_id = OpId::parse(fields.required("op_id")?);
+    let op_id = op_id.within(fields.text("source_instance_id")?.unwrap_or(""));
+    fields.request(Some(op_id), source.to_owned(), Work::Settle)
+}
+
+/// Returns the result of `db.outcome`: an [`crate::Outcome`].
+pub fn outcome_result(ack: Ack) -> Value {
+    ack.results
 }
 
 /// The params of `db.query`.
@@ -227,35 +254,47 @@ pub fn parse_query(params: &Value) -> Result<Query, Fault> {
 pub(crate) fn call(request: &WriteRequest, writes: &Writes) -> (&'static str, Value) {
     let left = request.deadline.saturating_duration_since(Instant::now());
     let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-    let WriteRequest { op_id, database, source, .. } = request;
-    match &request.work {
+    let WriteRequest { op_id, acked, database, epoch, source, .. } = request;
+    let op_id = op_id.to_string();
+    let mut frame = json!({
+        "op_id": op_id, "acked": acked, "database": database, "epoch": epoch, "timeout_ms": timeout_ms, "source_instance_id": source,
+    });
+    let mut with = |more: Value| {
+        if let (Value::Object(frame), Value::Object(more)) = (&mut frame, more) {
+            frame.extend(more);
+        }
+    };
+    let method = match &request.work {
         Work::Exec { statements, ddl } => {
-            let statements: Vec<_> = statements
+            let statements = statements
                 .iter()
                 .map(|statement| json!({"sql": statement.sql, "params": statement.params.to_json()}))
-                .collect();
-            let params = json!({
-                "op_id": op_id, "database": database, "ddl": ddl, "statements": statements, "timeout_ms": timeout_ms,
-                "source_instance_id": source,
-            });
-            (EXEC, params)
+                .collect::<Vec<_>>();
+            with(json!({"ddl": ddl, "statements": statements}));
+            EXEC
         }
         Work::Named { method, params } => {
             let params = writes.get(method).map_or_else(|| params.clone(), |write| write.to_wire(params));
-            let meta = json!({
-                "source_instance_id": source, "request_id": op_id, "timestamp": Timestamp::now(),
-                "database": database, "timeout_ms": timeout_ms, "ack": true,
-            });
-            (WRITE, json!({"meta": meta, "method": method, "params": params}))
+            with(json!({"request_id": op_id, "timestamp": Timestamp::now(), "ack": true}));
+            return (WRITE, json!({"meta": frame, "method": method, "params": params}));
         }
         Work::Publish { topic, payload, session_id, project_id } => {
-            let params = json!({
+            with(json!({
                 "topic": topic, "payload": payload, "session_id": session_id, "project_id": project_id, "durable": true,
-                "op_id": op_id, "database": database, "timeout_ms": timeout_ms, "source_instance_id": source,
-            });
-            (PUBLISH, params)
+            }));
+            PUBLISH
         }
-    }
+        Work::Settle => {
+            with(json!({"source_instance_id": Value::Null}));
+            OUTCOME
+        }
+    };
+    (method, frame)
+}
+
+/// Returns an acknowledgement that tells nothing but results.
+fn bare(results: Value) -> Ack {
+    Ack { seq: 0, epoch: 0, durability: Durability::Os, results, replayed: false }
 }
 
 /// Reads the primary's answer to [`call`], or says what is wrong with it.
@@ -264,13 +303,8 @@ pub(crate) fn call(request: &WriteRequest, writes: &Writes) -> (&'static str, Va
 pub(crate) fn ack(request: &WriteRequest, result: Value) -> Result<Ack, String> {
     let is_ack = result.get("seq").is_some() && result.get("epoch").is_some();
     let read = match &request.work {
-        Work::Named { .. } if !is_ack => Ok(Ack {
-            seq: 0,
-            epoch: 0,
-            durability: Durability::Os,
-            results: methods::from_wire(result),
-            replayed: false,
-        }),
+        Work::Named { .. } if !is_ack => Ok(bare(methods::from_wire(result))),
+        Work::Settle => Ok(bare(result)),
         Work::Publish { .. } => match result {
             Value::Object(mut map) => {
                 map.insert("results".to_owned(), Value::Null);
@@ -290,11 +324,12 @@ mod tests {
     fn round_trip(work: Work) {
         let deadline = Instant::now() + Duration::from_secs(5);
         let sent = WriteRequest::new("op-1".into(), "inst-B".into(), deadline, work).unwrap();
-        let sent = sent.for_database(Some(Uuid::from_u128(7)));
+        let sent = sent.meant_for(Some(Uuid::from_u128(7)), 3).acked(9);
         let (method, params) = call(&sent, &Writes::new());
         let params: Value = serde_json::from_str(&params.to_string()).unwrap();
         let got = match method {
             EXEC => parse_exec(&params, "peer").unwrap(),
+            OUTCOME => parse_outcome(&params, "inst-B").unwrap(),
             WRITE => parse_write(&params, "peer", &Writes::new()).unwrap().0,
             _ => match parse_publish(&params, "peer").unwrap() {
                 Publication::Durable(request) => request,
@@ -316,6 +351,7 @@ mod tests {
         round_trip(Writes::new().work("CreateMessage", &message).unwrap());
         round_trip(Writes::new().work("DeleteMessage", &json!("m")).unwrap());
         round_trip(Writes::new().work("DeactivateLowestSkill", &Value::Null).unwrap());
+        round_trip(Work::Settle);
         let topic = Topic::known("tool.end");
         round_trip(Work::Publish {
             topic,
@@ -333,7 +369,7 @@ mod tests {
             "params": {"id": "m", "session_id": "s", "role": "user", "parts": "[]", "model": {"String": "", "Valid": false}},
         });
         let (request, answer) = parse_write(&params, "peer", &Writes::new()).unwrap();
-        assert_eq!((request.op_id.as_str(), request.source.as_str()), ("req-7", "inst-A"));
+        assert_eq!((&request.op_id, request.source.as_str()), (&OpId::parse("req-7").within("inst-A"), "inst-A"));
         let row = json!({"id": "m", "model": null, "finished_at": 7});
         let ack = Ack { seq: 3, epoch: 1, durability: Durability::Disk, results: row, replayed: false };
         let expected = r#"{"id":"m","model":{"String":"","Valid":false},"finished_at":{"Int64":7,"Valid":true}}"#;

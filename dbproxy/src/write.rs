@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use crate::op::OpId;
 use crate::params::Params;
 use crate::readers::QueryResult;
 use crate::refusal::{Word, invalid, refuse};
 
-/// Longest op id, in bytes. A longer one is refused as invalid.
+/// Longest op id, in bytes, its scope not counted. A longer one is refused as invalid.
 pub const MAX_OP_ID_BYTES: usize = 128;
 /// Largest payload of an event, as JSON. A larger one is refused with `E_TOO_LARGE`: every event fits into a frame and into an answer.
 pub const MAX_PAYLOAD_BYTES: usize = 2 << 20;
@@ -78,6 +79,26 @@ pub enum Work {
         /// The project it belongs to, or empty.
         project_id: String,
     },
+    /// Settles what became of the write with this request's op id: if it is not applied now, it never will be. Its result is an [`Outcome`].
+    Settle,
+}
+
+/// What became of a write.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// It was applied, once.
+    Applied {
+        /// The answer it got.
+        ack: Ack,
+    },
+    /// It was not applied, and will not be: a copy that is still on its way is refused with `E_ABANDONED`.
+    NotApplied,
+    /// The primary cannot tell: it has forgotten this op id.
+    Unknown {
+        /// Why.
+        reason: String,
+    },
 }
 
 impl Work {
@@ -87,6 +108,7 @@ impl Work {
             Self::Exec { .. } => "exec",
             Self::Named { method, .. } => method,
             Self::Publish { .. } => "publish",
+            Self::Settle => "outcome",
         }
     }
 
@@ -100,6 +122,7 @@ impl Work {
             Self::Publish { topic, payload, session_id, project_id } => {
                 json!(["publish", topic, payload, session_id, project_id])
             }
+            Self::Settle => Value::Null,
         }
     }
 
@@ -111,6 +134,7 @@ impl Work {
             }
             Self::Named { method, params } => method.len() + weight_of(params),
             Self::Publish { topic, payload, .. } => topic.as_str().len() + weight_of(payload),
+            Self::Settle => 0,
         }
     }
 }
@@ -118,12 +142,18 @@ impl Work {
 /// A write on its way to the writer. Sent again with the same op id, it applies once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WriteRequest {
-    /// Names the write: 1 to [`MAX_OP_ID_BYTES`] bytes, unique for ever.
-    pub op_id: String,
+    /// Names the write.
+    pub op_id: OpId,
+    /// Writes of the same counting client below this counter have been answered: the primary need not remember them.
+    pub acked: u64,
     /// Binds the op id to this very request.
     pub fingerprint: u64,
     /// The database it is meant for; `None` takes any.
     pub database: Option<Uuid>,
+    /// The term it is meant for, or a later one: a primary of an earlier term refuses it. 0 takes any.
+    ///
+    /// A write that was sent in one term may be applied in the next: that its op id applies once holds across terms, because the op id is stored with the rows.
+    pub epoch: u64,
     /// When it must not begin any more.
     pub deadline: Instant,
     /// The instance it comes from: change events carry it as `instanceId`.
@@ -134,14 +164,11 @@ pub struct WriteRequest {
 
 impl WriteRequest {
     /// Returns a request with its fingerprint, or why the op id or the work cannot be.
-    ///
-    /// The source is part of a named write's fingerprint: clients of the documented format count their request ids
-    /// from 1, and two of them must not take each other's answers.
-    pub fn new(op_id: String, source: String, deadline: Instant, work: Work) -> Result<Self, Fault> {
+    pub fn new(op_id: OpId, source: String, deadline: Instant, work: Work) -> Result<Self, Fault> {
         let method = work.label();
-        if op_id.is_empty() || op_id.len() > MAX_OP_ID_BYTES {
-            let why = format!("has {} bytes, not 1 to {MAX_OP_ID_BYTES}", op_id.len());
-            return Err(invalid(method, "op_id", why));
+        let bytes = op_id.to_string().len();
+        if bytes == 0 || bytes > MAX_OP_ID_BYTES {
+            return Err(invalid(method, "op_id", format!("has {bytes} bytes, not 1 to {MAX_OP_ID_BYTES}")));
         }
         if let Work::Exec { statements, .. } = &work {
             if statements.is_empty() {
@@ -154,22 +181,24 @@ impl WriteRequest {
         }
         let mut hasher = FnvHasher::default();
         feed(&mut hasher, &work.to_json());
-        if matches!(work, Work::Named { .. }) {
-            hasher.write(source.as_bytes());
-        }
-        Ok(Self { op_id, fingerprint: hasher.finish(), database: None, deadline, source, work })
+        Ok(Self { op_id, acked: 0, fingerprint: hasher.finish(), database: None, epoch: 0, deadline, source, work })
     }
 
-    /// Returns the request, meant for one database alone.
+    /// Returns the request, meant for one database in some term or a later one.
     #[must_use]
-    pub fn for_database(mut self, database: Option<Uuid>) -> Self {
-        self.database = database;
-        self
+    pub fn meant_for(self, database: Option<Uuid>, epoch: u64) -> Self {
+        Self { database, epoch, ..self }
+    }
+
+    /// Returns the request, telling what its client has answers to.
+    #[must_use]
+    pub fn acked(self, acked: u64) -> Self {
+        Self { acked, ..self }
     }
 
     /// Returns about how many bytes the request takes in the queue.
     pub(crate) fn weight(&self) -> usize {
-        self.op_id.len() + self.source.len() + self.work.weight()
+        self.op_id.weight() + self.source.len() + self.work.weight()
     }
 }
 
@@ -290,16 +319,6 @@ mod tests {
         assert_ne!(publish(json!({"a": 1})), publish(json!({"a": "1"})));
         assert_ne!(publish(json!(["ab", "c"])), publish(json!(["a", "bc"])));
         assert_ne!(publish(json!([[1], 2])), publish(json!([[1, 2]])));
-    }
-
-    #[test]
-    fn two_clients_that_count_alike_do_not_take_each_others_answers() {
-        let skill = |source: &str| {
-            let work = crate::Writes::new().work("IncrementSkillUsage", &json!("skill")).unwrap();
-            WriteRequest::new("req-1".into(), source.into(), Instant::now(), work).unwrap().fingerprint
-        };
-        assert_eq!(skill("inst-A"), skill("inst-A"));
-        assert_ne!(skill("inst-A"), skill("inst-B"));
     }
 
     #[test]

@@ -20,11 +20,12 @@ use uuid::Uuid;
 use crate::checkpoint::{Announce, Checkpointer, Pinned};
 use crate::meter::WriterMeter;
 use crate::named::Writes;
+use crate::op::OpId;
 use crate::refusal::{Word, fenced, not_primary, queue_is_full, refuse, too_large, wal_is_full};
 use crate::schema::{self, StoreError};
 use crate::settings::Settings;
 use crate::write::{Ack, Durability, Work, WriteRequest};
-pub use dedup::{KEPT_OPS, KEPT_OPS_FOR};
+pub use dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR};
 pub(crate) use thread::Tuning;
 use thread::{Command, Job, Signals, Thread};
 
@@ -206,7 +207,7 @@ impl Writer {
         }
         answered.await.unwrap_or_else(|_| {
             let message = "the writer died before it answered; send again with the same op id";
-            Err(refuse(Code::OutcomeUnknown, Word::Unreachable, &label, message))
+            Err(refuse(Code::OutcomeUnknown, Word::Unreachable, &label, message).with("retryable", true))
         })
     }
 
@@ -294,7 +295,7 @@ impl Writer {
 fn announce(queue: mpsc::WeakSender<Command>, source: String) -> Announce {
     Box::new(move |topic, payload| {
         let work = Work::Publish { topic, payload, session_id: String::new(), project_id: String::new() };
-        let request = WriteRequest::new(Uuid::now_v7().to_string(), source.clone(), Instant::now() + NEWS_TIME, work);
+        let request = WriteRequest::new(OpId::fresh(), source.clone(), Instant::now() + NEWS_TIME, work);
         // News that is refused, or that comes when the writer is gone, will not do better later.
         let (Ok(request), Some(queue)) = (request, queue.upgrade()) else { return true };
         let (answer, _nobody) = oneshot::channel();

@@ -31,7 +31,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::access::Needs;
 use crate::envelope::Envelope;
-use crate::fault::Fault;
+use crate::fault::{Code, Fault};
 use crate::lock::Endpoints;
 use crate::methods::{Call, Methods};
 use crate::ports::Ports;
@@ -68,7 +68,7 @@ pub struct BusOptions {
     pub epoch: u64,
     /// Who may come in over TCP.
     pub tcp: TcpDoor,
-    /// What is granted to peers.
+    /// What is granted to peers: less, where the process may open few descriptors.
     pub limits: Limits,
 }
 
@@ -130,7 +130,7 @@ impl Bus {
     #[expect(clippy::unused_async, reason = "listeners register with the runtime: async says where it may be called")]
     pub async fn start(options: BusOptions, methods: Methods) -> Result<Self, BusError> {
         let doors = doors::bind(&options)?;
-        let shared = Arc::new(Shared::new(options.limits, methods));
+        let shared = Arc::new(Shared::new(options.limits.within_this_process(), methods));
         for (role, listener) in doors.listeners {
             shared.connections.spawn(Acceptor::new(Arc::clone(&shared), role, listener).run());
         }
@@ -208,7 +208,18 @@ impl Bus {
         self.inner.shared.refusal.get_or_init(|| refusal);
     }
 
-    /// Ends the bus: accepts and reads nothing more, lets calls in flight finish, writes what is queued, and closes.
+    /// Waits until no call is in flight, which needs [`Bus::refuse`] first; `false` when time ran out before.
+    pub async fn drain(&self, within: Duration) -> bool {
+        let calls = &self.inner.shared.calls;
+        calls.close();
+        timeout(within, calls.wait()).await.is_ok()
+    }
+
+    /// Ends the bus: accepts nothing more, refuses further calls with `E_NOT_PRIMARY` unless [`Bus::refuse`] said otherwise, lets
+    /// calls in flight finish, writes what is queued, and closes.
+    ///
+    /// Peers that have said hello learn at last how many of their messages were read ([`crate::hello::GOODBYE`]), so that they
+    /// can send the others again.
     ///
     /// What was published before is delivered to every peer that reads it within the time given. When this returns, all
     /// sockets are closed, the ports are free to bind, and the socket files are gone. A call that has not finished in
@@ -216,16 +227,12 @@ impl Bus {
     pub async fn shutdown(&self, within: Duration) {
         let shared = &self.inner.shared;
         let deadline = Instant::now() + within;
+        self.refuse(Fault::new(Code::NotPrimary, "ipc: the primary is leaving; nothing was applied"));
         shared.accepting.cancel();
-        shared.closing.cancel();
         shared.connections.close();
-        shared.calls.close();
-        let drained = async {
-            shared.calls.wait().await;
-            shared.finish_rings();
-            shared.flushed().await;
-        };
-        if timeout_at(deadline, drained).await.is_err() {
+        let drained = self.drain(within).await;
+        shared.closing.cancel();
+        if !drained || timeout_at(deadline, shared.left()).await.is_err() {
             tracing::warn!(?within, stats = ?shared.stats(), "bus closes with calls or messages unfinished");
         } else if timeout(LINGER, shared.connections.wait()).await.is_err() {
             tracing::debug!("some peers keep their connections open");

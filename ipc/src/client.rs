@@ -218,6 +218,7 @@ impl Client {
     /// Notifications that were sent are waited for until the primary has read them, at most 1 s. Calls under way end as
     /// [`CallError::Unknown`], subscriptions with `None` behind what they hold.
     pub async fn close(&self) {
+        // Dropped half-way it ends all the same.
         let stop = self.core.stop.clone().drop_guard();
         if self.core.calls().has_unread() {
             // The sockets do not flush when they close, and are read in order: an answer to this shows the rest was read.
@@ -227,6 +228,12 @@ impl Client {
             }
         }
         drop(stop);
+        self.hang_up().await;
+    }
+
+    /// Ends the client for all its handles at once: what it told a primary that is gone need not be waited for.
+    pub async fn hang_up(&self) {
+        self.core.stop.cancel();
         self.tasks.wait().await;
     }
 }

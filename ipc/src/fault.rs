@@ -33,6 +33,8 @@ pub enum Code {
     KeyReused,
     /// What became of the op can no longer be told.
     OutcomeUnknown,
+    /// The op was settled as not applied.
+    Abandoned,
     /// The request names another database.
     WrongDatabase,
     /// SQLite refused a statement.
@@ -65,6 +67,7 @@ impl Code {
             Self::BusyQueue => "E_BUSY_QUEUE",
             Self::KeyReused => "E_KEY_REUSED",
             Self::OutcomeUnknown => "E_OUTCOME_UNKNOWN",
+            Self::Abandoned => "E_ABANDONED",
             Self::WrongDatabase => "E_WRONG_DATABASE",
             Self::Sql => "E_SQL",
             Self::Conflict => "E_CONFLICT",

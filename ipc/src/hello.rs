@@ -12,6 +12,11 @@ pub const PROTOCOL: u32 = 1;
 pub const HELLO: &str = "instance.hello";
 /// Method that asks whether the primary is alive; also the handshake of servers that know no [`HELLO`].
 pub const PING: &str = "instance.ping";
+/// Notification by which a leaving primary tells a peer that has said hello how many of its messages it has read:
+/// `{"read": n}`. It is the last thing said on a connection; what was sent beyond those `n` was not read, and can be sent again.
+pub const GOODBYE: &str = "instance.goodbye";
+/// Method that makes the primary hand its role to a secondary.
+pub const STEP_DOWN: &str = "instance.step_down";
 /// Method that publishes an event; a client proves its subscriptions by it.
 pub const PUBLISH: &str = "events.publish";
 /// Method that reads the journal.

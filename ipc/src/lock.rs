@@ -83,6 +83,22 @@ impl Lease {
         FileId::at(&self.path) == Some(self.id)
     }
 
+    /// Returns what the last holder wrote when it handed its role to another instance than `own_id`: let that one go first.
+    ///
+    /// It need not live any more, so nobody may wait for it longer than a moment; see [`Candidate`].
+    pub fn meant_for_another(&self, own_id: &str) -> Option<LockInfo> {
+        let info = info::read_from(&self.file, &self.path).ok()?;
+        info.successor.as_ref().is_some_and(|successor| successor != own_id).then_some(info)
+    }
+
+    /// Writes whom the role is handed to. Let go right after.
+    pub fn hand_to(&self, successor: &str) -> Result<(), LockError> {
+        match info::read_from(&self.file, &self.path) {
+            Ok(info) => self.advertise(&LockInfo { successor: Some(successor.to_owned()), ..info }),
+            Err(source) => Err(LockError::Silent { path: self.path.clone(), source }),
+        }
+    }
+
     /// Writes who we are into the lock file: one write, then cut to length, so that a reader meets at worst a torn text.
     pub fn advertise(&self, info: &LockInfo) -> Result<(), LockError> {
         let text = info.to_text();
@@ -220,6 +236,7 @@ mod tests {
             version: Some("0.1.0".into()),
             endpoints: Some(Endpoints { publish: vec!["ipc:///w/.pando/run/1.pub".into()], rpc: vec![] }),
             process: None,
+            successor: None,
         }
     }
 
@@ -277,7 +294,7 @@ mod tests {
     async fn a_candidate_wins_when_the_holder_goes() {
         let (_dir, workdir) = workdir();
         let lease = try_lock(&workdir).unwrap().unwrap();
-        let mut candidate = Candidate::wait(workdir.clone()).unwrap();
+        let mut candidate = Candidate::wait(workdir.clone(), "inst-B").unwrap();
         drop(lease);
         let lease = candidate.won().await.unwrap();
         assert!(lease.is_current());
@@ -287,7 +304,7 @@ mod tests {
     async fn a_candidate_knows_that_it_waits_for_a_lock_that_is_gone() {
         let (_dir, workdir) = workdir();
         let _lease = try_lock(&workdir).unwrap().unwrap();
-        let candidate = Candidate::wait(workdir.clone()).unwrap();
+        let candidate = Candidate::wait(workdir.clone(), "inst-B").unwrap();
         let deadline = Instant::now() + Duration::from_secs(5);
         while !candidate.is_waiting() {
             assert!(Instant::now() < deadline, "the thread never came to the lock");
@@ -296,17 +313,48 @@ mod tests {
         assert!(candidate.is_current());
         fs::remove_file(workdir.lock_path()).unwrap();
         assert!(!candidate.is_current());
-        let mut second = Candidate::wait(workdir.clone()).unwrap();
+        let mut second = Candidate::wait(workdir.clone(), "inst-B").unwrap();
         assert!(second.won().await.unwrap().is_current());
+    }
+
+    #[tokio::test]
+    async fn the_chosen_successor_wins_and_a_dead_one_is_not_waited_for() {
+        let (_dir, workdir) = workdir();
+        let wait = |id: &str| Candidate::wait(workdir.clone(), id).unwrap();
+        for _ in 0..5 {
+            let lease = try_lock(&workdir).unwrap().unwrap();
+            lease.advertise(&info(1)).unwrap();
+            let [mut before, mut chosen, mut after] = ["inst-1", "inst-2", "inst-3"].map(wait);
+            lease.hand_to("inst-2").unwrap();
+            drop(lease);
+            let lease = tokio::select! {
+                lease = chosen.won() => lease.unwrap(),
+                _ = before.won() => panic!("the first in the queue did not stand back"),
+                _ = after.won() => panic!("the last in the queue did not stand back"),
+            };
+            assert!(lease.meant_for_another("inst-2").is_none() && lease.meant_for_another("inst-1").is_some());
+            // Who stood back once stands back again when another one is meant.
+            lease.advertise(&info(2)).unwrap();
+            let mut next = wait("inst-4");
+            lease.hand_to("inst-4").unwrap();
+            drop(lease);
+            tokio::select! {
+                lease = next.won() => drop(lease.unwrap()),
+                _ = before.won() => panic!("the first in the queue stood back once only"),
+                _ = after.won() => panic!("the last in the queue stood back once only"),
+            }
+        }
+        let lease = Candidate::wait(workdir.clone(), "inst-5").unwrap().won().await.unwrap();
+        assert!(lease.meant_for_another("inst-5").is_some(), "the successor never came");
     }
 
     #[tokio::test]
     async fn a_candidate_that_left_lets_go() {
         let (_dir, workdir) = workdir();
         let lease = try_lock(&workdir).unwrap().unwrap();
-        drop(Candidate::wait(workdir.clone()).unwrap());
+        drop(Candidate::wait(workdir.clone(), "inst-B").unwrap());
         drop(lease);
-        let mut next = Candidate::wait(workdir.clone()).unwrap();
+        let mut next = Candidate::wait(workdir.clone(), "inst-B").unwrap();
         assert!(next.won().await.is_ok());
     }
 }

@@ -40,6 +40,8 @@ pub const JOINED: &str = "instance.joined";
 pub const LEFT: &str = "instance.left";
 /// An instance became the primary.
 pub const PROMOTED: &str = "instance.promoted";
+/// An application's schema changed.
+pub const MIGRATED: &str = "db.migrated";
 /// A reader keeps the database's write-ahead log from beginning anew, and it has become large.
 pub const WAL_PINNED: &str = "db.wal.pinned";
 /// That reader has gone.

@@ -190,7 +190,7 @@ mod tests {
                                    next: end it: 'pando ipc evict'
           --  database.opens       there is no database yet
         ");
-        assert!(human(&report(), Palette::colored()).contains("\u{1b}["));
+        insta::assert_snapshot!(output::looks(|palette, _| human(&report(), palette)));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use pando_dbproxy::StoreError;
+use pando_dbproxy::{StoreError, Trouble};
 use pando_ipc::bus::BusError;
 use pando_ipc::client::{CallError, Cause};
 use pando_ipc::cursor::CursorError;
@@ -198,13 +198,14 @@ impl Failure {
 
     /// Returns the failure for a refusal: our own codes have exit codes of their own.
     pub(crate) fn refused(fault: Fault) -> Self {
-        const KINDS: [(Code, Kind, &str); 15] = [
+        const KINDS: [(Code, Kind, &str); 16] = [
             (Code::NotPrimary, Kind::Unreachable, "try again: the primary is changing"),
             (Code::Fenced, Kind::Conflict, "try again: a newer primary has taken over"),
             (Code::Busy, Kind::Failed, "try again in a moment: the primary is busy"),
             (Code::BusyQueue, Kind::Failed, "try again in a moment: the write queue is full"),
             (Code::KeyReused, Kind::Conflict, "use a new op id for a new write"),
             (Code::OutcomeUnknown, Kind::Failed, "look at the data before you write again"),
+            (Code::Abandoned, Kind::Conflict, "it was settled as not applied: write under a new op id"),
             (Code::WrongDatabase, Kind::Conflict, "the database was replaced: start again from 'pando status'"),
             (Code::Conflict, Kind::Conflict, "read the row that is there, then decide"),
             (
@@ -220,8 +221,10 @@ impl Failure {
             (Code::Storage, Kind::Failed, "check the disk of the workdir: 'df -h'"),
         ];
         let known = KINDS.iter().find(|(code, ..)| fault.is(*code));
+        // The primary may know better what to do.
+        let next = fault.data.as_ref().and_then(|data| data["next"].as_str()).map(str::to_owned);
         let failure = match known {
-            Some((_, kind, hint)) => Self::new(*kind, fault.message).hint(*hint),
+            Some((_, kind, hint)) => Self::new(*kind, fault.message).hint(next.unwrap_or((*hint).to_owned())),
             None if fault.code == fault::INVALID_PARAMS => {
                 Self::new(Kind::Failed, fault.message).hint("see what each method takes: 'pando ipc methods'")
             }
@@ -253,6 +256,9 @@ impl Failure {
                 let dir = path.parent().unwrap_or(path);
                 failure.hint(format!("make it yours and writable: 'ls -ld {}'", dir.display()))
             }
+            LockError::Io { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem => failure
+                .hint("make the file system writable, see 'mount'")
+                .hint("reading needs no primary: 'pando db query'"),
             LockError::Foreign { path } => failure.hint(format!("look at it: 'ls -l {}'", path.display())),
             LockError::Silent { path, .. } => failure.hint(format!("find the holder: 'fuser -v {}'", path.display())),
             _ => failure,
@@ -280,10 +286,20 @@ impl Failure {
 
     /// Returns the failure to open the database.
     pub(crate) fn store(error: &StoreError) -> Self {
+        if let Some(trouble) = error.trouble().filter(|trouble| *trouble != Trouble::Foreign) {
+            return Self::new(Kind::Failed, error.to_string()).hint(trouble.next_step());
+        }
         let (kind, hint) = match error {
+            StoreError::UnsafeFileSystem { .. } => {
+                (Kind::Failed, "work in a directory on a disk of this machine: '--workdir DIR'".into())
+            }
             StoreError::NewerSchema { .. } => {
                 (Kind::Version, "install the newer release, or work in another directory".into())
             }
+            StoreError::OlderSchema { .. } => (
+                Kind::Version,
+                "end the older instances, 'pando down'; the next primary of this release migrates it".into(),
+            ),
             StoreError::MigrationDiffers { path, .. } | StoreError::MigrationFailed { path, .. } => {
                 (Kind::Failed, format!("keep a copy and move it away; Pando then makes a new one: {}", path.display()))
             }

@@ -177,6 +177,11 @@ impl Table {
         Self { headings: headings.into_iter().map(|heading| printable(heading.as_ref())).collect(), rows: vec![] }
     }
 
+    /// Tells whether there are no rows.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     /// Adds a row.
     pub(crate) fn row<S: AsRef<str>>(&mut self, cells: impl IntoIterator<Item = S>) {
         self.rows.push(cells.into_iter().map(|cell| printable(cell.as_ref())).collect());

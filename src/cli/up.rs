@@ -2,6 +2,7 @@
 
 mod detach;
 mod ping;
+mod replace;
 mod role;
 
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::context::Context;
 use super::demo::load;
 use super::duration;
-use super::failure::Failure;
+use super::failure::{Failure, Kind};
 use pando_ipc::Holder;
 
 use role::Reporter;
@@ -29,6 +30,7 @@ pub(crate) use role::{RoleLine, RoleName};
   pando up                       run here, in the foreground
   pando up --detach              run in the background; the log is .pando/up.log
   pando up --require-primary     be the primary, or fail with exit code 75
+  pando up --replace --detach    upgrade in place: the new program takes over from the old one
   pando up --json                one JSON line per change of role")]
 #[expect(clippy::struct_excessive_bools, reason = "each is one option of the command line")]
 pub(crate) struct Args {
@@ -38,6 +40,9 @@ pub(crate) struct Args {
     /// Fail when somebody else is primary, instead of standing by
     #[arg(long)]
     require_primary: bool,
+    /// Take over from the primary without a failed call, then end it if it is a 'pando up' too
+    #[arg(long, conflicts_with = "require_primary")]
+    replace: bool,
     /// Open no TCP ports when primary; other programs then need the Unix sockets
     #[arg(long)]
     no_tcp: bool,
@@ -95,6 +100,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     if args.background {
         rustix::process::setsid().map_err(|error| Failure::io("begin a session", &error.into()))?;
     }
+    raise_descriptors();
     let mut signals = Signals::listen()?;
     let options = Options {
         headless: true,
@@ -117,13 +123,22 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     };
     let instance = joined.map_err(|error| join_failure(error, &workdir))?;
     let reporter = Reporter::new(context, &workdir, instance.id(), args.background);
-    let end = serve(&instance, &args, reporter, &mut signals).await;
+    let end = serve(&instance, &args, &workdir, reporter, &mut signals).await;
     tokio::select! {
         () = instance.leave() => {}
         // Whoever asks twice means at once: what is in flight stays unacknowledged.
         _ = signals.next() => return Err(Failure::interrupted()),
     }
     end.into_outcome()
+}
+
+/// Lets this process open as many descriptors as it may: each client costs it two.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::debug!(%error, ?limit, "the limit on descriptors stays as it is");
+    }
 }
 
 impl End {
@@ -137,12 +152,20 @@ impl End {
 }
 
 /// Reports roles until there is a reason to leave.
-async fn serve(instance: &Instance, args: &Args, mut reporter: Reporter, signals: &mut Signals) -> End {
+async fn serve(
+    instance: &Instance,
+    args: &Args,
+    workdir: &Workdir,
+    mut reporter: Reporter,
+    signals: &mut Signals,
+) -> End {
     let mut roles = instance.role();
     let load = async { if args.demo_load { load::run(instance).await } else { std::future::pending().await } };
     let ping = async { if args.ping { ping::run(instance).await } else { std::future::pending().await } };
-    tokio::pin!(load, ping);
-    let mut is_pinged = false;
+    let replace =
+        async { if args.replace { replace::run(instance, workdir).await } else { std::future::pending().await } };
+    tokio::pin!(load, ping, replace);
+    let (mut is_pinged, mut is_replaced) = (false, false);
     loop {
         let role = roles.borrow_and_update().clone();
         if let Err(failure) = reporter.report(&role) {
@@ -155,6 +178,10 @@ async fn serve(instance: &Instance, args: &Args, mut reporter: Reporter, signals
             outcome = &mut load => return outcome.map_or_else(End::Failed, |()| End::Asked),
             outcome = &mut ping, if !is_pinged => match outcome {
                 Ok(()) => is_pinged = true,
+                Err(failure) => return End::Failed(failure),
+            },
+            outcome = &mut replace, if !is_replaced => match outcome {
+                Ok(()) => is_replaced = true,
                 Err(failure) => return End::Failed(failure),
             },
         }
@@ -193,5 +220,6 @@ fn join_failure(error: JoinError, workdir: &Workdir) -> Failure {
         JoinError::Lock(error) => Failure::lock(&error),
         JoinError::Store(error) => Failure::store(&error),
         JoinError::Bus(error) => Failure::bus(&error),
+        error @ JoinError::Migrations { .. } => Failure::new(Kind::Failed, error.to_string()),
     }
 }

@@ -32,7 +32,7 @@ pub(super) async fn follow(
     stop: &CancellationToken,
     failed: &mut Option<oneshot::Sender<JoinError>>,
 ) -> Result<Ended, JoinError> {
-    let mut candidate = Candidate::wait(shared.workdir.clone())?;
+    let mut candidate = Candidate::wait(shared.workdir.clone(), &shared.id)?;
     failed.take();
     let client = Client::open(
         shared.workdir.clone(),
@@ -83,7 +83,7 @@ pub(super) async fn follow(
             Step::CheckLock if candidate.is_current() => {}
             Step::CheckLock => {
                 tracing::warn!("the lock file was removed or replaced: racing for the new one");
-                match Candidate::wait(shared.workdir.clone()) {
+                match Candidate::wait(shared.workdir.clone(), &shared.id) {
                     Ok(anew) => candidate = anew,
                     Err(error) => break Err(JoinError::Lock(error)),
                 }
@@ -92,7 +92,11 @@ pub(super) async fn follow(
     };
     shared.routes.clear();
     term.cancel();
-    client.close().await;
+    match &ended {
+        // Every moment counts, and nobody is left to read our last words.
+        Ok(Ended::Elected(_)) => client.hang_up().await,
+        _ => client.close().await,
+    }
     tasks.wait().await;
     ended
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pando_bridge::Outbound;
-use pando_dbproxy::{Ack, Fenced, Readers, Work, WriteRequest, Writer, WriterOptions};
+use pando_dbproxy::{Ack, Fenced, OpId, Readers, Work, WriteRequest, Writer, WriterOptions};
 use pando_ipc::bus::{Bus, BusOptions, Limits};
 use pando_ipc::lock::Lease;
 use pando_ipc::methods::{Caller, Door};
@@ -51,12 +51,32 @@ pub(crate) struct Primary {
     bus: Mutex<Option<Bus>>,
     arrivals: mpsc::Sender<Hello>,
     pub(super) rates: Rates,
+    /// Takes the instance that the role is handed to; the first one stands.
+    successor: mpsc::Sender<String>,
+    /// Cancelled when the term ends: methods that wait for something then answer at once.
+    pub(crate) leaving: CancellationToken,
 }
 
 impl Primary {
     /// Returns the bus, while the term lasts.
     pub(crate) fn bus(&self) -> Option<Bus> {
         self.bus.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends this term and hands the role to `to`, or to the secondary that came last. Returns who it is; it leads soon after.
+    pub(crate) fn hand_over(&self, to: Option<&str>) -> Result<String, Fault> {
+        let own = &self.shared.id;
+        if to == Some(own) {
+            return Ok(own.clone());
+        }
+        let Some(successor) = self.roster.newest_instance(to).filter(|id| id != own) else {
+            let whom = to.map_or_else(|| "no secondary".to_owned(), |to| format!("no instance {to:?}"));
+            let why = format!("{whom} is here to hand over to; 'pando ipc instances' lists all");
+            return Err(Fault::new(Code::NotFound, why));
+        };
+        // An error means that a successor was named before, or that the term ends: the caller sees who leads next.
+        drop(self.successor.try_send(successor.clone()));
+        Ok(successor)
     }
 
     /// Enters a peer that said hello, and tells everyone when it is a new instance.
@@ -68,17 +88,20 @@ impl Primary {
         }
     }
 
-    /// Returns the name under which a caller publishes and writes: its instance id once it said hello, else a label of its connection.
+    /// Returns the name under which a caller publishes and writes: its instance id once it said hello, else a label of its connection that no other one ever has.
     pub(crate) fn name_of(&self, caller: &Caller) -> String {
         match caller.door {
             Door::Local => self.shared.id.clone(),
-            _ => caller.hello().map_or_else(|| format!("peer-{}", caller.peer), |hello| hello.instance_id.clone()),
+            _ => caller.hello().map_or_else(
+                || format!("peer-{}.{}", self.writer.epoch(), caller.peer),
+                |hello| hello.instance_id.clone(),
+            ),
         }
     }
 
     /// Writes in the name of `source`, under a key of its own when none is given.
     pub(crate) async fn write(&self, source: String, op_id: Option<String>, work: Work) -> Result<Ack, Fault> {
-        let op_id = op_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
+        let op_id = op_id.as_deref().map_or_else(OpId::fresh, OpId::parse);
         let deadline = std::time::Instant::now() + self.shared.options.call_timeout;
         self.writer.submit(WriteRequest::new(op_id, source, deadline, work)?).await
     }
@@ -107,13 +130,26 @@ impl Primary {
 }
 
 enum Step {
-    Stop,
-    Deposed(Fenced),
+    End(End),
     Beat,
     CheckLock,
     LookAtRefusals,
     Arrived(Hello),
     Departed(Result<u64, broadcast::error::RecvError>),
+}
+
+/// Why a term ends.
+enum End {
+    Stop,
+    Deposed(Fenced),
+    HandOver(String),
+}
+
+/// What comes to a primary while it leads.
+struct Incoming {
+    arrived: mpsc::Receiver<Hello>,
+    departures: broadcast::Receiver<u64>,
+    chosen: mpsc::Receiver<String>,
 }
 
 /// Leads until `stop`, or until the lock or the database is no longer ours.
@@ -124,10 +160,11 @@ pub(super) async fn lead(
     failed: &mut Option<oneshot::Sender<JoinError>>,
 ) -> Result<Ended, JoinError> {
     let previous = read_lock_for_path(&shared.workdir).ok();
-    let (arrivals, mut arrived) = mpsc::channel(ARRIVALS);
-    let (primary, bus) = begin(shared, &lease, arrivals).await?;
+    let (arrivals, arrived) = mpsc::channel(ARRIVALS);
+    let (successor, chosen) = mpsc::channel(1);
+    let (primary, bus) = begin(shared, &lease, arrivals, successor).await?;
     failed.take();
-    let departures = bus.departures();
+    let incoming = Incoming { arrived, departures: bus.departures(), chosen };
     let promoted = json!({
         "instance_id": shared.id,
         "epoch": primary.writer.epoch(),
@@ -135,8 +172,18 @@ pub(super) async fn lead(
     });
     shared.terms.fetch_add(1, Ordering::Relaxed);
     primary.announce(topic::PROMOTED, promoted).await;
-    let ended = serve(&primary, &lease, stop, &mut arrived, departures).await;
-    finish(&primary, &bus, &ended).await;
+    let end = serve(&primary, &lease, stop, incoming).await;
+    finish(&primary, &bus, &end).await;
+    let ended = match end {
+        End::Stop => Ended::Stopped,
+        End::Deposed(_) => Ended::Deposed,
+        End::HandOver(successor) => {
+            if let Err(error) = lease.hand_to(&successor) {
+                tracing::warn!(%error, successor, "the successor was not written down: any candidate may lead next");
+            }
+            Ended::HandedOver
+        }
+    };
     // The lock goes last: whoever wakes now finds everything closed.
     drop(lease);
     Ok(ended)
@@ -147,6 +194,7 @@ async fn begin(
     shared: &Arc<Shared>,
     lease: &Lease,
     arrivals: mpsc::Sender<Hello>,
+    successor: mpsc::Sender<String>,
 ) -> Result<(Arc<Primary>, Bus), JoinError> {
     let outbound = Arc::new(Outbound::new(shared.hub.clone()));
     let carrier = Arc::clone(&outbound);
@@ -170,6 +218,8 @@ async fn begin(
         bus: Mutex::default(),
         arrivals,
         rates: Rates::default(),
+        successor,
+        leaving: CancellationToken::new(),
     });
     let table = methods::bind(&primary);
     let bus = Bus::start(
@@ -197,6 +247,7 @@ async fn begin(
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         endpoints: Some(endpoints.clone()),
         process: ProcessId::of(std::process::id()),
+        successor: None,
     })?;
     shared.routes.set(Route::Local(table), Some(Arc::new(writer.clone())));
     shared.role.send_replace(Role::Primary { epoch: writer.epoch(), ports, endpoints });
@@ -232,13 +283,7 @@ async fn catch_up(shared: &Shared, readers: &Readers) {
     }
 }
 
-async fn serve(
-    primary: &Arc<Primary>,
-    lease: &Lease,
-    stop: &CancellationToken,
-    arrived: &mut mpsc::Receiver<Hello>,
-    mut departures: broadcast::Receiver<u64>,
-) -> Ended {
+async fn serve(primary: &Arc<Primary>, lease: &Lease, stop: &CancellationToken, mut incoming: Incoming) -> End {
     let shared = &primary.shared;
     let mut beat = interval(HEARTBEAT);
     let mut check = interval(LOCK_CHECK);
@@ -248,20 +293,17 @@ async fn serve(
     }
     loop {
         let step = tokio::select! {
-            () = stop.cancelled() => Step::Stop,
-            why = primary.writer.fenced() => Step::Deposed(why),
+            () = stop.cancelled() => Step::End(End::Stop),
+            why = primary.writer.fenced() => Step::End(End::Deposed(why)),
+            Some(successor) = incoming.chosen.recv() => Step::End(End::HandOver(successor)),
             _ = beat.tick() => Step::Beat,
             _ = check.tick() => Step::CheckLock,
             _ = refusals.tick() => Step::LookAtRefusals,
-            Some(hello) = arrived.recv() => Step::Arrived(hello),
-            peer = departures.recv() => Step::Departed(peer),
+            Some(hello) = incoming.arrived.recv() => Step::Arrived(hello),
+            peer = incoming.departures.recv() => Step::Departed(peer),
         };
         match step {
-            Step::Stop => return Ended::Stopped,
-            Step::Deposed(why) => {
-                tracing::error!(%why, "stepping down");
-                return Ended::Deposed(why);
-            }
+            Step::End(end) => return end,
             Step::CheckLock if lease.is_current() => {}
             Step::CheckLock => primary.writer.depose(Fenced::LockLost),
             Step::Beat => {
@@ -284,20 +326,25 @@ async fn serve(
     }
 }
 
-/// Ends a term: the goodbye is the last write, then everything is drained and closed.
-async fn finish(primary: &Primary, bus: &Bus, ended: &Ended) {
-    let farewell = match ended {
-        Ended::Deposed(why) => {
+/// Ends a term. In good order: what is new is refused and waits for the next primary, what is in flight ends, the goodbye is the last
+/// write, then everything is written out and closed. A primary that lost its place only closes.
+async fn finish(primary: &Primary, bus: &Bus, end: &End) {
+    let farewell = match end {
+        End::Deposed(why) => {
+            tracing::error!(%why, "stepping down");
             bus.refuse(Fault::new(Code::Fenced, format!("{why}; nothing was applied")));
             SHORT_FAREWELL
         }
-        Ended::Stopped | Ended::Elected(_) => {
-            let goodbye = json!({"instance_id": primary.shared.id, "epoch": primary.writer.epoch()});
-            primary.announce(topic::SHUTDOWN, goodbye).await;
-            FAREWELL
-        }
+        End::Stop | End::HandOver(_) => FAREWELL,
     };
+    bus.refuse(Fault::new(Code::NotPrimary, "the primary is leaving; nothing was applied"));
     primary.shared.routes.clear();
+    primary.leaving.cancel();
+    tokio::join!(bus.drain(farewell), primary.shared.routes.drain(farewell));
+    if matches!(end, End::Stop) {
+        let goodbye = json!({"instance_id": primary.shared.id, "epoch": primary.writer.epoch()});
+        primary.announce(topic::SHUTDOWN, goodbye).await;
+    }
     primary.writer.clone().close().await;
     if !bus.flush(farewell).await {
         tracing::warn!("a subscriber did not read the last events");

@@ -128,6 +128,14 @@ impl Roster {
         }
         list
     }
+
+    /// Returns the instance that arrived last, or the one called `id` when it is here.
+    pub(crate) fn newest_instance(&self, id: Option<&str>) -> Option<String> {
+        let members = &self.state().members;
+        let mut instances = members.values().rev().filter(|member| member.hello.kind == Kind::Instance);
+        let found = instances.find(|member| id.is_none_or(|id| member.hello.instance_id == id))?;
+        Some(found.hello.instance_id.clone())
+    }
 }
 
 fn same(a: &Hello, b: &Hello) -> bool {
@@ -149,12 +157,19 @@ mod tests {
         assert!(!roster.enter(2, hello("a", Kind::Instance)));
         assert!(!roster.enter(3, hello("c", Kind::Client)));
         assert_eq!(roster.list().len(), 2);
+        assert!(roster.enter(4, hello("b", Kind::Instance)));
+        assert_eq!(roster.newest_instance(None).as_deref(), Some("b"));
+        assert_eq!(
+            (roster.newest_instance(Some("a")).as_deref(), roster.newest_instance(Some("c"))),
+            (Some("a"), None)
+        );
+        assert!(roster.strike(4).is_some());
         assert!(roster.strike(1).is_none());
         assert_eq!(roster.strike(2).unwrap().hello.instance_id, "a");
         assert!(roster.strike(3).is_none() && roster.strike(3).is_none());
-        assert_eq!((roster.list().len(), roster.gone().len()), (0, 1), "the one that left is remembered");
+        assert_eq!((roster.list().len(), roster.gone().len()), (0, 2), "those that left are remembered");
         assert!(roster.enter(4, hello("a", Kind::Instance)));
-        assert_eq!((roster.gone().len(), roster.instances()), (0, 1));
+        assert_eq!((roster.gone().len(), roster.instances()), (1, 1));
     }
 
     #[test]

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pando_dbproxy::Deliver;
+use pando_ipc::Code;
 use pando_ipc::client::{CallError, Cause, Client};
 use pando_ipc::methods::{Call, Caller, Methods};
 use serde_json::Value;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::task::TaskTracker;
 
 /// The way to the primary.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +29,8 @@ pub(super) enum Route {
 pub(super) struct Routes {
     calls: watch::Sender<Route>,
     writes: watch::Sender<Option<Arc<dyn Deliver>>>,
+    /// Calls that this very instance makes of itself.
+    local: TaskTracker,
 }
 
 impl fmt::Debug for Routes {
@@ -37,7 +41,7 @@ impl fmt::Debug for Routes {
 
 impl Default for Routes {
     fn default() -> Self {
-        Self { calls: watch::Sender::default(), writes: watch::Sender::new(None) }
+        Self { calls: watch::Sender::default(), writes: watch::Sender::new(None), local: TaskTracker::new() }
     }
 }
 
@@ -58,6 +62,14 @@ impl Routes {
         self.set(Route::None, None);
     }
 
+    /// Waits until this instance's own calls have ended, which needs [`Routes::clear`] first; not longer than `within`.
+    pub(super) async fn drain(&self, within: Duration) {
+        self.local.close();
+        if timeout(within, self.local.wait()).await.is_err() {
+            tracing::warn!("calls of this instance's own outlive its term");
+        }
+    }
+
     /// Calls the primary; what was not sent is sent again to the next one, until the deadline.
     pub(super) async fn call(&self, method: &str, params: Value, within: Duration) -> Result<Value, CallError> {
         let deadline = Instant::now() + within;
@@ -67,11 +79,13 @@ impl Routes {
             let way = route.borrow_and_update().clone();
             match way {
                 Route::Local(methods) => {
-                    let call = Call { method: method.into(), params, caller: Caller::local() };
-                    let answer = timeout_at(deadline, methods.dispatch(call)).await;
-                    return answer
-                        .map_err(|_| CallError::Unknown(Cause::Timeout { after: within }))?
-                        .map_err(CallError::Refused);
+                    let call = Call { method: method.into(), params: params.clone(), caller: Caller::local() };
+                    let answer = self.local.track_future(timeout_at(deadline, methods.dispatch(call))).await;
+                    match answer.map_err(|_| CallError::Unknown(Cause::Timeout { after: within }))? {
+                        // The term ends: nothing was applied, and the next primary takes it.
+                        Err(fault) if fault.is(Code::NotPrimary) || fault.is(Code::Fenced) => {}
+                        answer => return answer.map_err(CallError::Refused),
+                    }
                 }
                 Route::Remote(client) => match client.call_by(method, params.clone(), deadline).await {
                     // The term ended before the call was sent; the next one takes it.

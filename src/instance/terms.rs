@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pando_dbproxy::Fenced;
 use pando_ipc::acquire_lock;
 use pando_ipc::lock::{self, Claim, Lease};
 use tokio::sync::oneshot;
@@ -21,8 +20,10 @@ pub(super) enum Ended {
     Stopped,
     /// The primary went, and the lock is ours.
     Elected(Lease),
+    /// The role was handed to another instance.
+    HandedOver,
     /// The lock or the database is no longer ours; somebody else leads.
-    Deposed(Fenced),
+    Deposed,
 }
 
 /// Leads or follows, term after term, until `stop`. When the very first term cannot begin, says why and ends.
@@ -44,7 +45,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, failed: on
                 Ok(Some(lease))
             }
             // Whoever else waits for the lock comes first; where nobody does, following ends at once.
-            Ok(Ended::Deposed(_)) => Ok(None),
+            Ok(Ended::Deposed | Ended::HandedOver) => Ok(None),
             Err(error) => {
                 if let Some(failed) = failed.take() {
                     drop(failed.send(error));
@@ -59,7 +60,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, failed: on
                 if stop.run_until_cancelled(tokio::time::sleep(FAILED_TERM_PAUSE)).await.is_none() {
                     break;
                 }
-                lock::try_lock(&shared.workdir).map_err(JoinError::Lock)
+                claim_once(&shared)
             }
         };
     }
@@ -67,10 +68,15 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, failed: on
     shared.stop_requested.cancel();
 }
 
+/// Races once for the lock; one that is meant for another instance is left to it.
+fn claim_once(shared: &Shared) -> Result<Option<Lease>, JoinError> {
+    Ok(lock::try_lock(&shared.workdir)?.filter(|lease| lease.meant_for_another(&shared.id).is_none()))
+}
+
 /// Races for the lock the first time; where the primary's role was demanded, a lost race is an error that says who has it.
 async fn first_claim(shared: &Shared) -> Result<Option<Lease>, JoinError> {
     if !shared.options.require_primary {
-        return Ok(lock::try_lock(&shared.workdir)?);
+        return claim_once(shared);
     }
     match acquire_lock(&shared.workdir, shared.options.dial_timeout).await? {
         Claim::Won(lease) => Ok(Some(lease)),

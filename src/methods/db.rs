@@ -26,20 +26,34 @@ struct Statement {
     params: Option<Value>,
 }
 
+/// What every write may carry.
+#[derive(Debug, JsonSchema)]
+#[expect(dead_code, reason = "describes the fields that wire reads of every write")]
+pub(super) struct Frame {
+    /// Of a counted op id: the counter below which the client has all answers.
+    acked: Option<u64>,
+    /// The database that is meant; another one refuses.
+    database: Option<String>,
+    /// The term that is meant, or a later one; an earlier one refuses.
+    epoch: Option<u64>,
+    /// How long the write may wait before it is dropped unapplied, in milliseconds.
+    timeout_ms: Option<u64>,
+    /// Who writes.
+    source_instance_id: Option<String>,
+}
+
 /// What `db.exec` takes.
 #[derive(Debug, JsonSchema)]
 #[expect(dead_code, reason = "describes the shape that wire::parse_exec reads")]
 struct Exec {
     /// Makes a repeated call apply once.
     op_id: Option<String>,
-    /// The database that is meant; another one refuses.
-    database: Option<String>,
     /// Whether statements may change the schema.
     ddl: Option<bool>,
     /// They commit or fail together.
     statements: Vec<Statement>,
-    /// How long the write may wait before it is dropped unapplied, in milliseconds.
-    timeout_ms: Option<u64>,
+    #[schemars(flatten)]
+    frame: Frame,
 }
 
 /// What `db.exec` answers.
@@ -60,12 +74,16 @@ struct ExecResult {
 #[derive(Debug, JsonSchema)]
 #[expect(dead_code, reason = "describes the shape that wire::parse_write reads")]
 struct Meta {
-    /// Who writes.
-    source_instance_id: String,
-    /// The op id: a repeated call applies once.
+    /// The op id among those of its source: a repeated call applies once.
     request_id: String,
     /// When, RFC 3339.
     timestamp: String,
+    /// An op id that is unique for ever, in place of `request_id`.
+    op_id: Option<String>,
+    /// Whether the whole acknowledgement is wanted, and not the row alone.
+    ack: Option<bool>,
+    #[schemars(flatten)]
+    frame: Frame,
 }
 
 /// What `db.write` takes.
@@ -77,6 +95,29 @@ struct Write {
     method: String,
     /// Its params; deletes take a bare string.
     params: Value,
+}
+
+/// What `db.outcome` takes.
+#[derive(Debug, JsonSchema)]
+#[expect(dead_code, reason = "describes the shape that wire::parse_outcome reads")]
+struct Settle {
+    /// The write's op id.
+    op_id: String,
+    /// `source_instance_id` says that the op id is the `request_id` of a `db.write` of that source.
+    #[schemars(flatten)]
+    frame: Frame,
+}
+
+/// What `db.outcome` answers.
+#[derive(Debug, JsonSchema)]
+#[expect(dead_code, reason = "describes the shape of pando_dbproxy::Outcome")]
+struct Settled {
+    /// `applied`, `not_applied` (and it never will be) or `unknown` (its op id is forgotten).
+    outcome: String,
+    /// The answer that it got, when it was applied.
+    ack: Option<Value>,
+    /// Why it is unknown.
+    reason: Option<String>,
 }
 
 /// What `db.query` takes.
@@ -138,6 +179,12 @@ pub(super) fn methods() -> Vec<Method> {
             "Executes SQL statements in one transaction.",
             exec,
         ),
+        Method::raw::<Settle, Settled, _, _>(
+            "db.outcome",
+            Capability::Write,
+            "Tells what became of a write, for good.",
+            outcome,
+        ),
         Method::raw::<Query, Table, _, _>(
             "db.query",
             Capability::Read,
@@ -164,6 +211,11 @@ async fn exec(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
     let request = wire::parse_exec(&call.params, &primary.name_of(&call.caller))?;
     let ack = primary.writer.submit(request).await?;
     Ok(wire::exec_result(&ack))
+}
+
+async fn outcome(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
+    let request = wire::parse_outcome(&call.params, &primary.name_of(&call.caller))?;
+    Ok(wire::outcome_result(primary.writer.submit(request).await?))
 }
 
 async fn query(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {

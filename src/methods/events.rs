@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::db::Frame;
 use super::{Method, NoParams};
 use crate::instance::Primary;
 
@@ -42,6 +43,8 @@ struct Publish {
     durable: Option<bool>,
     /// Makes a repeated call journal the event once.
     op_id: Option<String>,
+    #[schemars(flatten)]
+    frame: Frame,
 }
 
 /// What `events.publish` answers.
@@ -289,7 +292,8 @@ async fn since(primary: &Primary, params: Since) -> Result<SinceResult, Fault> {
         && replaced.is_none()
     {
         let wait = Duration::from_millis(wait_ms.min(MAX_WAIT_MS));
-        if timeout(wait, arriving.recv()).await.is_ok() {
+        let arrived = primary.leaving.run_until_cancelled(timeout(wait, arriving.recv())).await;
+        if matches!(arrived, Some(Ok(_))) {
             page = read().await?;
         }
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use pando_ipc::access::Capability::{Control, Read};
 use pando_ipc::bus::PeerStats;
-use pando_ipc::hello::{HELLO, PING};
+use pando_ipc::hello::{HELLO, PING, STEP_DOWN};
 use pando_ipc::methods::Call;
 use pando_ipc::metrics::Metric;
 use pando_ipc::{Code, Fault, Hello, Kind, PROTOCOL, Topic, topic};
@@ -169,6 +169,20 @@ struct Stop {
     instance_id: Option<String>,
 }
 
+/// What `instance.step_down` takes.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct StepDown {
+    /// The secondary that is to lead; the one that arrived last when left out.
+    to: Option<String>,
+}
+
+/// What `instance.step_down` answers.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Successor {
+    /// Who leads next, unless it dies just then.
+    successor: String,
+}
+
 /// What `instance.stop` answers.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Asked {
@@ -213,6 +227,14 @@ pub(super) fn methods() -> Vec<Method> {
             Control,
             "Asks headless instances to leave.",
             |primary, _caller, params: Stop| async move { stop(&primary, params).await },
+        ),
+        Method::new(
+            STEP_DOWN,
+            Control,
+            "Hands the primary's role to a secondary.",
+            |primary, _caller, params: StepDown| async move {
+                primary.hand_over(params.to.as_deref()).map(|successor| Successor { successor })
+            },
         ),
     ]
 }

@@ -99,6 +99,7 @@ fn limits_in_the_wire_document_are_the_ones_in_force() {
         ("calls in flight", number(bus::MAX_CALLS)),
         ("requests in a batch", number(rpc::MAX_BATCH)),
         ("a topic", number(topic::MAX_TOPIC_BYTES)),
+        ("a pattern of LIKE", format!("{} bytes", pando_dbproxy::MAX_PATTERN_BYTES)),
         ("a statement,", bytes(pando_dbproxy::MAX_SQL_BYTES)),
         ("a statement,", bytes(usize::try_from(pando_dbproxy::MAX_VALUE_BYTES).unwrap())),
     ] {

@@ -249,6 +249,22 @@ fn the_wire_document_names_every_code_topic_and_limit() {
 }
 
 #[test]
+fn every_test_that_stands_behind_a_promise_exists() {
+    let document = read(&root().join("docs/writes.md"));
+    let promises = document.lines().filter(|line| line.starts_with("| **"));
+    let named: Vec<_> = promises
+        .filter_map(|line| line.rsplit('|').nth(1))
+        .flat_map(|column| column.split('`').skip(1).step_by(2))
+        .collect();
+    assert!(named.len() > 20, "docs/writes.md names tests: {named:?}");
+    let dirs = ["ipc/src", "bridge/src", "dbproxy/src", "src", "tests"];
+    let code: String = dirs.iter().flat_map(|dir| files(dir, "rs")).map(|path| read(&path)).collect();
+    for name in named {
+        assert!(code.contains(&format!("fn {name}(")), "docs/writes.md names {name}, and no test has that name");
+    }
+}
+
+#[test]
 fn the_scripts_are_what_contributors_are_told() {
     let contributing = read(&root().join("CONTRIBUTING.md"));
     let scripts: Vec<_> = fs::read_dir(root().join("scripts")).unwrap().map(|entry| entry.unwrap().path()).collect();

@@ -117,7 +117,7 @@ async fn what_is_restored_is_a_database_of_its_own() {
     apply(&writer, session("kept")).await;
     backup(&bench, "copy").unwrap();
     apply(&writer, session("later")).await;
-    let lost = request("op-lost", message("m", "kept")).for_database(Some(writer.database()));
+    let lost = request("op-lost", message("m", "kept")).meant_for(Some(writer.database()), 0);
     writer.submit(lost.clone()).await.unwrap();
     let (database, epoch, head) = (writer.database(), writer.epoch(), writer.head());
     writer.close().await;
@@ -164,7 +164,7 @@ async fn a_restore_needs_no_former_database_and_none_that_can_be_read() {
     fs::write(bench.path(), "no database at all, but some bytes are there").unwrap();
     let restored = put_back(&bench, "copy").unwrap();
     assert!(fs::read(restored.former.unwrap()).unwrap().starts_with(b"no database"));
-    assert_eq!(head(&bench), 1 + crate::restore::UNKNOWN_JUMP + 1);
+    assert_eq!(head(&bench), 1 + crate::incarnation::UNKNOWN_JUMP + 1);
     fs::remove_file(bench.path()).unwrap();
     assert_eq!(put_back(&bench, "copy").unwrap().former, None);
     assert_eq!(head(&bench), 2);

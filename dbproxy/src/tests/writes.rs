@@ -163,10 +163,13 @@ async fn an_expired_or_misdirected_write_is_not_applied() {
     let late = WriteRequest { deadline: Instant::now(), ..request("late", session("a")) };
     let fault = writer.submit(late.clone()).await.unwrap_err();
     assert!(fault.is(Code::Deadline) && fault.message.contains("not applied"), "{fault}");
-    let elsewhere = request("elsewhere", session("a")).for_database(Some(Uuid::new_v4()));
+    let elsewhere = request("elsewhere", session("a")).meant_for(Some(Uuid::new_v4()), 0);
     assert!(writer.submit(elsewhere).await.unwrap_err().is(Code::WrongDatabase));
-    let here = request("here", session("a")).for_database(Some(writer.database()));
+    let here = request("here", session("a")).meant_for(Some(writer.database()), 1);
     writer.submit(here.clone()).await.unwrap();
+    let later = request("later", session("b")).meant_for(Some(writer.database()), 2);
+    let fault = writer.submit(later).await.unwrap_err();
+    assert!(fault.is(Code::Fenced) && fault.is_retryable(), "a primary of an earlier term: {fault}");
     let replay = writer.submit(WriteRequest { deadline: Instant::now(), ..here }).await.unwrap();
     assert!(replay.replayed, "an applied write is told even when its deadline is over");
 }

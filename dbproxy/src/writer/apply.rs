@@ -4,17 +4,17 @@ use std::time::Instant;
 
 use pando_ipc::fault::Code;
 use pando_ipc::{Envelope, Fault};
-use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use super::dedup;
+use super::dedup::{self, Found, Stored};
 use super::thread::Thread;
 use crate::guard::Mode;
+use crate::migrate::MIGRATE;
 use crate::refusal::{Word, expired, from_sqlite, refuse};
 use crate::run::{Limits, Runner};
-use crate::track::{Change, Track};
-use crate::tx::Tx;
-use crate::write::{Ack, Statement, Work, WriteRequest, check_payload};
+use crate::track::Change;
+use crate::tx::{Tx, after_schema_change};
+use crate::write::{Ack, Outcome, Statement, Work, WriteRequest, check_payload};
 
 /// Most rows that the statements of one write return. More are refused with `E_TOO_LARGE`.
 pub(super) const RETURNED_ROWS: usize = 10_000;
@@ -38,13 +38,27 @@ impl Thread {
             let message = format!("the write is meant for database {meant}; this is {}", self.database);
             return Err(refuse(Code::WrongDatabase, Word::Conflict, label, message));
         }
-        if let Some(stored) = dedup::find(&self.connection, &request.op_id).map_err(sqlite)? {
-            if stored.fingerprint != request.fingerprint {
-                let message = format!("op id {:?} was used for another write", request.op_id);
-                return Err(refuse(Code::KeyReused, Word::Conflict, label, message));
+        if request.epoch > self.epoch {
+            let message = format!(
+                "the write is meant for epoch {}; this is epoch {}; nothing was applied",
+                request.epoch, self.epoch
+            );
+            return Err(refuse(Code::Fenced, Word::Unreachable, label, message));
+        }
+        let found = self.ops.find(&self.connection, &request.op_id, request.acked).map_err(sqlite)?;
+        if request.work == Work::Settle {
+            return self.settle(request, found);
+        }
+        match found {
+            Found::New => {}
+            Found::Stored(stored) => return self.replay(request, &stored),
+            Found::Forgotten => {
+                let message = format!(
+                    "op id {} is forgotten: the write may have been applied, and is not run again",
+                    request.op_id
+                );
+                return Err(refuse(Code::OutcomeUnknown, Word::Internal, label, message));
             }
-            let dedup::Stored { seq, epoch, results, .. } = stored;
-            return Ok(Applied::Before(Ack { seq, epoch, durability: self.durability, results, replayed: true }));
         }
         if Instant::now() >= request.deadline {
             return Err(expired(label));
@@ -61,9 +75,53 @@ impl Thread {
             events.push(self.journal.append(&self.connection, event).map_err(sqlite)?);
         }
         let seq = self.journal.head();
-        dedup::store(&self.connection, request, self.epoch, seq, &results).map_err(sqlite)?;
+        dedup::store(&self.connection, request, self.epoch, seq, Some(&results)).map_err(sqlite)?;
         let ack = Ack { seq, epoch: self.epoch, durability: self.durability, results, replayed: false };
         Ok(Applied::Now(ack, events))
+    }
+
+    /// Gives the answer of an earlier delivery again.
+    fn replay(&self, request: &WriteRequest, stored: &Stored) -> Result<Applied, Fault> {
+        let label = request.work.label();
+        let Some(ack) = self.ack_of(stored) else {
+            let message = format!("op id {} was settled as not applied; write under a new one", request.op_id);
+            return Err(refuse(Code::Abandoned, Word::Conflict, label, message));
+        };
+        if stored.fingerprint != request.fingerprint {
+            let message = format!("op id {:?} was used for another write", request.op_id.to_string());
+            return Err(refuse(Code::KeyReused, Word::Conflict, label, message));
+        }
+        Ok(Applied::Before(ack))
+    }
+
+    /// Tells what became of an op id, and sees that it stays so.
+    fn settle(&self, request: &WriteRequest, found: Found) -> Result<Applied, Fault> {
+        let sqlite = |error: rusqlite::Error| from_sqlite(request.work.label(), &error, None);
+        let outcome = match found {
+            Found::Stored(stored) => self.ack_of(&stored).map_or(Outcome::NotApplied, |ack| Outcome::Applied { ack }),
+            Found::Forgotten => Outcome::Unknown {
+                reason: "this op id is forgotten: its client had the answer, or it is too old".to_owned(),
+            },
+            Found::New => {
+                if let Some(until) = dedup::maybe_forgotten(&self.connection, &request.op_id).map_err(sqlite)? {
+                    let reason = format!("writes under chosen op ids are forgotten up to unix time {until}");
+                    Outcome::Unknown { reason }
+                } else {
+                    let seq = self.journal.head();
+                    dedup::store(&self.connection, request, self.epoch, seq, None).map_err(sqlite)?;
+                    Outcome::NotApplied
+                }
+            }
+        };
+        let (seq, epoch, durability) = (self.journal.head(), self.epoch, self.durability);
+        Ok(Applied::Now(Ack { seq, epoch, durability, results: json!(outcome), replayed: false }, Vec::new()))
+    }
+
+    /// Returns the answer that is stored, unless the op was settled as not applied.
+    fn ack_of(&self, stored: &Stored) -> Option<Ack> {
+        let Stored { seq, epoch, results, .. } = stored;
+        let results = results.clone()?;
+        Some(Ack { seq: *seq, epoch: *epoch, durability: self.durability, results, replayed: true })
     }
 
     fn change_event(&self, request: &WriteRequest, change: Change) -> Envelope {
@@ -84,7 +142,12 @@ impl Thread {
     /// Does the work. Returns its results and the events that it published.
     fn work(&self, request: &WriteRequest) -> Result<(Value, Vec<Envelope>), Fault> {
         let method = request.work.label();
-        let deadline = request.deadline.min(Instant::now() + self.tuning.write_time);
+        let limit = match &request.work {
+            // A schema changes once; its sender says how long that may take.
+            Work::Named { method, .. } if method == MIGRATE => request.deadline,
+            _ => Instant::now() + self.tuning.write_time,
+        };
+        let deadline = request.deadline.min(limit);
         let limits = Limits { rows: RETURNED_ROWS, bytes: RETURNED_BYTES };
         let mode = match &request.work {
             Work::Exec { ddl: true, .. } => Mode::Schema,
@@ -101,6 +164,7 @@ impl Thread {
                 tx.append(event);
                 Value::Null
             }
+            Work::Settle => Value::Null,
         };
         Ok((results, tx.into_published()))
     }
@@ -117,28 +181,9 @@ impl Thread {
             };
             results.push(result);
             if ddl {
-                self.after_schema_change(tx.method())?;
+                after_schema_change(&self.connection, self.reserved, tx.method())?;
             }
         }
         Ok(json!(results))
     }
-
-    /// Makes the trackers anew, whatever the statement did to them, and sees that nothing reserved came to be.
-    fn after_schema_change(&self, method: &str) -> Result<(), Fault> {
-        let sqlite = |error: rusqlite::Error| from_sqlite(method, &error, None);
-        Track::renew(&self.connection).map_err(sqlite)?;
-        if reserved_names(&self.connection).map_err(sqlite)? == self.reserved {
-            return Ok(());
-        }
-        let message = "names with _pando_ are reserved, also as the target of a foreign key";
-        Err(refuse(Code::Forbidden, Word::InvalidParams, method, message))
-    }
-}
-
-/// Counts names with our prefix in the schema, and foreign keys that lead to them.
-pub(super) fn reserved_names(connection: &Connection) -> rusqlite::Result<i64> {
-    let sql = "SELECT (SELECT count(*) FROM main.sqlite_schema WHERE name LIKE '\\_pando\\_%' ESCAPE '\\')
-        + (SELECT count(*) FROM pragma_table_list AS t, pragma_foreign_key_list(t.name) AS f
-           WHERE t.schema = 'main' AND f.\"table\" LIKE '\\_pando\\_%' ESCAPE '\\')";
-    connection.query_row(sql, [], |row| row.get(0))
 }

@@ -12,7 +12,8 @@ use super::Fenced;
 use super::apply::Applied;
 use super::thread::{BATCH_TIME, Job, Thread};
 use crate::journal::{self, Mark};
-use crate::refusal::{Word, fenced, from_sqlite, panicked, refuse};
+use crate::refusal::{Word, commit_unknown, fenced, from_sqlite, panicked, refuse};
+use crate::trouble::may_have_committed;
 use crate::write::Ack;
 
 /// A write with its answer.
@@ -120,12 +121,10 @@ impl Thread {
                     return Attempt::Blamed(fault);
                 }
                 tracing::error!(%error, "commit failed; nothing was acknowledged");
-                Attempt::Failed(if fault.is(Code::Busy) {
-                    fault
-                } else {
-                    let message = format!("commit failed, nothing was applied: {}", crate::refusal::message_of(&error));
-                    refuse(Code::Storage, Word::Internal, &label, message)
-                })
+                if may_have_committed(&error) && !self.overwrite_lost_commit() {
+                    return Attempt::Failed(commit_unknown(&label, &error));
+                }
+                Attempt::Failed(fault)
             }
         }
     }
@@ -160,6 +159,12 @@ impl Thread {
     /// Runs one statement of transaction control, prepared once.
     fn control(&self, sql: &str) -> rusqlite::Result<()> {
         self.connection.prepare_cached(sql)?.execute([]).map(drop)
+    }
+
+    /// Commits something else where a lost commit may stand in the log. Returns whether that worked: then the lost one is gone for certain.
+    fn overwrite_lost_commit(&self) -> bool {
+        let sql = "UPDATE _pando_meta SET value = value WHERE key = 'epoch'";
+        self.connection.execute(sql, []).inspect_err(|error| tracing::error!(%error, "the disk still fails")).is_ok()
     }
 
     /// Rolls the transaction back, if SQLite has not done so, and takes the journal back to its start.

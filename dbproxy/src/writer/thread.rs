@@ -12,7 +12,7 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
-use super::dedup::{self, KEPT_OPS, KEPT_OPS_FOR};
+use super::dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR, Keep, Ops};
 use super::{Fenced, OnCommit, QUEUE_WRITES, WriterOptions};
 use crate::checkpoint::Checkpointer;
 use crate::guard::Guard;
@@ -21,6 +21,7 @@ use crate::meter::WriterMeter;
 use crate::named::Writes;
 use crate::schema::Opened;
 use crate::track::Track;
+use crate::tx::reserved_names;
 use crate::write::{Ack, Durability, WriteRequest};
 
 /// The thread's name.
@@ -42,6 +43,7 @@ pub(crate) struct Tuning {
     pub(crate) retention: Option<Retention>,
     pub(crate) keep_ops: u64,
     pub(crate) keep_ops_for: Duration,
+    pub(crate) keep_clients_for: Duration,
     pub(crate) write_time: Duration,
 }
 
@@ -52,6 +54,7 @@ impl Default for Tuning {
             retention: None,
             keep_ops: KEPT_OPS,
             keep_ops_for: KEPT_OPS_FOR,
+            keep_clients_for: KEPT_CLIENTS_FOR,
             write_time: WRITE_TIME,
         }
     }
@@ -105,6 +108,7 @@ pub(super) struct Thread {
     pub(super) guard: Guard,
     pub(super) track: Track,
     pub(super) journal: Journal,
+    pub(super) ops: Ops,
     pub(super) database: Uuid,
     pub(super) epoch: u64,
     pub(super) durability: Durability,
@@ -136,12 +140,13 @@ impl Thread {
         let journal = Journal::load(&connection, epoch)?;
         signals.head.send_replace(journal.head());
         tracing::info!(instance = options.instance_id, %database, epoch, head = journal.head(), "writer opened");
-        let reserved = super::apply::reserved_names(&connection)?;
+        let reserved = reserved_names(&connection)?;
         Ok(Self {
             connection,
             guard,
             track,
             journal,
+            ops: Ops::default(),
             database,
             epoch,
             durability: options.durability,
@@ -243,12 +248,15 @@ impl Thread {
                 self.journal.prune(&transaction)?;
             }
             if ops {
-                dedup::prune(&transaction, self.tuning.keep_ops, self.tuning.keep_ops_for)?;
+                let Tuning { keep_ops, keep_ops_for, keep_clients_for, .. } = self.tuning;
+                let keep = Keep { ops: keep_ops, ops_for: keep_ops_for, clients_for: keep_clients_for };
+                self.ops.prune(&transaction, keep)?;
             }
             transaction.commit()
         });
         if let Err(why) = pruned {
             self.journal.forget_oldest();
+            self.ops.reload();
             tracing::warn!(%why, "pruning the journal failed");
         }
     }

@@ -11,6 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::shared::{Peer, Shared};
 use super::stats::Refusal;
 use crate::fault::{Code, Fault};
+use crate::hello::HELLO;
 use crate::methods::{Call, Handler, run_inline};
 use crate::rpc::{Incoming, Request, Response, parse_request};
 use crate::zmtp::encode_reply;
@@ -32,6 +33,9 @@ pub(super) fn serve(shared: &Arc<Shared>, peer: &Arc<Peer>, body: &[u8]) {
 fn single(shared: &Arc<Shared>, peer: &Arc<Peer>, request: Request) {
     shared.counters.calls.fetch_add(1, Relaxed);
     let Request { id, method, params } = request;
+    if method == HELLO {
+        peer.has_said_hello.store(true, Relaxed);
+    }
     let caller = peer.caller.clone();
     let outcome = match admit(shared, peer, &method, &params) {
         Err(refusal) => Err(refusal),

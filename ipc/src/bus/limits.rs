@@ -18,6 +18,12 @@ pub const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const READ_NOTHING_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections at once, both doors and both sockets together. One beyond it is closed at once.
 pub const MAX_CONNECTIONS: usize = 4_096;
+/// Descriptors that connections leave to the rest of the process: where it may open fewer than both together, the limits
+/// on connections and handshakes shrink, so that strangers at the door never keep the database from opening a file.
+pub const DESCRIPTORS_KEPT: usize = 64;
+/// Of the connections that there may be, one in so many may be in its handshake, per listener: with four listeners the
+/// silent ones leave at least half of the places to those who talk.
+const HANDSHAKE_SHARE: usize = 8;
 /// Bytes queued for one subscriber. One that lets it fill up is cut off; it resumes by replay.
 pub const EVENT_RING_BYTES: usize = 8 * 1024 * 1024;
 /// Bytes queued for one caller. One that lets its answers fill it up is cut off; it has room for a burst of large ones.
@@ -79,5 +85,39 @@ impl Default for Limits {
             max_calls_per_peer: MAX_CALLS_PER_PEER,
             max_calls: MAX_CALLS,
         }
+    }
+}
+
+impl Limits {
+    /// Returns these limits, shrunk to what a process can serve that may open so many descriptors.
+    #[must_use]
+    pub(super) fn within(self, descriptors: usize) -> Self {
+        let max_connections = descriptors.saturating_sub(DESCRIPTORS_KEPT).clamp(1, self.max_connections);
+        let max_handshakes = (max_connections / HANDSHAKE_SHARE).clamp(1, self.max_handshakes);
+        Self { max_handshakes, max_connections, ..self }
+    }
+
+    /// Returns these limits, shrunk to what this process can serve.
+    #[must_use]
+    pub(super) fn within_this_process(self) -> Self {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        self.within(limit.and_then(|limit| limit.try_into().ok()).unwrap_or(usize::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_descriptors_mean_few_connections() {
+        let check = |descriptors, connections, handshakes| {
+            let limits = Limits::default().within(descriptors);
+            assert_eq!((limits.max_connections, limits.max_handshakes), (connections, handshakes), "{descriptors}");
+        };
+        check(usize::MAX, MAX_CONNECTIONS, MAX_HANDSHAKES);
+        check(1_024, 960, 120);
+        check(256, 192, 24);
+        check(10, 1, 1);
     }
 }

@@ -159,7 +159,7 @@ impl From<ZmtpError> for ReadError {
     }
 }
 
-/// Reads until the peer's end of stream. Once the bus closes, what arrives is thrown away: closing a TCP socket with
+/// Reads until the peer's end of stream. Once the bus closes, the peer is told so, and what still arrives is thrown away: closing a TCP socket with
 /// unread bytes would reset it, and the peer could lose answers that it has not read yet.
 async fn read<R>(shared: &Arc<Shared>, peer: &Arc<Peer>, engine: &mut Engine, input: &mut R) -> Result<(), ReadError>
 where
@@ -168,6 +168,7 @@ where
     if let Some(ended) = shared.closing.run_until_cancelled(read_all(shared, peer, engine, input)).await {
         return ended;
     }
+    shared.take_leave(peer);
     tokio::io::copy(input, &mut tokio::io::sink()).await?;
     Ok(())
 }
@@ -195,6 +196,7 @@ where
                 Event::Message(parts) => {
                     peer.ring.room().await;
                     // The frames before the last are an envelope, with or without a delimiter.
+                    peer.read.fetch_add(1, Relaxed);
                     if let Some(body) = parts.last() {
                         calls::serve(shared, peer, body);
                     }

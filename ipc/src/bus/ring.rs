@@ -122,6 +122,7 @@ impl Ring {
         }
         drop(state);
         self.filled.notify_one();
+        self.eased.notify_waiters();
     }
 
     /// Takes nothing more and forgets what is queued.
@@ -150,12 +151,22 @@ impl Ring {
         self.at_most(0).await;
     }
 
+    /// Waits until the ring is finished and all is written, or it is closed.
+    pub(super) async fn ended(&self) {
+        self.until(|state| state.phase != Phase::Open && state.bytes == 0).await;
+    }
+
     async fn at_most(&self, bytes: usize) -> bool {
+        self.until(|state| state.bytes <= bytes).await
+    }
+
+    /// Waits until that holds; tells whether it had to wait.
+    async fn until(&self, holds: impl Fn(&State) -> bool) -> bool {
         let mut waited = false;
         loop {
             let mut eased = pin!(self.eased.notified());
             eased.as_mut().enable();
-            if self.bytes() <= bytes {
+            if holds(&self.lock()) {
                 return waited;
             }
             eased.await;

@@ -1,9 +1,10 @@
 //! What the tasks of one bus share.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
+use serde_json::json;
 use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,8 +18,9 @@ use super::transitions::Transitions;
 use crate::access::capability_of;
 use crate::envelope::Timestamp;
 use crate::fault::Fault;
+use crate::hello::GOODBYE;
 use crate::methods::{Caller, Methods};
-use crate::zmtp::{Remote, Role, Subscriptions, ZmtpError, encode_message};
+use crate::zmtp::{Remote, Role, Subscriptions, ZmtpError, encode_message, encode_reply};
 
 /// Departures that a receiver may lag behind; the oldest are lost to it beyond that.
 const DEPARTURES: usize = 1_024;
@@ -54,13 +56,16 @@ pub(super) struct Peer {
     remote: Remote,
     inode: Option<u32>,
     since: Timestamp,
+    /// Messages read from it.
+    pub(super) read: AtomicU64,
+    /// Whether it said hello: then it is told goodbye.
+    pub(super) has_said_hello: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Registry {
     subscribers: Vec<Arc<Peer>>,
     callers: Vec<Arc<Peer>>,
-    finished: bool,
 }
 
 impl Registry {
@@ -87,7 +92,7 @@ pub(super) struct Shared {
     pub(super) accepting: CancellationToken,
     /// What every further call is answered with, once the bus is about to close.
     pub(super) refusal: OnceLock<Fault>,
-    /// Ends the reading of requests.
+    /// Ends the reading of requests: each reader then takes leave of its peer.
     pub(super) closing: CancellationToken,
     /// Ends everything.
     pub(super) kill: CancellationToken,
@@ -138,13 +143,11 @@ impl Shared {
             remote,
             inode,
             since: Timestamp::now(),
+            read: AtomicU64::new(0),
+            has_said_hello: AtomicBool::new(false),
         });
         self.note(&peer, "connected");
-        let mut registry = lock(&self.registry);
-        if registry.finished {
-            peer.ring.finish();
-        }
-        registry.of(role).push(Arc::clone(&peer));
+        lock(&self.registry).of(role).push(Arc::clone(&peer));
         peer
     }
 
@@ -216,19 +219,26 @@ impl Shared {
         registry.subscribers.iter().chain(&registry.callers).cloned().collect()
     }
 
-    /// Lets every writer end once its ring is empty, also those of peers that are about to join.
-    pub(super) fn finish_rings(&self) {
-        let mut registry = lock(&self.registry);
-        registry.finished = true;
-        for peer in registry.subscribers.iter().chain(&registry.callers) {
-            peer.ring.finish();
+    /// Says the last word to a peer from which nothing more is read, and lets its writer end.
+    pub(super) fn take_leave(&self, peer: &Peer) {
+        if peer.has_said_hello.load(Relaxed) {
+            let goodbye = json!({"jsonrpc": "2.0", "method": GOODBYE, "params": {"read": peer.read.load(Relaxed)}});
+            self.send(peer, encode_reply(|out| out.put_slice(goodbye.to_string().as_bytes())));
         }
+        peer.ring.finish();
     }
 
     /// Waits until every ring is empty.
     pub(super) async fn flushed(&self) {
         for peer in self.peers() {
             peer.ring.empty().await;
+        }
+    }
+
+    /// Waits until everyone has been told the last word, and all of it is written.
+    pub(super) async fn left(&self) {
+        for peer in self.peers() {
+            peer.ring.ended().await;
         }
     }
 

@@ -1,5 +1,6 @@
 //! The bus against the `zeromq` crate's sockets and against raw bytes, over both doors.
 
+mod crowd;
 mod doors;
 mod hostile;
 mod publish;

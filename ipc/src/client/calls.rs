@@ -37,6 +37,14 @@ pub(super) struct Outgoing {
     pub(super) answered: bool,
 }
 
+/// A request that was sent and not answered yet.
+#[derive(Debug)]
+struct Sent {
+    waiting: Waiting,
+    /// Its place among the messages of the link.
+    place: u64,
+}
+
 /// How far a call had come when its caller gave up.
 #[derive(Debug, PartialEq)]
 pub(super) enum Withdrawn {
@@ -52,7 +60,7 @@ pub(super) enum Withdrawn {
 #[derive(Debug, Default)]
 pub(super) struct Calls {
     waiting: BTreeMap<u64, Waiting>,
-    sent: FnvHashMap<u64, oneshot::Sender<Outcome>>,
+    sent: FnvHashMap<u64, Sent>,
     /// Notifications sent that no later answer has shown to be read.
     unread: usize,
     /// The ping whose answer shows that so many notifications were read.
@@ -73,22 +81,36 @@ impl Calls {
         Ok(())
     }
 
-    /// Takes the oldest waiting call to be sent at once; from here on it counts as sent.
-    pub(super) fn next(&mut self) -> Option<Outgoing> {
+    /// Takes the oldest waiting call to be sent at once, as the message of this place; from here on it counts as sent.
+    pub(super) fn next(&mut self, place: u64) -> Option<Outgoing> {
         if self.sent.len() + self.unread >= MAX_UNREAD {
             return None;
         }
-        let (number, Waiting { body, answered, reply }) = self.waiting.pop_first()?;
-        self.sent.insert(number, reply);
-        Some(Outgoing { number, body, answered })
+        let (number, waiting) = self.waiting.pop_first()?;
+        let outgoing = Outgoing { number, body: waiting.body.clone(), answered: waiting.answered };
+        self.sent.insert(number, Sent { waiting, place });
+        Some(outgoing)
     }
 
-    /// Takes back what [`Calls::next`] gave and the socket refused.
-    pub(super) fn put_back(&mut self, outgoing: Outgoing) {
-        let Outgoing { number, body, answered } = outgoing;
-        if let Some(reply) = self.sent.remove(&number) {
-            self.waiting.insert(number, Waiting { body, answered, reply });
+    /// Takes a call back that certainly was not applied: it waits to be sent again.
+    pub(super) fn put_back(&mut self, number: u64) {
+        if let Some(Sent { waiting, .. }) = self.sent.remove(&number) {
+            self.waiting.insert(number, waiting);
         }
+    }
+
+    /// Takes back every call beyond the first `read` messages of the link: the primary left without having read them.
+    pub(super) fn put_back_unread(&mut self, read: u64) {
+        let unread: Vec<_> =
+            self.sent.iter().filter(|(_, sent)| sent.place > read).map(|(number, _)| *number).collect();
+        for number in unread {
+            self.put_back(number);
+        }
+    }
+
+    /// Tells whether answers are awaited.
+    pub(super) fn awaits_answers(&self) -> bool {
+        !self.sent.is_empty()
     }
 
     /// Settles a notification that the socket took.
@@ -109,7 +131,7 @@ impl Calls {
     }
 
     fn settle(&mut self, number: u64, outcome: Outcome) -> bool {
-        self.sent.remove(&number).is_some_and(|reply| reply.send(outcome).is_ok())
+        self.sent.remove(&number).is_some_and(|sent| sent.waiting.reply.send(outcome).is_ok())
     }
 
     /// Notes that ping `number` is on its way: its answer shows that all sent before it was read.
@@ -151,8 +173,8 @@ impl Calls {
 
     /// The link is gone: of what was sent over it, nothing more will be heard.
     pub(super) fn lose(&mut self, cause: &Cause) {
-        for (_, reply) in self.sent.drain() {
-            drop(reply.send(Err(CallError::Unknown(cause.clone()))));
+        for (_, sent) in self.sent.drain() {
+            drop(sent.waiting.reply.send(Err(CallError::Unknown(cause.clone()))));
         }
         (self.unread, self.fence) = (0, None);
     }
@@ -186,7 +208,7 @@ mod tests {
     fn a_call_is_settled_once_and_by_its_own_number() {
         let mut calls = Calls::default();
         let (mut one, mut two) = (enter(&mut calls, 1, true), enter(&mut calls, 2, true));
-        assert_eq!((calls.next().unwrap().number, calls.next().unwrap().number), (1, 2));
+        assert_eq!((calls.next(1).unwrap().number, calls.next(2).unwrap().number), (1, 2));
         assert!(calls.answered(2, Ok("two".into())));
         assert!(!calls.answered(2, Ok("again".into())));
         assert!(!calls.answered(7, Ok("nobody's".into())));
@@ -198,24 +220,40 @@ mod tests {
     fn a_caller_that_gives_up_learns_whether_it_was_sent() {
         let mut calls = Calls::default();
         let _receivers = [enter(&mut calls, 1, true), enter(&mut calls, 2, true)];
-        let outgoing = calls.next().unwrap();
+        let outgoing = calls.next(1).unwrap();
         assert_eq!(
             (calls.withdraw(1), calls.withdraw(2), calls.withdraw(2)),
             (Withdrawn::Sent, Withdrawn::Unsent, Withdrawn::Settled)
         );
-        calls.put_back(outgoing);
-        assert!(calls.next().is_none(), "a withdrawn call is not sent later");
+        calls.put_back(outgoing.number);
+        assert!(calls.next(2).is_none(), "a withdrawn call is not sent later");
     }
 
     #[test]
     fn a_lost_link_leaves_what_was_not_sent() {
         let mut calls = Calls::default();
         let (mut sent, mut waits) = (enter(&mut calls, 1, true), enter(&mut calls, 2, true));
-        calls.next().unwrap();
+        calls.next(1).unwrap();
         calls.lose(&Cause::Closed);
         assert_eq!(sent.try_recv().unwrap(), Err(CallError::Unknown(Cause::Closed)));
         assert!(waits.try_recv().is_err());
-        assert_eq!(calls.next().unwrap().number, 2);
+        assert_eq!(calls.next(1).unwrap().number, 2);
+    }
+
+    #[test]
+    fn what_a_leaving_primary_has_not_read_is_sent_again_in_order() {
+        let mut calls = Calls::default();
+        let mut receivers: Vec<_> = (1..=4).map(|number| enter(&mut calls, number, true)).collect();
+        for place in 11..=14 {
+            calls.next(place).unwrap();
+        }
+        calls.put_back(1);
+        calls.put_back_unread(12);
+        assert!(calls.awaits_answers(), "the second was read");
+        calls.lose(&Cause::Closed);
+        assert_eq!(receivers[1].try_recv().unwrap(), Err(CallError::Unknown(Cause::Closed)));
+        let again: Vec<_> = (1..=3).map(|place| calls.next(place).unwrap().number).collect();
+        assert_eq!(again, [1, 3, 4]);
     }
 
     #[test]
@@ -227,7 +265,7 @@ mod tests {
             loop {
                 number += 1;
                 drop(enter(calls, number, false));
-                let Some(outgoing) = calls.next() else { break count };
+                let Some(outgoing) = calls.next(number) else { break count };
                 calls.handed_over(outgoing.number);
                 count += 1;
             }

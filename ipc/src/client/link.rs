@@ -10,9 +10,10 @@ use super::calls::Outgoing;
 use super::error::{CallError, Cause};
 use super::socket::Dealer;
 use super::{Core, Link, Silence, dial};
-use crate::hello::PING;
+use crate::fault::Code;
+use crate::hello::{GOODBYE, PING};
 use crate::lock::{Holder, LockInfo};
-use crate::rpc::parse_response;
+use crate::rpc::{Incoming, parse_request, parse_response};
 
 /// Pauses between attempts, while somebody waits for the link; the last one repeats.
 const PAUSES_MS: [u64; 7] = [1, 2, 5, 10, 20, 50, 100];
@@ -28,6 +29,9 @@ const PING_AFTER_TICKS: u32 = 2;
 const UNRESPONSIVE_AFTER_TICKS: u32 = 4;
 /// After so many the link is given up: 6 s.
 const LOST_AFTER_TICKS: u32 = 12;
+
+/// Why a link ends that the primary ended in good order.
+const LEFT: &str = "the primary has left";
 
 /// The growing pauses between attempts.
 #[derive(Debug, Default)]
@@ -204,8 +208,13 @@ enum Step {
 /// Moves messages over one link until it is lost, and tells why.
 async fn pump(core: &Core, dealer: &mut Dealer, link: &Link, pulse: &mut Pulse) -> Cause {
     let mut ticks = ticks();
+    let mut is_leaving = false;
     loop {
-        if let Err(cause) = send_waiting(core, dealer).await {
+        if is_leaving {
+            if !core.calls().awaits_answers() {
+                return dealer.failure(&LEFT);
+            }
+        } else if let Err(cause) = send_waiting(core, dealer).await {
             return cause;
         }
         let step = tokio::select! {
@@ -218,7 +227,14 @@ async fn pump(core: &Core, dealer: &mut Dealer, link: &Link, pulse: &mut Pulse) 
                 if pulse.heard() {
                     core.report(None);
                 }
-                settle(core, &body);
+                match settle(core, &body) {
+                    Said::Answer => {}
+                    Said::NotPrimary => is_leaving = true,
+                    Said::Goodbye { read } => {
+                        core.calls().put_back_unread(read);
+                        return dealer.failure(&LEFT);
+                    }
+                }
             }
             Step::Lost(cause) => return cause,
             Step::Work => {}
@@ -246,16 +262,14 @@ async fn pump(core: &Core, dealer: &mut Dealer, link: &Link, pulse: &mut Pulse) 
 /// Hands everything that waits to the socket.
 async fn send_waiting(core: &Core, dealer: &mut Dealer) -> Result<(), Cause> {
     loop {
-        let (next, wants_fence) = {
-            let mut calls = core.calls();
-            (calls.next(), calls.wants_fence())
-        };
+        let wants_fence = core.calls().wants_fence();
         if wants_fence {
             ping(core, dealer).await?;
         }
+        let next = core.calls().next(dealer.sent() + 1);
         let Some(Outgoing { number, body, answered }) = next else { return Ok(()) };
-        if let Err(cause) = dealer.send(body.clone()).await {
-            core.calls().put_back(Outgoing { number, body, answered });
+        if let Err(cause) = dealer.send(body).await {
+            core.calls().put_back(number);
             return Err(cause);
         }
         if !answered {
@@ -269,24 +283,46 @@ async fn ping(core: &Core, dealer: &mut Dealer) -> Result<(), Cause> {
     core.calls().fence(number);
     dealer.send(dial::encode(Some(number), PING, json!({}))).await
 }
+/// What a message from the primary comes to.
+#[derive(Debug, PartialEq)]
+enum Said {
+    /// An answer, or nothing of use.
+    Answer,
+    /// It is not the primary any more, or will not be soon: it applies nothing, and refuses whatever else it reads.
+    NotPrimary,
+    /// Its last word: how many of our messages it has read.
+    Goodbye { read: u64 },
+}
 
-/// Gives an answer to whoever waits for it.
-fn settle(core: &Core, body: &[u8]) {
+/// Gives an answer to whoever waits for it. What a leaving primary refused waits for the next one.
+fn settle(core: &Core, body: &[u8]) -> Said {
     let answer = match parse_response(body) {
         Ok(answer) => answer,
         Err(error) => {
             tracing::warn!(%error, "unreadable answer from the primary");
-            return;
+            return Said::Answer;
         }
     };
     match (answer.id.as_number(), answer.outcome) {
+        (Some(number), Err(fault)) if fault.is(Code::NotPrimary) || fault.is(Code::Fenced) => {
+            core.calls().put_back(number);
+            return Said::NotPrimary;
+        }
         // Duplicates, late answers and our own pings end here: nobody waits for them.
         (Some(number), outcome) => {
             core.calls().answered(number, outcome.map_err(CallError::Refused));
         }
         (None, Err(fault)) => tracing::warn!(%fault, "the primary could not read a request of ours"),
-        (None, Ok(_)) => tracing::debug!("an answer without id"),
+        (None, Ok(_)) => return goodbye(body).unwrap_or(Said::Answer),
     }
+    Said::Answer
+}
+
+/// Reads the last word of a leaving primary.
+fn goodbye(body: &[u8]) -> Option<Said> {
+    let Ok(Incoming::Single(Ok(said))) = parse_request(body) else { return None };
+    let read = said.params.get("read")?.as_u64()?;
+    (said.method == GOODBYE).then_some(Said::Goodbye { read })
 }
 
 #[cfg(test)]

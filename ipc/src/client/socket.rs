@@ -30,6 +30,8 @@ pub(super) struct Dealer {
     send: DealerSendHalf,
     recv: DealerRecvHalf,
     monitor: Monitor,
+    /// Messages handed over so far.
+    sent: u64,
 }
 
 impl Dealer {
@@ -37,14 +39,21 @@ impl Dealer {
     pub(super) async fn open(endpoint: &str) -> Result<Self, Cause> {
         let (socket, monitor): (DealerSocket, _) = connect(endpoint).await?;
         let (send, recv) = socket.split();
-        Ok(Self { endpoint: endpoint.to_owned(), send, recv, monitor })
+        Ok(Self { endpoint: endpoint.to_owned(), send, recv, monitor, sent: 0 })
+    }
+
+    /// Returns how many messages were handed over so far: the place of the last one in the stream.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// Hands a message body to the socket. On an error it was not sent.
     pub(super) async fn send(&mut self, body: Bytes) -> Result<(), Cause> {
         let mut message = ZmqMessage::from(Bytes::new());
         message.push_back(body);
-        self.send.send(message).await.map_err(|error| failed(&self.endpoint, &error))
+        self.send.send(message).await.map_err(|error| failed(&self.endpoint, &error))?;
+        self.sent += 1;
+        Ok(())
     }
 
     /// Waits for the next message body, or tells why there will be none. Safe to drop and call again.

@@ -4,12 +4,16 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread;
+use std::time::Duration;
 
 use fs2::FileExt;
 use tokio::sync::oneshot;
 
 use super::{FileId, Lease, LockError, lock_with};
 use crate::workdir::Workdir;
+
+/// How long a candidate stands back for the one that the last holder named.
+const HOLD_BACK: Duration = Duration::from_millis(250);
 
 /// A thread blocked in flock(2). The kernel wakes it within a millisecond of the holder's death, and then it *is* the next primary.
 ///
@@ -23,17 +27,35 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Starts to wait for the lock.
-    pub fn wait(workdir: Workdir) -> Result<Self, LockError> {
+    /// Starts to wait for the lock in the name of an instance.
+    ///
+    /// When the last holder has named another one as its successor, the thread lets go once and stands back for 250 ms: long
+    /// enough for a successor that lives, and a bounded loss of time where it has died.
+    pub fn wait(workdir: Workdir, instance_id: &str) -> Result<Self, LockError> {
+        let own_id = instance_id.to_owned();
         let (sender, receiver) = oneshot::channel();
         let path = workdir.lock_path();
         let file = Arc::new(OnceLock::new());
         let opened = Arc::clone(&file);
         let body = move || {
-            let won = lock_with(&workdir, |file, id| {
-                opened.get_or_init(|| id);
-                FileExt::lock_exclusive(file).map(|()| true)
-            });
+            let lock = || {
+                lock_with(&workdir, |file, id| {
+                    opened.get_or_init(|| id);
+                    FileExt::lock_exclusive(file).map(|()| true)
+                })
+            };
+            let mut won = lock();
+            let mut heeded = None;
+            while let Ok(Some(lease)) = &won
+                && let Some(note) = lease.meant_for_another(&own_id)
+                && heeded.as_ref() != Some(&note)
+            {
+                heeded = Some(note);
+                drop(won);
+                // Nobody unparks it; woken for no reason it would stand back for less, which is no harm.
+                thread::park_timeout(HOLD_BACK);
+                won = lock();
+            }
             let outcome = won.and_then(|lease| {
                 lease.ok_or_else(|| LockError::Io {
                     path: workdir.lock_path(),

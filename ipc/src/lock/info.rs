@@ -1,8 +1,8 @@
 //! What the holder of the lock says of itself.
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::path::PathBuf;
+use std::io::{self, Read, Seek};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +47,9 @@ pub struct LockInfo {
     /// What tells its process from a later one of the same pid, so that it can be evicted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<ProcessId>,
+    /// Whom it hands its role to, written just before it lets go: other candidates let that one go first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<String>,
 }
 
 /// ZeroMQ endpoints of a primary, best first: `ipc:///path` (native door), then `tcp://127.0.0.1:port`.
@@ -117,16 +120,23 @@ pub enum InfoError {
 /// Reads once what the lock file of a workdir says, without believing it.
 pub fn read_lock_for_path(workdir: &Workdir) -> Result<LockInfo, InfoError> {
     let path = workdir.lock_path();
+    match open_options().read(true).open(&path) {
+        Ok(file) => read_from(&file, &path),
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Err(InfoError::Missing { path }),
+        Err(source) => Err(InfoError::Io { path, source }),
+    }
+}
+
+/// Reads an open lock file from its start; `path` is for the error.
+pub(super) fn read_from(file: &File, path: &Path) -> Result<LockInfo, InfoError> {
+    let path = path.to_owned();
     let mut text = String::new();
-    let read = open_options()
-        .read(true)
-        .open(&path)
-        .and_then(|file: File| file.take(MAX_INFO_BYTES + 1).read_to_string(&mut text));
+    let mut start = file;
+    let read = start.rewind().and_then(|()| start.take(MAX_INFO_BYTES + 1).read_to_string(&mut text));
     match read {
         Ok(0) => Err(InfoError::Empty { path }),
         Ok(len) if len as u64 > MAX_INFO_BYTES => Err(InfoError::TooLarge { path }),
         Ok(_) => serde_json::from_str(&text).map_err(|source| InfoError::Malformed { path, source }),
-        Err(source) if source.kind() == io::ErrorKind::NotFound => Err(InfoError::Missing { path }),
         Err(source) => Err(InfoError::Io { path, source }),
     }
 }
@@ -149,6 +159,6 @@ mod tests {
         let info: LockInfo = serde_json::from_str(golden).unwrap();
         assert_eq!(info.to_text(), golden);
         let process = ProcessId { boot_id: "f1dd8c0f-2e4a-4c5f-9b6e-0a1b2c3d4e5f".into(), start_ticks: 1_268_400 };
-        assert_eq!((info.epoch, info.process), (Some(3), Some(process)));
+        assert_eq!((info.epoch, info.process, info.successor.as_deref()), (Some(3), Some(process), Some("inst-B")));
     }
 }

@@ -22,7 +22,7 @@ pub(super) async fn run(args: &Args, workdir: &Workdir, context: &Context) -> Re
     workdir.prepare().map_err(|error| Failure::workdir(&error))?;
     let log = Log::open(workdir.pando_dir().join("up.log"))?;
     let mut child = start(args, workdir, context, &log)?;
-    match tokio::time::timeout(context.timeout(), first_role(&mut child)).await {
+    match tokio::time::timeout(context.timeout(), first_role(&mut child, args.replace)).await {
         Ok(Some(role)) if context.json() => output::json(&role),
         Ok(Some(role)) => output::line(&role.human(workdir, context.palette())),
         Ok(None) => Err(ended_at_once(&mut child, &log).await),
@@ -52,6 +52,9 @@ fn start(args: &Args, workdir: &Workdir, context: &Context, log: &Log) -> Result
     if let Some(after) = args.evict_after {
         command.arg(format!("--evict-after={}ms", after.as_millis()));
     }
+    if args.replace {
+        command.arg("--replace");
+    }
     if args.no_tcp {
         command.arg("--no-tcp");
     }
@@ -62,12 +65,13 @@ fn start(args: &Args, workdir: &Workdir, context: &Context, log: &Log) -> Result
     command.spawn().map_err(|error| Failure::io(format_args!("start {}", program.display()), &error))
 }
 
-/// Reads roles until one is settled; `None` when the instance ended first.
-async fn first_role(child: &mut Child) -> Option<RoleLine> {
+/// Reads roles until one is settled, which with `replace` is the primary's alone; `None` when the instance ended first.
+async fn first_role(child: &mut Child, replace: bool) -> Option<RoleLine> {
     let mut lines = BufReader::new(child.stdout.take()?).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         match serde_json::from_str::<RoleLine>(&line) {
-            Ok(role) if role.role != RoleName::Seeking => return Some(role),
+            Ok(role) if role.role == RoleName::Primary => return Some(role),
+            Ok(role) if role.role == RoleName::Secondary && !replace => return Some(role),
             _ => {}
         }
     }

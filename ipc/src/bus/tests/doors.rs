@@ -4,6 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use super::*;
+use crate::hello::HELLO;
 use crate::ports::ports_for_path;
 
 fn socket_files(workdir: &Workdir) -> Vec<String> {
@@ -67,13 +68,35 @@ async fn shutdown_lets_calls_in_flight_finish() {
         within(bus.shutdown(PATIENCE)).await;
     };
     let answers = async {
-        fixture.bus.inner.shared.closing.cancelled().await;
+        fixture.bus.inner.shared.accepting.cancelled().await;
         fixture.gate.add_permits(2);
         for peer in &mut peers {
             assert_eq!(peer.recv().await, r#"{"jsonrpc":"2.0","id":1,"result":null}"#);
         }
     };
     tokio::join!(closing, answers);
+}
+
+#[tokio::test]
+async fn a_closing_bus_refuses_and_tells_at_last_what_it_has_read() {
+    let fixture = Fixture::start().await;
+    fixture.bus.register_method(HELLO, Read, |call| async move { Ok(call.params) });
+    let mut polite = Dealer::connect(&fixture.rpc()[0]).await;
+    let mut plain = Dealer::connect(&fixture.rpc()[0]).await;
+    assert_eq!(polite.call(HELLO, json!([1])).await["result"], json!([1]));
+    fixture.bus.refuse(Fault::new(Code::Fenced, "over"));
+    for peer in [&mut polite, &mut plain] {
+        assert_eq!(peer.call("now", json!([1])).await["error"]["data"]["code"], "E_FENCED");
+        peer.send(&["", r#"[{"jsonrpc":"2.0","id":7,"method":"later"}]"#]).await;
+        assert!(peer.recv().await.contains("E_FENCED"));
+    }
+    let bus = fixture.bus.clone();
+    let closing = async { within(bus.shutdown(PATIENCE)).await };
+    let goodbye = async {
+        assert_eq!(polite.recv().await, r#"{"jsonrpc":"2.0","method":"instance.goodbye","params":{"read":3}}"#);
+        assert!(timeout(2 * LINGER, plain.recv()).await.is_err(), "who has not said hello would not understand");
+    };
+    tokio::join!(closing, goodbye);
 }
 
 #[tokio::test]

@@ -112,7 +112,7 @@ async fn what_was_published_before_shutdown_is_delivered() {
         let mut subscribers = JoinSet::new();
         for door in [0, 1] {
             let mut sub = fixture.subscriber(door, "").await;
-            let closing = fixture.bus.inner.shared.closing.clone();
+            let closing = fixture.bus.inner.shared.accepting.clone();
             subscribers.spawn(async move {
                 // It is slower than the closing bus would wait for its peers once all is written.
                 closing.cancelled().await;

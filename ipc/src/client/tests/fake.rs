@@ -78,6 +78,7 @@ pub(super) fn info(setup: &Setup, rpc: Vec<String>, publish: Vec<String>) -> Loc
         version: None,
         endpoints: Some(Endpoints { publish, rpc }),
         process: None,
+        successor: None,
     }
 }
 

@@ -1,0 +1,90 @@
+//! Which file a database is: a copy of one is a database of its own, with an id, terms and event numbers of its own.
+//!
+//! Two files with one id would take each other's writes, and their events would share numbers. So the database knows by which file it lives,
+//! and a primary that finds it in another one (copied back by hand, a project directory that was copied as a whole) renews it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::UNIX_EPOCH;
+
+use pando_ipc::{Envelope, Topic, topic};
+use rusqlite::{Connection, OptionalExtension, params};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::journal::{self, Journal};
+use crate::schema;
+
+/// How far terms and event numbers jump where nobody can tell how far the former database was.
+pub const UNKNOWN_JUMP: u64 = 1_000_000;
+
+/// Where a database stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Standing {
+    /// The database's own id.
+    pub database: Uuid,
+    /// Its latest term.
+    pub epoch: u64,
+    /// Number of its last event.
+    pub seq: u64,
+}
+
+impl Standing {
+    /// Reads where a database stands.
+    pub(crate) fn of(connection: &Connection) -> rusqlite::Result<Self> {
+        let (seq, epoch) = journal::head(connection)?;
+        Ok(Self { database: schema::database_id(connection)?, epoch, seq })
+    }
+
+    /// Returns a standing behind all that a database may have become after this copy of it was made.
+    pub(crate) fn far_behind(self) -> Self {
+        Self { epoch: self.epoch + UNKNOWN_JUMP, seq: self.seq + UNKNOWN_JUMP, ..self }
+    }
+}
+
+/// Returns what tells a file from all others: its number, and when it was made, for numbers are used again.
+pub(crate) fn identity(path: &Path) -> io::Result<String> {
+    let meta = fs::symlink_metadata(path)?;
+    // Some file systems do not know when.
+    let made = meta.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    Ok(format!("{}-{}", meta.ino(), made.as_nanos()))
+}
+
+/// Notes by which file the database lives, in the open transaction. Returns whether it is another one than it knew.
+pub(crate) fn settle_in(connection: &Connection, identity: &str) -> rusqlite::Result<bool> {
+    let known =
+        connection.query_row("SELECT value FROM _pando_meta WHERE key = 'file'", [], |row| row.get::<_, String>(0));
+    let known = known.optional()?;
+    if known.as_deref() != Some(identity) {
+        let sql = "INSERT INTO _pando_meta (key, value) VALUES ('file', ?1) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+        connection.execute(sql, [identity])?;
+    }
+    Ok(known.is_some_and(|known| known != identity))
+}
+
+/// Makes a copy a database of its own, in the open transaction: a new id, terms and event numbers behind those of `copy` and `behind`, and a
+/// journal that begins with `db.restored`. `former` is the database in whose place it stands, if that is known. Returns where it stands.
+pub(crate) fn renew(
+    connection: &Connection,
+    copy: Standing,
+    behind: Standing,
+    former: Option<Uuid>,
+) -> rusqlite::Result<Standing> {
+    let database = Uuid::new_v4();
+    let (epoch, last) = (behind.epoch.max(copy.epoch), behind.seq.max(copy.seq));
+    let change = "UPDATE _pando_meta SET value = ?2 WHERE key = ?1";
+    connection.execute(change, params!["database", database.to_string()])?;
+    connection.execute(change, params!["epoch", epoch])?;
+    let mut journal = Journal::load(connection, epoch)?;
+    journal.begin_anew(connection, last)?;
+    let payload = json!({
+        "database": database,
+        "copy_of": copy.database,
+        "former": former,
+        "copy_seq": copy.seq,
+    });
+    journal.append(connection, Envelope::new("", Topic::known(topic::RESTORED), payload))?;
+    Ok(Standing { database, epoch, seq: journal.head() })
+}

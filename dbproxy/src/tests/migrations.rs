@@ -1,0 +1,122 @@
+//! An application's own schema: applied once, in order, on the primary, by whoever asks.
+
+use pando_ipc::fault::Code;
+use tokio::sync::watch;
+
+use super::*;
+use crate::{Db, DbOptions, Deliver, Migrated, Migrations, WriteError};
+
+fn db(bench: &Bench, writer: &Writer) -> Db {
+    let direct: Arc<dyn Deliver> = Arc::new(writer.clone());
+    let (_route, route) = watch::channel(Some(direct));
+    Db::new(bench.readers(), route, Writes::new(), "inst-B", DbOptions::default())
+}
+
+fn first() -> Migrations {
+    Migrations::of("editor").step(
+        1,
+        "notes",
+        "CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT); -- one; or two?
+         CREATE TRIGGER notes_new AFTER INSERT ON notes BEGIN UPDATE notes SET text = text || ';' WHERE id = NEW.id; END;
+         INSERT INTO notes (text) VALUES ('hello; world')",
+    )
+}
+
+fn second() -> Migrations {
+    first().step(5, "tags", "ALTER TABLE notes ADD COLUMN tag TEXT; UPDATE notes SET tag = 'old'")
+}
+
+#[track_caller]
+fn refused(result: Result<Migrated, WriteError>) -> Fault {
+    match result {
+        Err(WriteError::Refused(fault)) => fault,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn steps_are_applied_once_in_order_with_their_events() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let db = db(&bench, &writer);
+    assert_eq!(db.migrate(&first()).await.unwrap(), Migrated { version: 1, applied: vec![1] });
+    assert_eq!(bench.value("SELECT text FROM notes").await, "hello; world;");
+    assert_eq!(bench.seen(), ["db.notes.created 1", "db.notes.updated 1", "db.migrated"]);
+    let (head, ops) = (writer.head(), bench.value("SELECT count(*) FROM _pando_op").await);
+    assert_eq!(db.migrate(&first()).await.unwrap(), Migrated { version: 1, applied: vec![] });
+    assert_eq!(
+        (writer.head(), bench.value("SELECT count(*) FROM _pando_op").await),
+        (head, ops),
+        "no write was needed"
+    );
+    assert_eq!(db.migrate(&second()).await.unwrap(), Migrated { version: 5, applied: vec![5] });
+    let other = Migrations::of("viewer").step(1, "views", "CREATE VIEW v AS SELECT tag FROM notes");
+    assert_eq!(db.migrate(&other).await.unwrap().applied, [1]);
+    assert_eq!(bench.value("SELECT tag FROM v").await, "old");
+}
+
+#[tokio::test]
+async fn many_instances_that_come_at_once_apply_each_step_once() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let all = futures::future::join_all((0..8).map(|_| {
+        let db = db(&bench, &writer);
+        async move { db.migrate(&second()).await.unwrap().applied }
+    }));
+    let mut applied = all.await;
+    applied.sort();
+    assert_eq!(applied.last().unwrap(), &[1, 5]);
+    assert_eq!(applied.iter().filter(|steps| steps.is_empty()).count(), 7);
+    assert_eq!(bench.value("SELECT count(*) FROM notes").await, 1);
+}
+
+#[tokio::test]
+async fn an_older_program_is_refused_with_both_versions_and_a_changed_or_late_step_too() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let db = db(&bench, &writer);
+    db.migrate(&second()).await.unwrap();
+    let older = refused(db.migrate(&first()).await);
+    assert!(
+        older.is(Code::Version) && older.message.contains("version 5") && older.message.contains("up to 1"),
+        "{older}"
+    );
+    let changed = Migrations::of("editor").step(1, "notes", "SELECT 1").step(5, "tags", "SELECT 1");
+    assert!(refused(db.migrate(&changed).await).message.contains("never changed"));
+    let mut late = second();
+    late.steps.insert(1, crate::Migration { id: 3, name: "late".into(), sql: "SELECT 1".into() });
+    assert!(refused(db.migrate(&late).await).message.contains("too late"));
+}
+
+#[tokio::test]
+async fn a_step_that_fails_leaves_nothing_and_may_not_touch_what_is_ours() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let db = db(&bench, &writer);
+    for (sql, code) in [
+        ("CREATE TABLE t (a); CREATE TABLE t (a)", Code::Sql),
+        ("CREATE TABLE t (a); INSERT INTO missing VALUES (1)", Code::Sql),
+        ("CREATE TABLE t (a); COMMIT; DELETE FROM _pando_event", Code::Forbidden),
+        ("CREATE TABLE t (a); PRAGMA writable_schema = ON", Code::Forbidden),
+        ("CREATE TABLE t (a); UPDATE _pando_meta SET value = 9", Code::Forbidden),
+        ("CREATE TABLE t (a); CREATE TABLE _pando_mine (a)", Code::Forbidden),
+        ("CREATE TABLE t (a); CREATE TRIGGER temp.g AFTER INSERT ON main.t BEGIN SELECT 1; END", Code::Forbidden),
+        ("CREATE TABLE t (a); ATTACH ':memory:' AS x", Code::Forbidden),
+    ] {
+        let fault = refused(db.migrate(&second().step(6, "broken", sql)).await);
+        assert!(fault.is(code), "{sql}: {fault}");
+        assert!(fault.message.contains("(step 6 of editor)"), "{fault}");
+    }
+    assert_eq!(bench.value("SELECT count(*) FROM sqlite_schema WHERE name IN ('t', 'notes')").await, 0);
+    assert_eq!(bench.seen(), [""; 0]);
+    for bad in [
+        Migrations::of(""),
+        Migrations::of("a b"),
+        second().step(5, "twice", ""),
+        Migrations::of("x").step(0, "zero", ""),
+    ] {
+        assert_eq!(refused(db.migrate(&bad).await).code, -32602);
+    }
+    db.migrate(&second()).await.unwrap();
+    bench.check_journal().await;
+}
