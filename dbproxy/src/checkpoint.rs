@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use pando_ipc::Topic;
+use pando_ipc::failpoint::{self, Point};
 use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, DEFAULT_NAME};
 use serde_json::Value;
@@ -164,10 +165,12 @@ impl Worker {
     }
 
     fn checkpoint(&mut self) {
+        failpoint::hit(Point::CheckpointBefore);
         let frames = match self.connection.wal_checkpoint_v2(DEFAULT_NAME, CheckpointMode::PASSIVE) {
             Ok((frames, _)) => u64::try_from(frames).unwrap_or(0),
             Err(error) => return tracing::debug!(%error, "passive checkpoint failed"),
         };
+        failpoint::hit(Point::CheckpointAfter);
         let now = Instant::now();
         let wal_bytes = frames * self.page_bytes;
         if wal_bytes <= RESTART_BYTES {

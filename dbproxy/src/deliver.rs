@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use pando_ipc::Fault;
 use pando_ipc::client::{CallError, Client};
+use pando_ipc::failpoint::{self, Flaw};
 use pando_ipc::fault::Code;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -136,6 +137,9 @@ pub async fn deliver_until_answered(mut request: WriteRequest, mut route: Route)
     let deadline = Instant::from_std(request.deadline);
     let mut effort = Effort::new(request.op_id.to_string());
     loop {
+        if effort.maybe_applied && failpoint::has(Flaw::RetryWithoutOpId) {
+            request.op_id = crate::op::OpId::fresh();
+        }
         let current = route.borrow_and_update().clone();
         if let Some(deliver) = current {
             let delivered = timeout_at(deadline, deliver.deliver(request.clone())).await;

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use fnv::FnvHasher;
 use pando_ipc::Timestamp;
+use pando_ipc::failpoint::{self, Point};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, DEFAULT_NAME, FileControl, OpenFlags, TransactionBehavior, params};
+use rusqlite::{Connection, DEFAULT_NAME, ErrorCode, FileControl, OpenFlags, TransactionBehavior, params};
 use uuid::Uuid;
 
 use crate::file_system::FileSystem;
@@ -152,8 +153,18 @@ pub enum StoreError {
 impl StoreError {
     /// Returns what the disk did, when it did.
     pub fn trouble(&self) -> Option<Trouble> {
+        self.sqlite().and_then(Trouble::of)
+    }
+
+    /// Tells whether another program is in the middle of a write: the database itself is well.
+    pub fn is_busy(&self) -> bool {
+        let busy = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked];
+        self.sqlite().and_then(rusqlite::Error::sqlite_error_code).is_some_and(|code| busy.contains(&code))
+    }
+
+    fn sqlite(&self) -> Option<&rusqlite::Error> {
         match self {
-            Self::Sqlite { source, .. } | Self::MigrationFailed { source, .. } => Trouble::of(source),
+            Self::Sqlite { source, .. } | Self::MigrationFailed { source, .. } => Some(source),
             _ => None,
         }
     }
@@ -185,6 +196,7 @@ pub(crate) struct Opened {
 
 /// Opens or creates the database, migrates it, and begins a new term.
 pub(crate) fn open(path: &Path, durability: Durability) -> Result<Opened, StoreError> {
+    failpoint::hit(Point::StoreOpen);
     let path = prepare_file(path)?;
     let failed = |source| StoreError::Sqlite { path: path.clone(), source };
     let mut connection = connect(&path).map_err(failed)?;
@@ -360,6 +372,7 @@ fn apply(connection: &mut Connection, migration: &Migration) -> rusqlite::Result
             env!("CARGO_PKG_VERSION")
         ],
     )?;
+    failpoint::hit(Point::MigrationCommit);
     transaction.commit()
 }
 
@@ -381,7 +394,9 @@ fn begin_term(connection: &mut Connection, identity: &str) -> rusqlite::Result<(
         |row| row.get::<_, u64>(0),
     )?;
     let database = database_id(&transaction)?;
+    failpoint::hit(Point::EpochCommit);
     transaction.commit()?;
+    failpoint::hit(Point::EpochCommitted);
     Ok((database, epoch))
 }
 

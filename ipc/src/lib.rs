@@ -15,6 +15,7 @@ pub mod bus;
 pub mod client;
 pub mod cursor;
 pub mod envelope;
+pub mod failpoint;
 pub mod fault;
 pub mod hello;
 pub mod lock;

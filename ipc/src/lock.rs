@@ -13,6 +13,7 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 use tokio::time::Instant;
 
+use crate::failpoint::{self, Flaw, Point};
 use crate::workdir::{Workdir, WorkdirError};
 
 pub use candidate::Candidate;
@@ -102,10 +103,25 @@ impl Lease {
     /// Writes who we are into the lock file: one write, then cut to length, so that a reader meets at worst a torn text.
     pub fn advertise(&self, info: &LockInfo) -> Result<(), LockError> {
         let text = info.to_text();
+        failpoint::hit(Point::AdvertiseWrite);
         self.file
             .write_all_at(text.as_bytes(), 0)
+            .inspect(|()| failpoint::hit(Point::AdvertiseCut))
             .and_then(|()| self.file.set_len(text.len() as u64))
-            .map_err(|source| LockError::Io { path: self.path.clone(), source })
+            .map_err(|source| LockError::Io { path: self.path.clone(), source })?;
+        failpoint::hit(Point::AdvertiseDone);
+        Ok(())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        failpoint::hit(Point::LockRelease);
+        if failpoint::has(Flaw::UnlinkedLock) {
+            drop(fs2::FileExt::unlock(&self.file));
+            failpoint::hit(Point::LockUnlink);
+            drop(fs::remove_file(&self.path));
+        }
     }
 }
 
@@ -162,6 +178,7 @@ fn lock_with(workdir: &Workdir, lock: impl Fn(&File, FileId) -> io::Result<bool>
     let path = workdir.lock_path();
     for _ in 0..MAX_REOPENS {
         workdir.prepare()?;
+        failpoint::hit(Point::LockOpen);
         let file = match open_options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path) {
             Ok(file) => file,
             // Somebody removed the directory that we have just made.
@@ -175,7 +192,11 @@ fn lock_with(workdir: &Workdir, lock: impl Fn(&File, FileId) -> io::Result<bool>
             Ok(meta) if meta.is_file() => FileId::of(&meta),
             _ => return Err(LockError::Foreign { path }),
         };
-        match lock(&file, id) {
+        let locked = lock(&file, id);
+        if matches!(locked, Ok(true)) {
+            failpoint::hit(Point::LockWon);
+        }
+        match locked {
             Ok(true) if FileId::at(&path) == Some(id) => return Ok(Some(Lease { file, id, path })),
             Ok(true) => {}
             Ok(false) => return Ok(None),

@@ -290,6 +290,10 @@ impl Failure {
             return Self::new(Kind::Failed, error.to_string()).hint(trouble.next_step());
         }
         let (kind, hint) = match error {
+            StoreError::Sqlite { path, .. } | StoreError::MigrationFailed { path, .. } if error.is_busy() => (
+                Kind::Failed,
+                format!("another program is in the middle of a write, find it: 'fuser -v {}'", path.display()),
+            ),
             StoreError::UnsafeFileSystem { .. } => {
                 (Kind::Failed, "work in a directory on a disk of this machine: '--workdir DIR'".into())
             }
@@ -314,6 +318,13 @@ impl Failure {
                 (Kind::Failed, format!("correct it, or move it away to run as usual: {}", path.display()))
             }
             StoreError::NoWal { .. } => (Kind::Failed, "work in a directory on a local disk".into()),
+            StoreError::Sqlite { path, .. } if error.trouble().is_none() => {
+                let dir = path.parent().unwrap_or(path);
+                (
+                    Kind::Failed,
+                    format!("look at the disk and the mode of the directory: 'df -h {0}; ls -ld {0}'", dir.display()),
+                )
+            }
             StoreError::Sqlite { path, .. } => (
                 Kind::Failed,
                 format!(

@@ -4,6 +4,8 @@ mod detach;
 mod ping;
 mod replace;
 mod role;
+#[cfg(feature = "failpoints")]
+mod trial;
 
 use std::time::Duration;
 
@@ -64,6 +66,9 @@ pub(crate) struct Args {
     /// Set by the acceptance tests: call instance.ping as this instance does, and tell stdout that it was answered
     #[arg(long, hide = true)]
     ping: bool,
+    #[cfg(feature = "failpoints")]
+    #[command(flatten)]
+    trial: trial::Args,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -117,6 +122,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         },
         ..Options::default()
     };
+    #[cfg(feature = "failpoints")]
+    let options = args.trial.begin(options)?;
     let joined = tokio::select! {
         joined = Instance::join(workdir.clone(), options) => joined,
         end = signals.next() => return end.into_outcome(),
@@ -160,7 +167,13 @@ async fn serve(
     signals: &mut Signals,
 ) -> End {
     let mut roles = instance.role();
-    let load = async { if args.demo_load { load::run(instance).await } else { std::future::pending().await } };
+    let load = async {
+        #[cfg(feature = "failpoints")]
+        if args.trial.is_on() {
+            return args.trial.run(instance).await;
+        }
+        if args.demo_load { load::run(instance).await } else { std::future::pending().await }
+    };
     let ping = async { if args.ping { ping::run(instance).await } else { std::future::pending().await } };
     let replace =
         async { if args.replace { replace::run(instance, workdir).await } else { std::future::pending().await } };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use pando_bridge::inbound;
 use pando_dbproxy::Remote;
 use pando_ipc::client::{self, Client, Link, LocalHistory, Since};
+use pando_ipc::failpoint::{self, Point};
 use pando_ipc::lock::Candidate;
 use pando_ipc::{Kind, Pattern, hello, topic};
 use serde_json::json;
@@ -68,7 +69,10 @@ pub(super) async fn follow(
         };
         match step {
             Step::Stop => break Ok(Ended::Stopped),
-            Step::Won(won) => break won.map(Ended::Elected).map_err(JoinError::Lock),
+            Step::Won(won) => {
+                failpoint::hit(Point::CandidateWon);
+                break won.map(Ended::Elected).map_err(JoinError::Lock);
+            }
             Step::Link => {
                 shared.role.send_replace(role_of(link.borrow_and_update().as_ref()));
             }

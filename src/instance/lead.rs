@@ -7,6 +7,7 @@ use std::time::Duration;
 use pando_bridge::Outbound;
 use pando_dbproxy::{Ack, Fenced, OpId, Readers, Work, WriteRequest, Writer, WriterOptions};
 use pando_ipc::bus::{Bus, BusOptions, Limits};
+use pando_ipc::failpoint::{self, Point};
 use pando_ipc::lock::Lease;
 use pando_ipc::methods::{Caller, Door};
 use pando_ipc::process::ProcessId;
@@ -164,6 +165,7 @@ pub(super) async fn lead(
     let (successor, chosen) = mpsc::channel(1);
     let (primary, bus) = begin(shared, &lease, arrivals, successor).await?;
     failed.take();
+    failpoint::hit(Point::TermServes);
     let incoming = Incoming { arrived, departures: bus.departures(), chosen };
     let promoted = json!({
         "instance_id": shared.id,
@@ -206,8 +208,10 @@ async fn begin(
         on_commit: Box::new(move |events: &[Arc<Envelope>]| carrier.carry(events)),
     };
     let writer = open_writer(shared, options).await?;
+    failpoint::hit(Point::TermOpened);
     shared.place_hub(writer.head());
     catch_up(shared, &shared.readers).await;
+    failpoint::hit(Point::TermCaughtUp);
 
     let primary = Arc::new(Primary {
         shared: Arc::clone(shared),
@@ -329,6 +333,7 @@ async fn serve(primary: &Arc<Primary>, lease: &Lease, stop: &CancellationToken, 
 /// Ends a term. In good order: what is new is refused and waits for the next primary, what is in flight ends, the goodbye is the last
 /// write, then everything is written out and closed. A primary that lost its place only closes.
 async fn finish(primary: &Primary, bus: &Bus, end: &End) {
+    failpoint::hit(Point::ShutdownBegin);
     let farewell = match end {
         End::Deposed(why) => {
             tracing::error!(%why, "stepping down");
@@ -345,10 +350,14 @@ async fn finish(primary: &Primary, bus: &Bus, end: &End) {
         let goodbye = json!({"instance_id": primary.shared.id, "epoch": primary.writer.epoch()});
         primary.announce(topic::SHUTDOWN, goodbye).await;
     }
+    failpoint::hit(Point::ShutdownGoodbye);
     primary.writer.clone().close().await;
+    failpoint::hit(Point::ShutdownDrained);
     if !bus.flush(farewell).await {
         tracing::warn!("a subscriber did not read the last events");
     }
+    failpoint::hit(Point::ShutdownFlushed);
     bus.shutdown(farewell).await;
+    failpoint::hit(Point::ShutdownClosed);
     primary.bus.lock().unwrap_or_else(PoisonError::into_inner).take();
 }

@@ -136,6 +136,23 @@ fn something_foreign_in_place_of_the_lock_is_named_and_left_alone() {
 }
 
 #[test]
+fn a_database_that_somebody_else_writes_is_not_to_be_moved_away() {
+    let sandbox = Sandbox::new();
+    let _redacted = sandbox.redact();
+    let (mut instance, _) = PandoProcess::primary(&sandbox);
+    instance.kill();
+    let mut other = rusqlite::Connection::open(sandbox.workdir().database_path()).unwrap();
+    let write = other.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).unwrap();
+    assert_snapshot!(check_fails(&sandbox, 1, &["up"]), @r"
+    $ pando up
+    error: cannot open database [workdir]/.pando/pando.db: database is locked
+    hint: another program is in the middle of a write, find it: 'fuser -v [workdir]/.pando/pando.db'
+    exit 1
+    ");
+    write.rollback().unwrap();
+}
+
+#[test]
 fn a_database_that_is_none_is_named_and_left_alone() {
     let sandbox = Sandbox::new();
     let _redacted = sandbox.redact();

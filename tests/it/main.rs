@@ -23,7 +23,9 @@ mod interop;
 mod metrics;
 mod ports;
 mod schemas;
-mod schemas;
+mod shapes;
+#[expect(dead_code, unused_imports, reason = "shared with the fault tests, which need more of it")]
+#[path = "../support/mod.rs"]
 mod support;
 mod takeover;
 mod wedged;

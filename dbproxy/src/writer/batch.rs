@@ -4,6 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
+use pando_ipc::failpoint::{self, Flaw, Point};
 use pando_ipc::fault::Code;
 use pando_ipc::{Envelope, Fault};
 use rusqlite::{DEFAULT_NAME, Error, ErrorCode, FileControl};
@@ -72,14 +73,17 @@ impl Thread {
 
     fn attempt(&mut self, slots: &mut [Slot]) -> Attempt {
         let label = slots.first().map_or("", |slot| slot.job.request.work.label()).to_owned();
+        failpoint::hit(Point::BeginBefore);
         if let Err(error) = self.control("BEGIN IMMEDIATE") {
             return Attempt::Failed(from_sqlite(&label, &error, None));
         }
+        failpoint::hit(Point::BeginAfter);
         let start = self.journal.mark();
         if let Some(fault) = self.check_fence(&label) {
             self.abandon(start);
             return Attempt::Failed(fault);
         }
+        failpoint::hit(Point::FenceChecked);
         let began = Instant::now();
         let (mut events, mut taken, mut fresh) = (Vec::new(), slots.len(), HashSet::new());
         for (at, slot) in slots.iter_mut().enumerate() {
@@ -92,6 +96,7 @@ impl Thread {
             }
             match self.in_savepoint(slot) {
                 Ok(Applied::Now(ack, new)) => {
+                    failpoint::hit(Point::WriteApplied);
                     fresh.insert(slot.job.request.op_id.clone());
                     slot.outcome = Some(Ok(ack));
                     events.extend(new);
@@ -109,8 +114,13 @@ impl Thread {
                 }
             }
         }
+        if failpoint::has(Flaw::PublishBeforeCommit) {
+            self.tell(events.clone());
+        }
+        failpoint::hit(Point::CommitBefore);
         match self.control("COMMIT") {
             Ok(()) => {
+                failpoint::hit(Point::CommitAfter);
                 self.journal.commit();
                 Attempt::Committed { taken, events }
             }
@@ -180,6 +190,9 @@ impl Thread {
 
     /// Returns the fault for every write, when a newer primary exists or the file is no longer the one at its path.
     fn check_fence(&mut self, label: &str) -> Option<Fault> {
+        if failpoint::has(Flaw::UncheckedEpoch) {
+            return None;
+        }
         let mut moved = 0;
         if let Some(why) = self.signals.fenced.borrow().as_ref() {
             return Some(fenced(label, why));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use pando_ipc::failpoint::{self, Point};
 use pando_ipc::{Envelope, Fault};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -216,20 +217,29 @@ impl Thread {
             checkpointer.wake();
         }
         if !events.is_empty() {
-            let events: Vec<Arc<Envelope>> = events.into_iter().map(Arc::new).collect();
             self.signals.head.send_replace(self.journal.head());
-            if catch_unwind(AssertUnwindSafe(|| (self.on_commit)(&events))).is_err() {
-                tracing::error!("the observer of commits panicked; its events are in the journal");
-            }
+            failpoint::hit(Point::PublishBefore);
+            self.tell(events);
+            failpoint::hit(Point::PublishAfter);
         }
         self.ops_since_pruning += answered.len() as u64;
         let mut bytes = 0;
         for (job, result) in answered {
             bytes += job.weight;
+            failpoint::hit(Point::ReplyBefore);
             // Whoever asked may have left; the answer is kept for a retry.
             drop(job.answer.send(result));
+            failpoint::hit(Point::ReplyAfter);
         }
         bytes
+    }
+
+    /// Tells the observer of commits.
+    pub(super) fn tell(&self, events: Vec<Envelope>) {
+        let events: Vec<Arc<Envelope>> = events.into_iter().map(Arc::new).collect();
+        if catch_unwind(AssertUnwindSafe(|| (self.on_commit)(&events))).is_err() {
+            tracing::error!("the observer of commits panicked; its events are in the journal");
+        }
     }
 
     /// Removes a chunk of what is too old, after the answers. A failure costs nothing but space.

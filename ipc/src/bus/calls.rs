@@ -10,6 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::shared::{Peer, Shared};
 use super::stats::Refusal;
+use crate::failpoint::{self, Point};
 use crate::fault::{Code, Fault};
 use crate::hello::HELLO;
 use crate::methods::{Call, Handler, run_inline};
@@ -23,6 +24,7 @@ const RETRY_AFTER_MS: u64 = 20;
 
 /// Answers one request body. Returns at once: what takes time runs in a task of its own.
 pub(super) fn serve(shared: &Arc<Shared>, peer: &Arc<Peer>, body: &[u8]) {
+    failpoint::hit(Point::CallRead);
     match parse_request(body) {
         Ok(Incoming::Single(Ok(request))) => single(shared, peer, request),
         Ok(Incoming::Batch(parts)) => batch(shared, peer, parts),
@@ -168,7 +170,9 @@ fn answer(shared: &Shared, peer: &Peer, response: Response) {
     if let Err(fault) = fits(shared, peer, message.len()) {
         message = encode_reply(|out| write_json(out, &Response { id: response.id, outcome: Err(fault) }));
     }
+    failpoint::hit(Point::AnswerBefore);
     shared.send(peer, message);
+    failpoint::hit(Point::AnswerAfter);
 }
 
 /// Checks the size of an answer.

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::owner::{self, Owners};
 use super::stats::{Offence, Refusal};
 use super::{BusError, BusOptions, TcpDoor};
+use crate::failpoint::{self, Point};
 use crate::lock::Endpoints;
 use crate::methods::{Caller, Door};
 use crate::ports::{Ports, ports_for_path};
@@ -73,12 +74,14 @@ pub(super) fn bind(options: &BusOptions) -> Result<Doors, BusError> {
     remove_stale(&dir);
     let mut doors = Doors { listeners: Vec::new(), endpoints: Endpoints::default(), ports: None };
     let random = Uuid::new_v4().simple().to_string();
+    failpoint::hit(Point::BindUnix);
     for (role, kind) in [(Role::Pub, "pub"), (Role::Router, "rpc")] {
         let path = dir.join(format!("{}-{}.{kind}", options.epoch, &random[..RANDOM_DIGITS]));
         let listener = UnixListener::bind(&path).map_err(|source| BusError::Socket { path: path.clone(), source })?;
         doors.advertise(role, format!("ipc://{}", path.display()));
         doors.listeners.push((role, Listener::Unix { listener, _file: SocketFile(path) }));
     }
+    failpoint::hit(Point::BindTcp);
     let admit_unknown = options.tcp == TcpDoor::Unverified;
     if options.tcp == TcpDoor::OwnUser && !owner::can_be_told() {
         tracing::warn!("the TCP door stays closed: this system does not tell whose a connection is");
@@ -92,6 +95,7 @@ pub(super) fn bind(options: &BusOptions) -> Result<Doors, BusError> {
         }
         doors.ports = Some(ports);
     }
+    failpoint::hit(Point::BindDone);
     Ok(doors)
 }
 

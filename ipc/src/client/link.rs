@@ -10,6 +10,7 @@ use super::calls::Outgoing;
 use super::error::{CallError, Cause};
 use super::socket::Dealer;
 use super::{Core, Link, Silence, dial};
+use crate::failpoint::{self, Point};
 use crate::fault::Code;
 use crate::hello::{GOODBYE, PING};
 use crate::lock::{Holder, LockInfo};
@@ -123,6 +124,7 @@ pub(super) async fn keep(core: &Core) {
             tracing::debug!(instance = link.info.instance_id, epoch = link.welcome.epoch, "linked to the primary");
             let (since, epoch) = (Instant::now(), link.welcome.epoch);
             core.link.send_replace(Some(Link { number, ..link.clone() }));
+            failpoint::hit(Point::ClientLinked);
             let cause = pump(core, &mut dealer, &link, &mut pulse).await;
             tracing::debug!(epoch, %cause, "link lost");
             core.set_trouble(cause.clone());
@@ -272,6 +274,7 @@ async fn send_waiting(core: &Core, dealer: &mut Dealer) -> Result<(), Cause> {
             core.calls().put_back(number);
             return Err(cause);
         }
+        failpoint::hit(Point::ClientSent);
         if !answered {
             core.calls().handed_over(number);
         }

@@ -10,6 +10,7 @@ use fs2::FileExt;
 use tokio::sync::oneshot;
 
 use super::{FileId, Lease, LockError, lock_with};
+use crate::failpoint::{self, Point};
 use crate::workdir::Workdir;
 
 /// How long a candidate stands back for the one that the last holder named.
@@ -38,6 +39,7 @@ impl Candidate {
         let file = Arc::new(OnceLock::new());
         let opened = Arc::clone(&file);
         let body = move || {
+            failpoint::hit(Point::CandidateWait);
             let lock = || {
                 lock_with(&workdir, |file, id| {
                     opened.get_or_init(|| id);

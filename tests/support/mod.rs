@@ -14,13 +14,13 @@ pub(crate) use process::Process;
 pub(crate) use python::python;
 pub(crate) use raw::{RawPeer, bytes_of};
 pub(crate) use sandbox::Sandbox;
-pub(crate) use wait::{eventually, heavy};
+pub(crate) use wait::{eventually, heavy, pass};
 
 use std::path::Path;
 use std::process::Command;
 
 /// Returns the binary under test in `workdir`.
-fn binary(workdir: &Path) -> Command {
+pub(crate) fn binary(workdir: &Path) -> Command {
     in_workdir(Command::new(env!("CARGO_BIN_EXE_pando")), workdir)
 }
 

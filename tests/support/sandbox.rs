@@ -36,6 +36,11 @@ impl Sandbox {
         &self.workdir
     }
 
+    /// Returns the directory around the workdir: logs lie there.
+    pub(crate) fn root(&self) -> &Path {
+        self.root.path()
+    }
+
     /// Returns the workdir as Pando knows it.
     pub(crate) fn workdir(&self) -> Workdir {
         Workdir::open(&self.workdir).unwrap()

@@ -23,6 +23,12 @@ pub(crate) fn eventually<T>(what: &str, within: Duration, mut look: impl FnMut()
     }
 }
 
+/// Lets time pass, for what is about time itself: how long a fault lasts, or when it comes. Never to wait for something.
+pub(crate) fn pass(time: Duration) {
+    #[expect(clippy::disallowed_methods, reason = "a fault lasts, or comes at a random moment")]
+    std::thread::sleep(time);
+}
+
 /// Lets tests that load the machine, or measure time on it, run one after the other.
 pub(crate) fn heavy() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());

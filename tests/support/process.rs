@@ -33,10 +33,8 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `command` with its stdin open, its stdout read line by line and its stderr in a log of the sandbox.
     pub(crate) fn spawn(sandbox: &Sandbox, name: &str, mut command: Command) -> Self {
-        let log = sandbox.new_log(name);
-        let stderr = File::create(&log).unwrap();
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
-        let mut child = Reaped::spawn(&mut command);
+        command.stdout(Stdio::piped());
+        let (mut child, log) = Self::child(sandbox, name, &mut command);
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take().unwrap());
         let (sender, lines) = channel();
         let read = move || {
@@ -48,6 +46,20 @@ impl Process {
         };
         thread::Builder::new().name(format!("stdout of {name}")).spawn(read).unwrap();
         Self { name: name.to_owned(), child, stdin, lines, log }
+    }
+
+    /// The same with its stdout in a file: it says nothing to us.
+    pub(crate) fn spawn_into(sandbox: &Sandbox, name: &str, mut command: Command, stdout: File) -> Self {
+        command.stdout(stdout);
+        let (mut child, log) = Self::child(sandbox, name, &mut command);
+        let stdin = child.stdin.take();
+        Self { name: name.to_owned(), child, stdin, lines: channel().1, log }
+    }
+
+    fn child(sandbox: &Sandbox, name: &str, command: &mut Command) -> (Reaped, PathBuf) {
+        let log = sandbox.new_log(name);
+        command.stdin(Stdio::piped()).stderr(File::create(&log).unwrap());
+        (Reaped::spawn(command), log)
     }
 
     /// Returns the process id.

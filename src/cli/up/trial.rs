@@ -1,0 +1,253 @@
+//! `pando up --record`: an instance of the fault tests. It writes as fast as it goes and records all it does and sees.
+
+mod record;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::future::join_all;
+use pando::{Delivery, Instance, Options, Pattern, Role, Topic};
+use pando_dbproxy::{Ack, SqlValue, Statement, WriteError};
+use pando_ipc::failpoint::{self, Armed, Flaw, Plan, Point};
+use rustix::time::{ClockId, clock_gettime};
+use serde_json::json;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::failure::Failure;
+use crate::cli::output;
+use record::{Event, Outcome, Record, What, Work};
+
+/// How long one write is tried, in milliseconds.
+const CALL_TIMEOUT_MS: u64 = 5_000;
+/// Pause after a write that failed.
+const AFTER_FAILURE: Duration = Duration::from_millis(20);
+/// One of so many writes publishes an event; the others insert a row.
+const PUBLISH_EVERY: u64 = 4;
+/// One of so many rows is read back.
+const READ_EVERY: u64 = 7;
+/// Signal of a file that grew beyond its limit: a full disk shall be an error, as it is without a limit.
+const SIGXFSZ: i32 = 25;
+
+/// What the fault tests set; all of it is hidden.
+#[derive(Debug, Clone, clap::Args)]
+#[group(id = "trial")]
+pub(super) struct Args {
+    /// Write, and record every call in this file
+    #[arg(long, hide = true, requires = "name")]
+    record: Option<PathBuf>,
+    /// Instance id of the recorded instance, and the beginning of its op ids
+    #[arg(long, hide = true)]
+    name: Option<String>,
+    /// Writes in flight at once
+    #[arg(long, hide = true, default_value_t = 2)]
+    writers: usize,
+    /// Record every event that a subscriber sees
+    #[arg(long, hide = true)]
+    follow: bool,
+    /// `point[@time][=kill|stop|sleep:MS]`: what happens where
+    #[arg(long, hide = true)]
+    arm: Vec<Armed>,
+    /// Make a known mistake
+    #[arg(long, hide = true, value_parser = flaw)]
+    flaw: Vec<Flaw>,
+}
+
+fn flaw(name: &str) -> Result<Flaw, String> {
+    Flaw::find(name).ok_or_else(|| format!("there is no flaw {name:?}"))
+}
+
+/// The file that history is written to: a record is there before what it tells of goes on.
+#[derive(Debug, Clone)]
+struct Recorder(Arc<File>);
+
+impl Recorder {
+    fn note(&self, what: What) {
+        let now = clock_gettime(ClockId::Monotonic);
+        let at = u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0);
+        let mut line = json!(Record { at, what }).to_string();
+        line.push('\n');
+        // One write of an appended file: lines of threads do not mix, and a kill leaves whole lines.
+        drop((&*self.0).write_all(line.as_bytes()));
+    }
+}
+
+impl Args {
+    /// Tells whether this is a trial.
+    pub(super) fn is_on(&self) -> bool {
+        self.record.is_some()
+    }
+
+    fn recorder(&self) -> Result<Recorder, Failure> {
+        let path = self.record.clone().unwrap_or_default();
+        let file = OpenOptions::new().append(true).create(true).open(&path);
+        let file = file.map_err(|error| Failure::io(format_args!("open {}", path.display()), &error))?;
+        Ok(Recorder(Arc::new(file)))
+    }
+
+    /// Plans what shall happen, before anything else does; returns the options of a trial.
+    pub(super) fn begin(&self, options: Options) -> Result<Options, Failure> {
+        if !self.is_on() {
+            return Ok(options);
+        }
+        let recorder = self.recorder()?;
+        failpoint::plan(Plan {
+            armed: self.arm.clone(),
+            flaws: self.flaw.clone(),
+            witness: Box::new(move |point, action| {
+                if action.is_some() || point == Point::LockRelease {
+                    let action = action.map(|action| format!("{action:?}"));
+                    recorder.note(What::Point { name: point.name().to_owned(), action });
+                }
+            }),
+        });
+        Ok(Options { instance_id: self.name.clone(), call_timeout: Duration::from_millis(CALL_TIMEOUT_MS), ..options })
+    }
+
+    /// Writes until stdin ends, and then until every write has ended.
+    pub(super) async fn run(&self, instance: &Instance) -> Result<(), Failure> {
+        let recorder = self.recorder()?;
+        let kind = tokio::signal::unix::SignalKind::from_raw(SIGXFSZ);
+        let _is_handled =
+            tokio::signal::unix::signal(kind).map_err(|error| Failure::io("listen to signals", &error))?;
+        let stop = CancellationToken::new();
+        let steer = async {
+            end_of_stdin().await;
+            stop.cancel();
+        };
+        let epoch_acked = AtomicU64::new(0);
+        let writers = (0..self.writers).map(|writer| self.write(instance, &recorder, writer, &stop, &epoch_acked));
+        let writers = async { join_all(writers).await.into_iter().collect::<Result<(), Failure>>() };
+        tokio::select! {
+            ((), written) = async { tokio::join!(steer, writers) } => written,
+            () = record_roles(instance, &recorder, &epoch_acked) => Ok(()),
+            () = record_events(instance, &recorder), if self.follow => Ok(()),
+        }
+    }
+
+    async fn write(
+        &self,
+        instance: &Instance,
+        recorder: &Recorder,
+        writer: usize,
+        stop: &CancellationToken,
+        epoch_acked: &AtomicU64,
+    ) -> Result<(), Failure> {
+        let mut has_table = false;
+        for n in 1_u64.. {
+            if stop.is_cancelled() {
+                break;
+            }
+            if !has_table {
+                let made = instance.db().exec_ddl(vec![Statement::new(TABLE, ())]).await;
+                has_table = made.is_ok();
+                if !has_table {
+                    tokio::time::sleep(AFTER_FAILURE).await;
+                    continue;
+                }
+            }
+            let op = format!("{}-{writer}-{n}", self.name.as_deref().unwrap_or_default());
+            let work = if n % PUBLISH_EVERY == 0 { Work::Publish } else { Work::Insert };
+            recorder.note(What::Invoke { op: op.clone(), work, within_ms: CALL_TIMEOUT_MS });
+            let answer = instance.db().write_as(&op, work_of(work, &op)).await;
+            has_table = !matches!(&answer, Err(error) if error.to_string().contains("no such table"));
+            let outcome = outcome_of(&answer);
+            recorder.note(What::Return { op: op.clone(), outcome });
+            match answer {
+                Ok(ack) => {
+                    if epoch_acked.swap(ack.epoch, Ordering::Relaxed) != ack.epoch {
+                        output::json(&json!({"acked": ack.epoch}))?;
+                    }
+                    if work == Work::Insert && n % READ_EVERY == 0 {
+                        read_back(instance, recorder, op, &ack).await;
+                    }
+                }
+                Err(_) => tokio::time::sleep(AFTER_FAILURE).await,
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn record_roles(instance: &Instance, recorder: &Recorder, epoch_acked: &AtomicU64) {
+    let mut roles = instance.role();
+    loop {
+        let role = roles.borrow_and_update().clone();
+        let (role, epoch, database) = match role {
+            Role::Seeking => {
+                // The next term may be in another database, where epochs begin anew.
+                epoch_acked.store(0, Ordering::Relaxed);
+                ("seeking", None, None)
+            }
+            Role::Secondary { epoch, .. } => ("secondary", Some(epoch), None),
+            Role::Primary { epoch, .. } => ("primary", Some(epoch), instance.db().readers().database().await.ok()),
+        };
+        let database = database.map(|database| database.to_string());
+        recorder.note(What::Role { role: role.to_owned(), epoch, database });
+        if roles.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn record_events(instance: &Instance, recorder: &Recorder) {
+    let mut events = instance.subscribe([Pattern::All]);
+    while let Some(delivery) = events.recv().await {
+        match delivery {
+            Delivery::Event(event) => {
+                let (Some(seq), Some(epoch)) = (event.seq, event.epoch) else { continue };
+                let (topic, mark) = (event.topic.to_string(), Event::mark(&event.payload));
+                recorder.note(What::Event(Event { seq, epoch, topic, mark }));
+            }
+            Delivery::Lagged(events) => recorder.note(What::Lagged { events }),
+        }
+    }
+}
+
+async fn read_back(instance: &Instance, recorder: &Recorder, op: String, ack: &Ack) {
+    let rowid = ack.results[0]["last_insert_rowid"].as_i64().unwrap_or(0);
+    let sql = "SELECT count(*) FROM trial WHERE rowid = ?1 AND op = ?2";
+    let params = [SqlValue::from(rowid), SqlValue::from(op.clone())];
+    if let Ok(Some(count)) = instance.db().query_one(sql, params, |row| row.get::<i64>(0)).await {
+        recorder.note(What::Read { op, found: count == 1 });
+    }
+}
+
+const TABLE: &str = "CREATE TABLE IF NOT EXISTS trial (op TEXT NOT NULL)";
+
+fn work_of(work: Work, op: &str) -> pando_dbproxy::Work {
+    match work {
+        Work::Insert => {
+            let insert = Statement::new("INSERT INTO trial (op) VALUES (?1)", [SqlValue::from(op.to_owned())]);
+            pando_dbproxy::Work::Exec { statements: vec![insert], ddl: false }
+        }
+        Work::Publish => pando_dbproxy::Work::Publish {
+            topic: Topic::known("trial.published"),
+            payload: json!({"op": op}),
+            session_id: String::new(),
+            project_id: String::new(),
+        },
+    }
+}
+
+fn outcome_of(answer: &Result<Ack, WriteError>) -> Outcome {
+    match answer {
+        Ok(Ack { seq, epoch, replayed, .. }) => Outcome::Ok { seq: *seq, epoch: *epoch, replayed: *replayed },
+        Err(error @ WriteError::Unknown { .. }) => Outcome::Unknown { why: error.to_string() },
+        Err(error) => Outcome::Fail { why: error.to_string() },
+    }
+}
+
+/// Waits until stdin ends. The thread that reads it ends with it, or with the process.
+async fn end_of_stdin() {
+    let (ended, end) = oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        drop(io::stdin().lock().read_to_end(&mut Vec::new()));
+        drop(ended);
+    });
+    drop(end.await);
+}

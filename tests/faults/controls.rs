@@ -1,0 +1,75 @@
+//! Negative controls: known mistakes, built into the binary under test, each of which the checker must name.
+
+use std::fs;
+
+use pando_ipc::failpoint::Flaw;
+use rustix::process::Signal;
+
+use crate::checker::{Invariant, LOCK_LOST};
+use crate::kills::kill_primaries;
+use crate::support::eventually;
+use crate::world::{Judged, PATIENCE, World};
+
+fn flawed(flaw: Flaw) -> [&'static str; 2] {
+    ["--flaw", flaw.name()]
+}
+
+/// Chances that a mistake of timing has to show itself.
+const CHANCES: u64 = 10;
+
+#[test]
+fn a_lock_that_is_unlinked_on_release_is_caught() {
+    assert!((0..CHANCES).any(|seed| unlink_a_lock(seed).violates(Invariant::OnePrimary)));
+}
+
+fn unlink_a_lock(seed: u64) -> Judged {
+    let mut world = World::new("unlinked-lock", seed);
+    let flaw = flawed(Flaw::UnlinkedLock);
+    let first = world.start(&[flaw[0], flaw[1], "--arm", "lock.unlink=sleep:150"]);
+    let (_, epoch) = world.led_beyond(0);
+    world.start(&[]);
+    world.wait("a secondary that writes", |world| (world.instances[1].acked == epoch).then_some(()));
+    // It releases the lock, the secondary wins it, and only then is the file unlinked.
+    world.instances[first].process.signal(Signal::TERM);
+    let lock = world.sandbox.workdir().lock_path();
+    eventually("the lock file is gone", PATIENCE, || (!lock.exists()).then_some(()));
+    // The newcomer makes a file of its own, and with it a second lock.
+    let newcomer = world.start(&[]);
+    world.wait("the newcomer's role", |world| world.instances[newcomer].role.as_ref().map(drop));
+    world.ends(first);
+    world.crash()
+}
+
+#[test]
+fn a_retry_without_its_op_id_is_caught() {
+    let mut world = World::new("retry-without-op-id", 2);
+    kill_primaries(&mut world, 30, &flawed(Flaw::RetryWithoutOpId));
+    assert!(world.crash().violates(Invariant::NothingTwice));
+}
+
+#[test]
+fn an_event_that_is_published_before_its_commit_is_caught() {
+    let mut world = World::new("publish-before-commit", 3);
+    let flaw = flawed(Flaw::PublishBeforeCommit);
+    // Its subscribers have time to read what will not be committed.
+    world.start(&[flaw[0], flaw[1], "--arm", "commit.before@300=sleep:100", "--arm", "commit.before@300"]);
+    let (doomed, epoch) = world.led_beyond(0);
+    world.start(&["--follow"]);
+    world.wait("a secondary that writes", |world| (world.instances[1].acked == epoch).then_some(()));
+    world.ends(doomed);
+    world.led_beyond(epoch);
+    assert!(world.crash().violates(Invariant::StreamIsJournal));
+}
+
+#[test]
+fn a_primary_that_does_not_check_its_epoch_is_caught() {
+    let mut world = World::new("unchecked-epoch", 4);
+    world.start(&flawed(Flaw::UncheckedEpoch));
+    let (_, epoch) = world.led_beyond(0);
+    world.fault(LOCK_LOST, "the lock file is removed");
+    fs::remove_file(world.sandbox.workdir().lock_path()).unwrap();
+    world.start(&[]);
+    world.wait("a second primary", |world| world.instances[1].leads().filter(|second| *second > epoch));
+    world.wait("the first one's end as a primary", |world| world.instances[0].leads().is_none().then_some(()));
+    assert!(world.crash().violates(Invariant::Fencing));
+}
