@@ -1,6 +1,7 @@
 //! A process's membership in a workdir: who it is now, its database, its events and its calls.
 
 mod agents;
+mod depart;
 mod events;
 mod follow;
 mod lead;
@@ -120,6 +121,9 @@ pub enum JoinError {
     /// Another instance is the primary, and [`Options::require_primary`] was set.
     #[error("instance {} (pid {}) is the primary since {}", .0.instance_id, .0.pid, .0.started_at)]
     PrimaryExists(Box<LockInfo>),
+    /// The primary speaks another version of the wire; the text names both.
+    #[error("{0}")]
+    Version(Cause),
     /// The lock can be neither won nor lost.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -212,7 +216,8 @@ pub struct Instance {
 impl Instance {
     /// Joins a workdir; returns once this instance leads or follows.
     ///
-    /// A primary that does not answer within [`Options::dial_timeout`] is no error unless there are [`Options::migrations`]: the instance is [`Role::Seeking`], reads locally and goes on trying.
+    /// A primary of another version of the wire is [`JoinError::Version`] within a second. One that does not answer within [`Options::dial_timeout`]
+    /// is no error unless there are [`Options::migrations`]: the instance is [`Role::Seeking`], reads locally and goes on trying.
     pub async fn join(workdir: Workdir, options: Options) -> Result<Self, JoinError> {
         workdir.prepare().map_err(LockError::from)?;
         let id = options.instance_id.clone().unwrap_or_else(new_id);

@@ -31,8 +31,8 @@ mod methods;
 pub use instance::{Events, Instance, JoinError, Options, Role};
 pub use pando_bridge::{Delivery, HubSubscription};
 pub use pando_dbproxy::{
-    Ack, Batch, Db, Durability, Migrations, Params, Querier, ReadError, Row, SqlValue, Tx, WriteError, Writes, store,
-    time_ordered_id,
+    Ack, Batch, Db, Durability, Migrations, NameTaken, Outcome, Param, Params, Querier, ReadError, Row, RowError,
+    SqlValue, StatementResult, Tracked, Tx, WriteError, Writes, store, time_ordered_id,
 };
 pub use pando_ipc::access::{Allow, AllowList, Capability, LocalTrust, PeerVerifier, Rule};
 pub use pando_ipc::client::{CallError, Client};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use pando_ipc::Fault;
-use pando_ipc::client::{CallError, Client};
+use pando_ipc::client::{CallError, Cause, Client};
 use pando_ipc::failpoint::{self, Flaw};
 use pando_ipc::fault::Code;
 use serde_json::Value;
@@ -69,6 +69,10 @@ impl Caller for Client {
     ) -> BoxFuture<'a, Result<Value, DeliverError>> {
         Box::pin(async move {
             Self::call_by(self, method, params, deadline).await.map_err(|error| match error {
+                // Sending it again changes nothing about that: whoever writes is told at once.
+                CallError::NotSent(cause @ Cause::Version { .. }) => {
+                    DeliverError::Refused(Fault::new(Code::Version, cause.to_string()))
+                }
                 CallError::NotSent(cause) => DeliverError::NotSent(cause.to_string()),
                 CallError::Unknown(cause) => DeliverError::Unknown(cause.to_string()),
                 CallError::Refused(fault) => DeliverError::Refused(fault),

@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::migrate::{MIGRATE, Migrate};
 use crate::refusal::{invalid, unknown_method};
 use crate::store;
+use crate::tracked::{SetTracked, TRACK};
 use crate::tx::Tx;
 use crate::write::Work;
 
@@ -36,7 +37,7 @@ pub(crate) trait Named: Send + Sync {
 #[error("a write named {0:?} is registered already")]
 pub struct NameTaken(pub String);
 
-/// The named writes of one process. Clones share the table. A new one holds those of the agent store, and [`Migrate`](crate::migrate).
+/// The named writes of one process. Clones share the table. A new one holds those of the agent store, [`Migrate`](crate::migrate) and [`Track`](crate::tracked).
 ///
 /// A named write runs on the primary, whoever that is: each program of a workdir that may lead registers the same ones, before it joins. A primary
 /// refuses a name that it does not know (`METHOD_NOT_FOUND`), and applies nothing.
@@ -52,7 +53,8 @@ impl fmt::Debug for Writes {
 impl Default for Writes {
     fn default() -> Self {
         let migrate: (String, Arc<dyn Named>) = (MIGRATE.to_owned(), Arc::new(Migrate));
-        Self(Arc::new(RwLock::new(store::writes().chain([migrate]).collect())))
+        let track: (String, Arc<dyn Named>) = (TRACK.to_owned(), Arc::new(SetTracked));
+        Self(Arc::new(RwLock::new(store::writes().chain([migrate, track]).collect())))
     }
 }
 

@@ -176,6 +176,11 @@ impl Readers {
         &self.0.path
     }
 
+    /// Closes the connections that nobody uses now: an open one keeps the WAL from being removed. The next read opens one anew.
+    pub fn close_idle(&self) {
+        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Runs one statement that only reads, in a read transaction of its own.
     pub async fn query(
         &self,

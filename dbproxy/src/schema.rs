@@ -222,6 +222,21 @@ pub(crate) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+/// Removes the WAL and its index beside a database that nobody has open any more; where somebody has, they stay.
+///
+/// The caller holds the workdir's lock, so that the files at the path belong to this database and nobody begins to write. SQLite
+/// would do the same at the last close, but only by path: a writer that lost its place could remove its successor's WAL.
+pub fn tidy(path: &Path) -> Result<(), StoreError> {
+    let failed = |source| StoreError::Sqlite { path: path.to_owned(), source };
+    let connection = connect(path).map_err(failed)?;
+    connection.busy_timeout(Duration::ZERO).map_err(failed)?;
+    let mut keep = 0;
+    connection.file_control(DEFAULT_NAME, FileControl::PersistWal(&mut keep)).map_err(failed)?;
+    // A connection that has read nothing does not know that there is a WAL.
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())).map_err(failed)?;
+    connection.close().map_err(|(_, source)| failed(source))
+}
+
 /// Makes the file (0600) or checks it. Returns its canonical path.
 fn prepare_file(path: &Path) -> Result<PathBuf, StoreError> {
     let failed = |source| StoreError::File { path: path.to_owned(), source };

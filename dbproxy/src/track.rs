@@ -3,7 +3,8 @@
 //! SQLite's `update_hook` misses rows that REPLACE removes and reports what was rolled back. Triggers see every row,
 //! also those of cascades and of the schema's own triggers, and being TEMP they leave no trace in the schema.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pando_ipc::Topic;
@@ -12,6 +13,7 @@ use rusqlite::functions::{Context, FunctionFlags};
 use serde_json::{Map, Value, json};
 
 use crate::guard::{CHANGED, RESERVED, TRACKER, begins};
+use crate::tracked::Tracked;
 use crate::value::SqlValue;
 
 /// Most row events of one table in one write; beyond it a single `db.<entity>.bulk` event carries counts.
@@ -54,6 +56,8 @@ struct Row {
     operation: Operation,
     key: String,
     session: String,
+    /// Values that an application wishes to see, see [`Tracked`].
+    columns: Map<String, Value>,
 }
 
 #[derive(Debug)]
@@ -68,23 +72,35 @@ struct Table {
 struct Collector {
     tables: Vec<Table>,
     rows: Vec<Row>,
-    seen: HashSet<(usize, Operation, String)>,
+    /// Where each row that was seen stands in `rows`.
+    seen: HashMap<(usize, Operation, String), usize>,
 }
 
 impl Collector {
-    fn push(&mut self, name: &str, operation: Operation, key: String, session: String) {
+    fn push(&mut self, name: &str, operation: Operation, key: String, session: String, columns: Map<String, Value>) {
         let table = self.tables.iter().position(|table| table.name == name).unwrap_or_else(|| {
             self.tables.push(Table { name: name.to_owned(), counts: [0; 3], rows: 0 });
             self.tables.len() - 1
         });
         let entry = &mut self.tables[table];
         entry.counts[operation as usize] += 1;
-        if entry.rows > MAX_ROW_EVENTS || !self.seen.insert((table, operation, key.clone())) {
+        if entry.rows > MAX_ROW_EVENTS {
             return;
         }
-        entry.rows += 1;
-        if entry.rows <= MAX_ROW_EVENTS {
-            self.rows.push(Row { table, operation, key, session });
+        match self.seen.entry((table, operation, key.clone())) {
+            // The event tells of the row as the write leaves it.
+            Entry::Occupied(known) => {
+                if let Some(row) = self.rows.get_mut(*known.get()) {
+                    row.columns = columns;
+                }
+            }
+            Entry::Vacant(unknown) => {
+                entry.rows += 1;
+                unknown.insert(self.rows.len());
+                if entry.rows <= MAX_ROW_EVENTS {
+                    self.rows.push(Row { table, operation, key, session, columns });
+                }
+            }
         }
     }
 
@@ -146,7 +162,10 @@ impl Track {
         let Collector { tables, rows, .. } = &*collector;
         let single = rows.iter().filter(|row| tables[row.table].rows <= MAX_ROW_EVENTS).map(|row| {
             let table = &tables[row.table].name;
-            let detail = Map::from_iter([("table".to_owned(), json!(table)), ("key".to_owned(), json!(row.key))]);
+            let mut detail = Map::from_iter([("table".to_owned(), json!(table)), ("key".to_owned(), json!(row.key))]);
+            if !row.columns.is_empty() {
+                detail.insert("columns".to_owned(), json!(row.columns));
+            }
             Change { topic: topic(table, row.operation.as_str()), session_id: row.session.clone(), detail }
         });
         let bulk = tables.iter().filter(|table| table.rows > MAX_ROW_EVENTS).map(|table| {
@@ -166,27 +185,35 @@ fn lock(collector: &Mutex<Collector>) -> MutexGuard<'_, Collector> {
     collector.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes a call of the triggers: table, operation, session, key columns; an update brings the old key behind the new.
+/// Takes a call of the triggers: table, operation, session, number of key columns, the key; for an update the old key; then names and values of more columns.
 fn report(context: &Context<'_>, collector: &mut Collector) {
     let value = |at: usize| SqlValue::from_ref(context.get_raw(at));
     let text = |at: usize| match value(at) {
         SqlValue::Null => String::new(),
         value => value.to_string(),
     };
-    let keys: Vec<_> = (3..context.len()).map(value).collect();
     let (table, session) = (text(0), text(2));
-    match value(1) {
-        SqlValue::Integer(0) => collector.push(&table, Operation::Created, key(&keys), session),
-        SqlValue::Integer(1) => {
-            let (new, old) = keys.split_at(keys.len() / 2);
+    let SqlValue::Integer(operation) = value(1) else { return };
+    let SqlValue::Integer(count) = value(3) else { return };
+    let Ok(count) = usize::try_from(count) else { return };
+    let keys = |first: usize| key(&(first..first + count).map(value).collect::<Vec<_>>());
+    let new = keys(4);
+    let is_update = operation == Operation::Updated as i64;
+    let rest = 4 + if is_update { 2 * count } else { count };
+    let columns = (rest..context.len().saturating_sub(1)).step_by(2);
+    let columns: Map<_, _> = columns.map(|at| (text(at), value(at + 1).to_json())).collect();
+    match operation {
+        0 => collector.push(&table, Operation::Created, new, session, columns),
+        1 => {
+            let old = keys(4 + count);
             if new == old {
-                collector.push(&table, Operation::Updated, key(new), session);
+                collector.push(&table, Operation::Updated, new, session, columns);
             } else {
-                collector.push(&table, Operation::Deleted, key(old), session.clone());
-                collector.push(&table, Operation::Created, key(new), session);
+                collector.push(&table, Operation::Deleted, old, session.clone(), Map::new());
+                collector.push(&table, Operation::Created, new, session, columns);
             }
         }
-        _ => collector.push(&table, Operation::Deleted, key(&keys), session),
+        _ => collector.push(&table, Operation::Deleted, new, session, columns),
     }
 }
 
@@ -202,10 +229,17 @@ fn key(columns: &[SqlValue]) -> String {
 struct Columns {
     key: Vec<String>,
     session: Option<String>,
+    /// What events carry besides.
+    carried: Vec<String>,
 }
 
 fn columns(connection: &Connection, table: &str) -> rusqlite::Result<Columns> {
-    let all = strings(connection, "SELECT name FROM pragma_table_info(?1)", table)?;
+    let all = strings(connection, "SELECT name FROM pragma_table_xinfo(?1)", table)?;
+    let wish = Tracked::of(connection, table)?;
+    // A column that was dropped or renamed since is none any more.
+    let known = |wished: &[String]| -> Vec<String> {
+        wished.iter().filter(|name| all.iter().any(|column| column.eq_ignore_ascii_case(name))).cloned().collect()
+    };
     let mut key = strings(connection, "SELECT name FROM pragma_table_info(?1) WHERE pk > 0 ORDER BY pk", table)?;
     let taken = |name: &str| all.iter().any(|column| column.eq_ignore_ascii_case(name));
     if key.is_empty() {
@@ -215,11 +249,15 @@ fn columns(connection: &Connection, table: &str) -> rusqlite::Result<Columns> {
             None => key.clone_from(&all),
         }
     }
+    let wished = known(&wish.key);
+    if !wished.is_empty() && wished.len() == wish.key.len() {
+        key = wished;
+    }
     let session = match table {
         "sessions" => key.first().cloned(),
         _ => taken("session_id").then(|| "session_id".to_owned()),
     };
-    Ok(Columns { key, session })
+    Ok(Columns { key, session, carried: known(&wish.columns) })
 }
 
 fn triggers(script: &mut Vec<String>, number: usize, table: &str, columns: &Columns) {
@@ -227,16 +265,21 @@ fn triggers(script: &mut Vec<String>, number: usize, table: &str, columns: &Colu
         |row: &str| columns.key.iter().fold(String::new(), |list, column| list + ", " + row + "." + &quoted(column));
     let session =
         |row: &str| columns.session.as_ref().map_or("NULL".to_owned(), |column| format!("{row}.{}", quoted(column)));
-    let literal = format!("'{}'", table.replace('\'', "''"));
+    let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let carried = |row: &str| {
+        let one = |list, column: &String| format!("{list}, {}, {row}.{}", literal(column), quoted(column));
+        columns.carried.iter().fold(String::new(), one)
+    };
+    let (count, name) = (columns.key.len(), literal(table));
     for (event, operation, row, keys) in [
         ("INSERT", Operation::Created, "NEW", keys("NEW")),
         ("UPDATE", Operation::Updated, "NEW", keys("NEW") + &keys("OLD")),
         ("DELETE", Operation::Deleted, "OLD", keys("OLD")),
     ] {
-        let (table, session, operation) = (quoted(table), session(row), operation as usize);
+        let (table, session, carried, operation) = (quoted(table), session(row), carried(row), operation as usize);
         script.push(format!(
             "CREATE TEMP TRIGGER {TRACKER}{number}_{event} AFTER {event} ON main.{table} \
-             BEGIN SELECT {CHANGED}({literal}, {operation}, {session}{keys}); END;"
+             BEGIN SELECT {CHANGED}({name}, {operation}, {session}, {count}{keys}{carried}); END;"
         ));
     }
 }
@@ -276,6 +319,7 @@ mod tests {
     fn tracked(schema: &str) -> (Connection, Track) {
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch("PRAGMA recursive_triggers = ON; PRAGMA foreign_keys = ON;").unwrap();
+        connection.execute_batch("CREATE TABLE _pando_meta (key TEXT PRIMARY KEY, value ANY) STRICT").unwrap();
         connection.execute_batch(schema).unwrap();
         let track = Track::install(&connection).unwrap();
         (connection, track)

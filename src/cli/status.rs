@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use pando_dbproxy::Readers;
 use pando_dbproxy::catalog::Stats;
+use pando_dbproxy::file_system::FileSystem;
 use pando_ipc::client::CallError;
 use pando_ipc::metrics::Metric;
 use pando_ipc::process::ProcessState;
@@ -83,6 +84,8 @@ struct Report {
     database: Option<Stats>,
     /// With --diag: who led when, and the last connections.
     diag: Option<Diag>,
+    /// The kind of file system that the workdir lies on.
+    file_system: Option<String>,
     problem: Option<String>,
     hints: Vec<String>,
 }
@@ -145,14 +148,22 @@ async fn look(workdir: &Workdir, context: &Context, diag: bool) -> Result<(Repor
         followers: vec![],
         database: None,
         diag: diag.then(Diag::default),
+        file_system: None,
         problem: None,
         hints: vec![],
     };
+    if let Ok(FileSystem { name, objection }) = FileSystem::of(workdir.path()) {
+        report.problem = objection.map(|why| format!("no primary can lead on this file system ({name}): {why}"));
+        report.file_system = Some(name);
+    }
     let mut failure = None;
     match Standing::of(workdir).map_err(|error| Failure::lock(&error))? {
         Standing::Free(last) => {
             report.last_holder = last;
-            report.hints.push("start a primary with 'pando up'".to_owned());
+            report.hints.push(match &report.problem {
+                None => "start a primary with 'pando up'".to_owned(),
+                Some(_) => "work in a directory on a disk of this machine".to_owned(),
+            });
         }
         Standing::Held(_) => {
             let answer = ask(context, workdir).await;

@@ -19,6 +19,7 @@ use super::demo::load;
 use super::duration;
 use super::failure::{Failure, Kind};
 use pando_ipc::Holder;
+use pando_ipc::client::CallError;
 
 use role::Reporter;
 pub(crate) use role::{RoleLine, RoleName};
@@ -230,6 +231,7 @@ impl Signals {
 fn join_failure(error: JoinError, workdir: &Workdir) -> Failure {
     match error {
         JoinError::PrimaryExists(info) => Failure::lost_election(&Holder::new(*info), workdir),
+        JoinError::Version(cause) => Failure::call(CallError::NotSent(cause), workdir),
         JoinError::Lock(error) => Failure::lock(&error),
         JoinError::Store(error) => Failure::store(&error),
         JoinError::Bus(error) => Failure::bus(&error),

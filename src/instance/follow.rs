@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pando_bridge::inbound;
 use pando_dbproxy::Remote;
-use pando_ipc::client::{self, Client, Link, LocalHistory, Since};
+use pando_ipc::client::{self, Cause, Client, Link, LocalHistory, Since};
 use pando_ipc::failpoint::{self, Point};
 use pando_ipc::lock::Candidate;
 use pando_ipc::{Kind, Pattern, hello, topic};
@@ -34,7 +34,6 @@ pub(super) async fn follow(
     failed: &mut Option<oneshot::Sender<JoinError>>,
 ) -> Result<Ended, JoinError> {
     let mut candidate = Candidate::wait(shared.workdir.clone(), &shared.id)?;
-    failed.take();
     let client = Client::open(
         shared.workdir.clone(),
         client::Options {
@@ -74,6 +73,7 @@ pub(super) async fn follow(
                 break won.map(Ended::Elected).map_err(JoinError::Lock);
             }
             Step::Link => {
+                failed.take();
                 shared.role.send_replace(role_of(link.borrow_and_update().as_ref()));
             }
             Step::Beat if link.borrow().is_some() => {
@@ -84,7 +84,14 @@ pub(super) async fn follow(
                 }
             }
             Step::Beat => {}
-            Step::CheckLock if candidate.is_current() => {}
+            Step::CheckLock if candidate.is_current() => {
+                // Who is told at once that it cannot join need not find out by calls that fail.
+                if failed.as_ref().is_some_and(|failed| !failed.is_closed())
+                    && let Some(cause @ Cause::Version { .. }) = client.trouble()
+                {
+                    break Err(JoinError::Version(cause));
+                }
+            }
             Step::CheckLock => {
                 tracing::warn!("the lock file was removed or replaced: racing for the new one");
                 match Candidate::wait(shared.workdir.clone(), &shared.id) {

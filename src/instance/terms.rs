@@ -8,7 +8,7 @@ use pando_ipc::lock::{self, Claim, Lease};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::{JoinError, Role, Shared, follow, lead};
+use super::{JoinError, Role, Shared, depart, follow, lead};
 
 /// Pause after a term that could not begin, so that a broken disk is not hammered and a healthy instance may win.
 const FAILED_TERM_PAUSE: Duration = Duration::from_secs(1);
@@ -47,7 +47,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, failed: on
             // Whoever else waits for the lock comes first; where nobody does, following ends at once.
             Ok(Ended::Deposed | Ended::HandedOver) => Ok(None),
             Err(error) => {
-                if let Some(failed) = failed.take() {
+                if let Some(failed) = failed.take().filter(|failed| !failed.is_closed()) {
                     drop(failed.send(error));
                     break;
                 }
@@ -64,6 +64,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, failed: on
             }
         };
     }
+    depart::clean_up(&shared).await;
     shared.hub.close();
     shared.stop_requested.cancel();
 }

@@ -52,6 +52,7 @@ faults! {
     move_pando,
     unlink_lock,
     unlink_lock_of_stopped,
+    replace_primary,
     evict_primary,
     start_by_alias,
     spoil_lock_file,
@@ -218,6 +219,15 @@ fn unlink_lock_of_stopped(world: &mut World) {
     let time = milliseconds(world, 0, 500);
     pass(time);
     world.go_on(at);
+    world.led_beyond(epoch);
+}
+
+/// A newer binary takes over in place, and the older one is asked to leave.
+fn replace_primary(world: &mut World) {
+    let (at, epoch) = world.led_beyond(0);
+    world.note(Deed::Term { who: world.instances[at].name.clone() });
+    world.start(&["--replace"]);
+    world.ends(at);
     world.led_beyond(epoch);
 }
 

@@ -73,6 +73,8 @@ impl Callers {
 fn settled(instances: &mut [PandoProcess], roles: &mut [Option<RoleLine>], epoch: u64) -> usize {
     eventually(&format!("everyone in term {epoch}"), WITHIN, || {
         for (instance, role) in instances.iter_mut().zip(roles.iter_mut()) {
+            let errors = instance.stderr();
+            assert!(!errors.contains("ERROR"), "{errors}");
             for line in instance.unread().collect::<Vec<_>>() {
                 assert!(!line.text.contains(r#""load":"failed""#), "a write failed: {}", line.text);
                 *role = RoleLine::read(&line).or(role.take());

@@ -20,12 +20,15 @@ mod golden;
 mod handover;
 mod house;
 mod interop;
+mod leftovers;
 mod metrics;
 mod ports;
 mod schemas;
 mod shapes;
-#[expect(dead_code, unused_imports, reason = "shared with the fault tests, which need more of it")]
+mod skew;
+mod sleep;
 #[path = "../support/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "shared with the fault tests, which need more of it")]
 mod support;
 mod takeover;
 mod wedged;

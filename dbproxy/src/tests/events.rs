@@ -131,3 +131,48 @@ async fn a_write_and_its_events_are_committed_together() {
     };
     tokio::time::timeout(Duration::from_secs(30), futures::future::join(work, look)).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_tracked_table_tells_the_columns_that_were_asked_for() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let table =
+        "CREATE TABLE tasks (id INTEGER PRIMARY KEY, name TEXT UNIQUE, done INTEGER, data BLOB, twice AS (done * 2))";
+    apply(&writer, ddl(&[table])).await;
+    let track =
+        |key: &[&str], columns: &[&str]| named("Track", &json!({"table": "Tasks", "key": key, "columns": columns}));
+    apply(&writer, track(&["name"], &["done", "twice", "data"])).await;
+    let told = |bench: &Bench| {
+        let events = bench.events.lock().unwrap();
+        let last: Vec<_> =
+            events.iter().map(|event| (event.topic.to_string(), event.payload["payload"].clone())).collect();
+        last.into_iter().map(|(topic, change)| json!([topic, change["key"], change["columns"]])).collect::<Vec<_>>()
+    };
+    apply(&writer, exec(&["INSERT INTO tasks (name, done, data) VALUES ('a', 0, x'00ff')"])).await;
+    apply(&writer, exec(&["UPDATE tasks SET done = 1", "UPDATE tasks SET done = 9007199254740993"])).await;
+    apply(&writer, exec(&["DELETE FROM tasks"])).await;
+    let large =
+        json!({"done": 9_007_199_254_740_993_i64, "twice": 18_014_398_509_481_986_i64, "data": {"$blob": "AP8="}});
+    assert_eq!(
+        told(&bench),
+        [
+            json!(["db.tasks.created", "a", {"done": 0, "twice": 0, "data": {"$blob": "AP8="}}]),
+            json!(["db.tasks.updated", "a", large]),
+            json!(["db.tasks.deleted", "a", large]),
+        ]
+    );
+    bench.forget();
+    // A column that is renamed is another one; without a wish events are as before.
+    let rename = ["ALTER TABLE tasks RENAME COLUMN data TO content", "INSERT INTO tasks (name, done) VALUES ('b', 1)"];
+    apply(&writer, ddl(&rename)).await;
+    assert!(submit(&writer, ddl(&["ALTER TABLE tasks DROP COLUMN name"])).await.is_err(), "it is in use");
+    apply(&writer, track(&[], &[])).await;
+    apply(&writer, exec(&["UPDATE tasks SET done = 3"])).await;
+    let expected = [json!(["db.tasks.created", "b", {"done": 1, "twice": 2}]), json!(["db.tasks.updated", "1", null])];
+    assert_eq!(told(&bench), expected);
+    for (table, columns) in [("missing", json!([])), ("_pando_op", json!([])), ("tasks", json!(["nothing"]))] {
+        let fault = submit(&writer, named("Track", &json!({"table": table, "columns": columns}))).await.unwrap_err();
+        assert!(fault.is(pando_ipc::Code::NotFound), "{fault}");
+    }
+    bench.check_journal().await;
+}

@@ -1,14 +1,18 @@
 //! The write path against a model: loss, duplication, reordering, reconnection and takeovers, and each write applies exactly once or not at all.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use futures::future::BoxFuture;
+use pando_ipc::Topic;
 use pando_ipc::fault::Code;
 use proptest::prelude::*;
 use tokio::sync::watch;
 
 use super::*;
 use crate::{Batch, Caller, Db, DbOptions, Deliver, DeliverError, Outcome, Remote, WriteError};
+
+/// The topic of the model's own events.
+const TOLD: &str = "model.told";
 
 /// What the network does to one call.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -121,9 +125,11 @@ enum Op {
     Remove(u8),
     /// Is refused whatever happens.
     Bad,
+    /// Publishes an event with its number.
+    Tell,
 }
 
-fn batch(number: usize, op: Op) -> Batch {
+fn work(number: usize, op: Op) -> Work {
     let mut batch = Batch::new();
     let number = i64::try_from(number).unwrap();
     let note = batch.execute("INSERT INTO log (op) VALUES (?1) RETURNING at", [number]);
@@ -131,8 +137,18 @@ fn batch(number: usize, op: Op) -> Batch {
         Op::Put(key) => batch.execute("INSERT INTO held (key, at) VALUES (?1, ?2)", (key, note.returned("at"))),
         Op::Remove(key) => batch.execute("DELETE FROM held WHERE key = ?1", [key]),
         Op::Bad => batch.execute("INSERT INTO nowhere VALUES (?1)", [note.last_insert_rowid()]),
+        Op::Tell => {
+            let (topic, payload) = (Topic::known(TOLD), json!(number));
+            return Work::Publish { topic, payload, session_id: String::new(), project_id: String::new() };
+        }
     };
-    batch
+    Work::Exec { statements: batch.into_statements(), ddl: false }
+}
+
+/// Where the write stands: in the log, or in the journal.
+fn place(op: Op, ack: &Ack) -> (bool, i64) {
+    let told = matches!(op, Op::Tell);
+    (told, if told { i64::try_from(ack.seq).unwrap() } else { ack.results[0]["rows"][0][0].as_i64().unwrap() })
 }
 
 fn weather() -> impl Strategy<Value = Weather> {
@@ -150,7 +166,12 @@ fn weather() -> impl Strategy<Value = Weather> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    prop_oneof![5 => (0..3_u8).prop_map(Op::Put), 3 => (0..3_u8).prop_map(Op::Remove), 1 => Just(Op::Bad)]
+    prop_oneof![
+        5 => (0..3_u8).prop_map(Op::Put),
+        3 => (0..3_u8).prop_map(Op::Remove),
+        1 => Just(Op::Bad),
+        2 => Just(Op::Tell),
+    ]
 }
 
 /// Applies the log to an empty model, in its order; every op that it holds must have been possible.
@@ -160,7 +181,7 @@ fn check_log(ops: &[Op], log: &[(i64, usize)], held: &[(u8, i64)]) {
         match ops[*number] {
             Op::Put(key) => assert_eq!(model.insert(key, *at), None, "op {number} put a key that was there: {log:?}"),
             Op::Remove(key) => drop(model.remove(&key)),
-            Op::Bad => panic!("op {number} cannot be applied: {log:?}"),
+            Op::Bad | Op::Tell => panic!("op {number} cannot be in the log: {log:?}"),
         }
     }
     let mut expected: Vec<_> = model.into_iter().collect();
@@ -178,24 +199,24 @@ async fn check(ops: Vec<Op>, weather: Vec<Weather>, patience: Duration) {
     let clients: Vec<_> = (0..3)
         .map(|at| Db::new(storm.bench.readers(), route.clone(), Writes::new(), format!("inst-{at}"), options))
         .collect();
-    let writes = ops.iter().enumerate().map(|(number, op)| clients[number % 3].transaction(batch(number, *op)));
+    let writes = ops.iter().enumerate().map(|(number, op)| clients[number % 3].write(work(number, *op)));
     let answers = futures::future::join_all(writes).await;
     // What nobody knows is asked for, in good weather; what is late still comes.
     storm.weather.lock().unwrap().clear();
-    let mut applied = HashMap::new();
+    let mut applied = BTreeMap::new();
     for (number, answer) in answers.into_iter().enumerate() {
         let client = clients[number % 3].with_options(DbOptions::default());
-        let at = match answer {
-            Ok(ack) => Some(ack.results[0].returned.as_ref().unwrap().rows().next().unwrap().get::<i64>("at").unwrap()),
+        let ack = match answer {
+            Ok(ack) => Some(ack),
             Err(WriteError::Unknown { op_id, .. }) => match client.outcome(&op_id).await.unwrap() {
-                Outcome::Applied { ack } => Some(ack.results[0]["rows"][0][0].as_i64().unwrap()),
+                Outcome::Applied { ack } => Some(ack),
                 Outcome::NotApplied => None,
                 Outcome::Unknown { reason } => panic!("{number}: {reason}"),
             },
             Err(WriteError::Refused(_) | WriteError::NotSent { .. }) => None,
         };
-        if let Some(at) = at {
-            assert_eq!(applied.insert(at, number), None, "two writes got one answer");
+        if let Some(ack) = ack {
+            assert_eq!(applied.insert(place(ops[number], &ack), number), None, "two writes got one answer");
         }
     }
     storm.arrive().await;
@@ -203,10 +224,16 @@ async fn check(ops: Vec<Op>, weather: Vec<Weather>, patience: Duration) {
     let all = async |sql: &str| readers.query(sql, (), QueryLimits::default()).await.unwrap();
     let log = all("SELECT at, op FROM log ORDER BY at").await.map(|row| Ok((row.get(0)?, row.get(1)?))).unwrap();
     let held = all("SELECT key, at FROM held ORDER BY key").await.map(|row| Ok((row.get(0)?, row.get(1)?))).unwrap();
-    let mut told: Vec<(i64, usize)> = applied.into_iter().collect();
-    told.sort_unstable();
-    assert_eq!(told, log, "what was told and what was applied");
+    let page = readers.since(0, &[Pattern::new(TOLD).unwrap()], 1_000).await.unwrap();
+    let events = page.events.iter().map(|event| {
+        ((true, i64::try_from(event.seq.unwrap()).unwrap()), usize::try_from(event.payload.as_u64().unwrap()).unwrap())
+    });
+    let found: BTreeMap<_, _> = log.iter().map(|(at, number)| ((false, *at), *number)).chain(events).collect();
+    assert_eq!(applied, found, "what was told and what was applied");
     check_log(&ops, &log, &held);
+    // What observers of two primaries see has no order between them.
+    storm.bench.forget();
+    storm.bench.check_journal().await;
 }
 
 proptest! {

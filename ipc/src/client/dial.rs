@@ -18,7 +18,7 @@ use crate::workdir::Workdir;
 
 /// How long a peer may take to answer hello; one that accepts and says nothing is given up.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often the lock file is read again while a peer is dialled.
+/// How often the lock file is read again while a peer is dialled, or looked for.
 const REREAD_PAUSE: Duration = Duration::from_millis(2);
 
 /// Reads who leads the workdir: what the lock file says while someone holds the lock.
@@ -39,6 +39,13 @@ pub(super) fn advertised(workdir: &Workdir) -> Result<LockInfo, Cause> {
 pub(super) fn is_superseded(workdir: &Workdir, info: &LockInfo) -> bool {
     let term = |info: &LockInfo| (info.instance_id.clone(), info.epoch, info.started_at);
     read_lock_for_path(workdir).is_ok_and(|now| term(&now) != term(info))
+}
+
+/// Waits until the lock file says something else than `seen`.
+pub(super) async fn changed(workdir: &Workdir, seen: Option<&LockInfo>) {
+    while read_lock_for_path(workdir).ok().as_ref() == seen {
+        tokio::time::sleep(REREAD_PAUSE).await;
+    }
 }
 
 /// Waits until the lock file names another primary: dialling the old one is in vain then.

@@ -13,7 +13,7 @@ use super::{Core, Link, Silence, dial};
 use crate::failpoint::{self, Point};
 use crate::fault::Code;
 use crate::hello::{GOODBYE, PING};
-use crate::lock::{Holder, LockInfo};
+use crate::lock::{Holder, LockInfo, read_lock_for_path};
 use crate::rpc::{Incoming, parse_request, parse_response};
 
 /// Pauses between attempts, while somebody waits for the link; the last one repeats.
@@ -33,6 +33,8 @@ const LOST_AFTER_TICKS: u32 = 12;
 
 /// Why a link ends that the primary ended in good order.
 const LEFT: &str = "the primary has left";
+/// Why a link ends whose primary refuses to be one, or is not the one that the lock file names.
+const SUPERSEDED: &str = "it is not the primary any more";
 
 /// The growing pauses between attempts.
 #[derive(Debug, Default)]
@@ -167,6 +169,7 @@ async fn linked(core: &Core, backoff: &mut Backoff, pulse: &mut Pulse) -> (Deale
 /// Tries until there is a link.
 async fn connected(core: &Core, backoff: &mut Backoff) -> (Dealer, Link) {
     loop {
+        let seen = read_lock_for_path(&core.workdir).ok();
         let cause = match dial::advertised(&core.workdir) {
             Ok(info) => {
                 core.note_dialling(&info.instance_id);
@@ -195,7 +198,8 @@ async fn connected(core: &Core, backoff: &mut Backoff) -> (Dealer, Link) {
                 () = core.work.notified() => backoff.reset(),
             }
         } else {
-            tokio::time::sleep(backoff.next()).await;
+            // The next primary says that it is ready by writing the lock file: then no pause is left to wait for.
+            drop(tokio::time::timeout(backoff.next(), dial::changed(&core.workdir, seen.as_ref())).await);
         }
     }
 }
@@ -210,11 +214,11 @@ enum Step {
 /// Moves messages over one link until it is lost, and tells why.
 async fn pump(core: &Core, dealer: &mut Dealer, link: &Link, pulse: &mut Pulse) -> Cause {
     let mut ticks = ticks();
-    let mut is_leaving = false;
+    let (mut is_leaving, mut is_superseded) = (false, false);
     loop {
         if is_leaving {
             if !core.calls().awaits_answers() {
-                return dealer.failure(&LEFT);
+                return dealer.failure(&SUPERSEDED);
             }
         } else if let Err(cause) = send_waiting(core, dealer).await {
             return cause;
@@ -240,9 +244,9 @@ async fn pump(core: &Core, dealer: &mut Dealer, link: &Link, pulse: &mut Pulse) 
             }
             Step::Lost(cause) => return cause,
             Step::Work => {}
-            Step::Tick if dial::is_superseded(&core.workdir, &link.info) => {
-                return dealer.failure(&"the lock file names another primary by now");
-            }
+            // Its last words may still lie in the socket: they tell what it has read.
+            Step::Tick if is_superseded => return dealer.failure(&SUPERSEDED),
+            Step::Tick if dial::is_superseded(&core.workdir, &link.info) => (is_leaving, is_superseded) = (true, true),
             Step::Tick => match pulse.tick(&link.info) {
                 Beat::Nothing => {}
                 Beat::Ping => {

@@ -3,24 +3,13 @@
 use std::fs;
 
 use chrono::{TimeDelta, Utc};
+use pando_dbproxy::file_system::FileSystem;
 use rustix::process::{Resource, getrlimit};
 
 use super::Finding;
 use super::room::Room;
 use crate::cli::output;
 
-/// File systems on which flock(2), shared memory or both do not hold between machines, by their magic numbers (statfs(2)).
-const DISTANT: [(u64, &str); 8] = [
-    (0x6969, "NFS"),
-    (0xff53_4d42, "CIFS"),
-    (0xfe53_4d42, "SMB"),
-    (0x0102_1997, "9p"),
-    (0x6573_5546, "FUSE"),
-    (0x5346_414f, "AFS"),
-    (0x00c3_6400, "Ceph"),
-    (0x786f_4256, "VirtualBox shared folder"),
-];
-const TMPFS: u64 = 0x0102_1994;
 /// Less free room than this is worth a warning, in bytes; without any, writes are refused.
 const LITTLE_BYTES: u64 = 256 << 20;
 const NO_BYTES: u64 = 1 << 20;
@@ -31,27 +20,20 @@ const AHEAD: TimeDelta = TimeDelta::seconds(5);
 
 /// Locks and the database's shared memory need a local file system.
 pub(super) fn filesystem(room: &Room) -> Finding {
-    let path = room.workdir.path();
-    let magic = match rustix::fs::statfs(path) {
-        #[expect(clippy::cast_sign_loss, reason = "a magic number has no sign")]
-        Ok(stat) => stat.f_type as u64 & 0xffff_ffff,
-        Err(error) => return Finding::skipped(format!("the system does not tell: {error}")),
-    };
-    classify(magic).with("magic", format!("{magic:#x}"))
+    match FileSystem::of(room.workdir.path()) {
+        Err(error) => Finding::skipped(format!("the system does not tell: {error}")),
+        Ok(FileSystem { name, objection }) => judge(objection, &name).with("name", name),
+    }
 }
 
-fn classify(magic: u64) -> Finding {
-    if let Some((_, name)) = DISTANT.iter().find(|(known, _)| *known == magic) {
-        return Finding::fault(
-            format!("the directory is on {name}: locks may be given twice, or not be seen by others"),
-            "move the directory to a local disk, or work on a clone there",
-        );
+fn judge(objection: Option<&str>, name: &str) -> Finding {
+    match objection {
+        Some(why) => Finding::fault(
+            format!("no primary can lead on {name}: {why}"),
+            "work in a directory on a disk of this machine",
+        ),
+        None => Finding::ok(format!("{name}, local")),
     }
-    Finding::ok(if magic == TMPFS {
-        "in memory (tmpfs): gone when the machine restarts"
-    } else {
-        "a local file system"
-    })
 }
 
 /// Writes need room.
@@ -122,8 +104,8 @@ mod tests {
 
     #[test]
     fn a_file_system_of_another_machine_is_a_fault() {
-        assert_eq!(classify(0x6969).status, Status::Fault);
-        assert_eq!((classify(TMPFS).status, classify(0xef53).status), (Status::Ok, Status::Ok));
+        assert_eq!(judge(Some("other machines see it"), "nfs").status, Status::Fault);
+        assert_eq!(judge(None, "ext4").status, Status::Ok);
     }
 
     #[test]

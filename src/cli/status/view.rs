@@ -20,6 +20,9 @@ pub(super) fn human(report: &Report, palette: Palette, columns: Option<usize>) -
     match report.state {
         State::Free => {
             facts.push(("state", "no primary, the lock is free".to_owned()));
+            if let Some(problem) = &report.problem {
+                facts.push(("problem", problem.clone()));
+            }
             if let Some(last) = &report.last_holder {
                 facts.push(("last", format!("{}, from {}", last.instance_id, last.started_at)));
             }
@@ -41,7 +44,7 @@ pub(super) fn human(report: &Report, palette: Palette, columns: Option<usize>) -
         facts.push(("database", format!("{}, log {}", output::bytes(stats.bytes), output::bytes(stats.wal_bytes))));
     }
     // What is wrong goes to stderr as the command's failure; without one the next step belongs here.
-    if report.problem.is_none() {
+    if report.problem.is_none() || matches!(report.state, State::Free) {
         facts.extend(report.hints.iter().map(|hint| (output::NEXT, hint.clone())));
     }
     let mut parts = vec![output::facts_within(&facts, palette, columns)];
@@ -205,6 +208,7 @@ mod tests {
             followers: vec![],
             database: None,
             diag: None,
+            file_system: None,
             problem: None,
             hints: vec![],
         }
@@ -281,6 +285,19 @@ mod tests {
         report.database = Some(Stats { wal_bytes: 0, ..stats() });
         report.hints.push("start a primary with 'pando up'".into());
         insta::assert_snapshot!(looks(|palette, columns| human(&report, palette, columns)));
+    }
+
+    #[test]
+    fn a_file_system_where_nobody_can_lead_is_named() {
+        let mut report = report(State::Free);
+        report.problem = Some("no primary can lead on this file system (nfs): other machines see it".into());
+        report.hints.push("work in a directory on a disk of this machine".into());
+        insta::assert_snapshot!(human(&report, Palette::plain(), None), @r"
+        workdir  /home/user/projects/pando
+        state    no primary, the lock is free
+        problem  no primary can lead on this file system (nfs): other machines see it
+        next     work in a directory on a disk of this machine
+        ");
     }
 
     #[test]

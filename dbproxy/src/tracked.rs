@@ -1,0 +1,119 @@
+//! Which columns the change events of a table carry, as an application wishes.
+
+use pando_ipc::Fault;
+use pando_ipc::fault::Code;
+use rusqlite::{Connection, OptionalExtension};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::db::Db;
+use crate::deliver::WriteError;
+use crate::guard::{RESERVED, begins};
+use crate::named::Named;
+use crate::refusal::{Word, invalid, refuse};
+use crate::track::Track;
+use crate::tx::Tx;
+
+/// The write's name.
+pub const TRACK: &str = "Track";
+/// Most columns that the events of a table carry. More are refused as invalid.
+pub const MAX_TRACKED_COLUMNS: usize = 32;
+
+/// What the events of a table carry besides the row's key. Without it every table has events, with its primary key or its rowid.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tracked {
+    /// The table.
+    pub table: String,
+    /// Columns that stand for the row in place of its primary key; none for that.
+    #[serde(default)]
+    pub key: Vec<String>,
+    /// Columns whose values the events carry: the new ones, and the last ones of a deleted row. Such a column cannot be dropped; one that is renamed is no
+    /// longer carried.
+    #[serde(default)]
+    pub columns: Vec<String>,
+}
+
+impl Tracked {
+    /// Returns what a table's events are without any wish.
+    pub fn table(table: impl Into<String>) -> Self {
+        Self { table: table.into(), key: Vec::new(), columns: Vec::new() }
+    }
+
+    /// Names the row by these columns.
+    #[must_use]
+    pub fn key<S: Into<String>>(mut self, key: impl IntoIterator<Item = S>) -> Self {
+        self.key = key.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Carries the values of these columns.
+    #[must_use]
+    pub fn columns<S: Into<String>>(mut self, columns: impl IntoIterator<Item = S>) -> Self {
+        self.columns = columns.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Reads the wish for a table; what cannot be read is none.
+    pub(crate) fn of(connection: &Connection, table: &str) -> rusqlite::Result<Self> {
+        let sql = "SELECT value FROM main._pando_meta WHERE key = 'track.' || ?1";
+        let text: Option<String> = connection.prepare_cached(sql)?.query_row([table], |row| row.get(0)).optional()?;
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_else(|| Self::table(table)))
+    }
+}
+
+impl Db {
+    /// Chooses what the change events of a table carry, from now on and for every instance; stated again, it is replaced.
+    pub async fn track(&self, tracked: &Tracked) -> Result<(), WriteError> {
+        self.named(TRACK, &json!(tracked)).await.map(drop)
+    }
+}
+
+/// The named write.
+pub(crate) struct SetTracked;
+
+fn read(params: &Value) -> Result<Tracked, Fault> {
+    serde_json::from_value(params.clone()).map_err(|why| invalid(TRACK, "params", why))
+}
+
+impl Named for SetTracked {
+    fn read(&self, params: &Value) -> Result<Value, Fault> {
+        let tracked = read(params)?;
+        for (field, list) in [("params.key", &tracked.key), ("params.columns", &tracked.columns)] {
+            if list.len() > MAX_TRACKED_COLUMNS {
+                return Err(invalid(
+                    TRACK,
+                    field,
+                    format!("has {} columns, not {MAX_TRACKED_COLUMNS} at most", list.len()),
+                ));
+            }
+        }
+        Ok(json!(tracked))
+    }
+
+    fn run(&self, tx: &Tx<'_>, params: &Value) -> Result<Value, Fault> {
+        let tracked = read(params)?;
+        let missing = |what: String| refuse(Code::NotFound, Word::InvalidParams, TRACK, what);
+        let table = tx.own(|connection| {
+            let sql = "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'table' AND name = ?1 COLLATE NOCASE";
+            connection.query_row(sql, [&tracked.table], |row| row.get::<_, String>(0)).optional()
+        })?;
+        let table = table
+            .filter(|table| !begins(table, RESERVED))
+            .ok_or_else(|| missing(format!("no table {:?}", tracked.table)))?;
+        for column in tracked.key.iter().chain(&tracked.columns) {
+            let known = tx.own(|connection| {
+                let sql = "SELECT count(*) FROM pragma_table_xinfo(?1) WHERE name = ?2 COLLATE NOCASE";
+                connection.query_row(sql, [&table, column], |row| row.get::<_, u32>(0))
+            })?;
+            if known == 0 {
+                return Err(missing(format!("table {table} has no column {column:?}")));
+            }
+        }
+        tx.own(|connection| {
+            let sql = "INSERT INTO main._pando_meta (key, value) VALUES ('track.' || ?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+            connection.execute(sql, [&table, &json!(tracked).to_string()])?;
+            Track::renew(connection)
+        })?;
+        Ok(Value::Null)
+    }
+}
