@@ -57,8 +57,9 @@ pub struct Options {
     pub tcp: TcpDoor,
     /// Decides which calls of other processes are answered when this instance is the primary; [`LocalTrust`] by default.
     pub verifier: Arc<dyn PeerVerifier>,
-    /// What an acknowledged write has survived.
-    pub durability: Durability,
+    /// What an acknowledged write has survived; the workdir keeps it from the term on in which this instance leads. `None` leaves it as it is: `disk`
+    /// unless it was set.
+    pub durability: Option<Durability>,
     /// The named writes that this instance knows when it leads: those of the agent store, and what the application registered.
     pub writes: Writes,
     /// The schemas of the application: brought up to date, on the primary, before [`Instance::join`] returns.
@@ -82,7 +83,7 @@ impl Default for Options {
             require_primary: false,
             tcp: TcpDoor::OwnUser,
             verifier: Arc::new(LocalTrust),
-            durability: Durability::Disk,
+            durability: None,
             writes: Writes::default(),
             migrations: Vec::new(),
             dial_timeout: client.dial_timeout,
@@ -285,7 +286,9 @@ impl Instance {
 
     /// Subscribes to the events that any of the patterns selects, from now on: durable ones in commit order, each once, across takeovers.
     pub fn subscribe(&self, patterns: impl IntoIterator<Item = Pattern>) -> HubSubscription {
-        self.shared.hub.subscribe(patterns)
+        // Without a database there is nothing yet that could be too old.
+        let head = self.shared.readers.head_now().map_or(0, |head| head.seq);
+        self.shared.hub.subscribe_behind(head, patterns)
     }
 
     /// Calls a method of the primary, which may be this instance; see `docs/wire.md` for methods and shapes.

@@ -137,8 +137,7 @@ impl Load {
         let mut fleet = Fleet::default();
         let mut start = |engine, number, activity: Option<Activity>| {
             let (workdir, pace) = (scratch.path().to_owned(), self.pace(context, number));
-            let counts = activity.is_some();
-            let job = Job { engine, workdir, durability: self.durability, number, activity, counts, pace };
+            let job = Job { engine, workdir, durability: self.durability, number, activity, counts: true, pace };
             fleet.start(&fleet::Job::Db(job), preload)
         };
         let engine = match (own, self.leads) {

@@ -28,6 +28,8 @@ pub(crate) struct Pace {
 /// A course through a [`Pace`].
 #[derive(Debug)]
 pub(crate) struct Course {
+    cpu_seconds: f64,
+    warm_up: Duration,
     counts_from: Instant,
     end: Instant,
     /// When the next operation is due, and the state of the generator of pauses.
@@ -45,6 +47,10 @@ struct Tally {
 /// What a process measured, on its way to the parent.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Outcome {
+    /// Whether it was there for others to work with.
+    is_idle: bool,
+    /// Processor time of the process, in seconds.
+    cpu_seconds: f64,
     /// Operations that failed.
     failed: u64,
     /// For so long was measured.
@@ -54,7 +60,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// Adds what another loop of the same process measured.
+    /// Adds what another loop of the same process measured at the same time.
     pub(crate) fn and(mut self, other: Self) -> Self {
         self.failed += other.failed;
         self.latencies.extend(other.latencies);
@@ -63,12 +69,27 @@ impl Outcome {
 }
 
 impl Course {
+    /// Begins now, and lets the time pass without any operation.
+    pub(crate) fn idle(pace: Pace) -> Outcome {
+        let course = Self::begin(pace);
+        #[expect(clippy::disallowed_methods, reason = "others are measured meanwhile")]
+        std::thread::sleep(pace.warm_up + pace.time);
+        Outcome { is_idle: true, ..course.outcome() }
+    }
+
     /// Begins now.
     pub(crate) fn begin(pace: Pace) -> Self {
         let now = Instant::now();
         let counts_from = now + pace.warm_up;
         let paced = pace.per_second.map(|rate| (rate, now, pace.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1));
-        Self { counts_from, end: counts_from + pace.time, paced, tally: Tally::new() }
+        Self {
+            cpu_seconds: cpu_seconds(),
+            warm_up: pace.warm_up,
+            counts_from,
+            end: counts_from + pace.time,
+            paced,
+            tally: Tally::new(),
+        }
     }
 
     /// Returns when the next operation is due, which may lie in the past, or `None` at the end.
@@ -100,12 +121,25 @@ impl Course {
     /// Returns what was measured.
     pub(crate) fn outcome(self) -> Outcome {
         let recorded = self.tally.latencies.iter_recorded();
+        let seconds = (self.end - self.counts_from).as_secs_f64();
+        // The warm-up is work of the same kind.
+        let share = seconds / (seconds + self.warm_up.as_secs_f64());
         Outcome {
+            is_idle: false,
+            cpu_seconds: (cpu_seconds() - self.cpu_seconds) * share,
             failed: self.tally.failed,
-            seconds: (self.end - self.counts_from).as_secs_f64(),
+            seconds,
             latencies: recorded.map(|step| (step.value_iterated_to(), step.count_at_value())).collect(),
         }
     }
+}
+
+/// Returns the processor time that this process has used.
+fn cpu_seconds() -> f64 {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    #[expect(clippy::cast_precision_loss, reason = "figures for people")]
+    let (seconds, nanos) = (used.tv_sec as f64, used.tv_nsec as f64);
+    seconds + nanos / 1e9
 }
 
 /// Returns the next pause of a Poisson process of rate 1 (xorshift64*).
@@ -127,11 +161,13 @@ impl Tally {
     }
 }
 
-/// Adds up what the processes of a fleet measured: rate, latencies, failures, and how evenly they were served.
+/// Adds up what the processes of a fleet measured: rate, latencies, failures, how evenly they were served, and the processor time for one
+/// operation. A process that did nothing has only used some.
 pub(crate) fn sum(outcomes: &[Outcome]) -> Metrics {
     let mut all = Tally::new();
     let (mut rate, mut counts) = (0.0, Vec::new());
-    for outcome in outcomes {
+    let cpu_seconds: f64 = outcomes.iter().map(|outcome| outcome.cpu_seconds).sum();
+    for outcome in outcomes.iter().filter(|outcome| !outcome.is_idle) {
         all.failed += outcome.failed;
         for &(value, count) in &outcome.latencies {
             all.latencies.saturating_record_n(value, count);
@@ -150,6 +186,7 @@ pub(crate) fn sum(outcomes: &[Outcome]) -> Metrics {
         ("p99.9_ms", at(0.999)),
         ("max_ms", ms(all.latencies.max())),
         ("failed", float(all.failed)),
+        ("cpu_us", cpu_seconds * 1e6 / float(all.latencies.len()).max(1.0)),
         ("most_to_fewest", float(most.unwrap_or(0)) / float(fewest.unwrap_or(0)).max(1.0)),
     ])
 }
@@ -188,9 +225,17 @@ mod tests {
 
     #[test]
     fn fleets_are_added_up() {
-        let outcome = |count| Outcome { failed: 1, seconds: 2.0, latencies: vec![(1_000_000, count)] };
-        let metrics = sum(&[outcome(100), outcome(50)]);
+        let outcome = |count| Outcome {
+            is_idle: false,
+            cpu_seconds: 1.0,
+            failed: 1,
+            seconds: 2.0,
+            latencies: vec![(1_000_000, count)],
+        };
+        let idle = Outcome { is_idle: true, cpu_seconds: 0.25, failed: 0, seconds: 2.0, latencies: vec![] };
+        let metrics = sum(&[outcome(100), outcome(50), idle]);
         assert_eq!((metrics["per_s"], metrics["failed"], metrics["most_to_fewest"]), (75.0, 2.0, 2.0));
+        assert!((metrics["cpu_us"] - 15_000.0).abs() < 1e-6, "{metrics:?}");
         assert!((metrics["p99_ms"] - 1.0).abs() < 0.01, "{metrics:?}");
     }
 }

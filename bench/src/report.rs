@@ -11,12 +11,13 @@ use crate::case::{Case, Contender, Context, Metrics, Rule, Target};
 use crate::machine;
 
 /// Columns of the table, in order: metric and heading.
-const COLUMNS: [(&str, &str); 7] = [
+const COLUMNS: [(&str, &str); 8] = [
     ("per_s", "per s"),
     ("p50_ms", "p50 ms"),
     ("p99_ms", "p99 ms"),
     ("p99.9_ms", "p99.9 ms"),
     ("max_ms", "max ms"),
+    ("cpu_us", "CPU us each"),
     ("failed", "failed"),
     ("most_to_fewest", "most:fewest"),
 ];

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use pando_ipc::{Envelope, Pattern};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// Events that wait for one subscriber. When its queue is full, further events are dropped for that subscriber alone and counted: it
 /// is told [`Delivery::Lagged`] at the place of the loss.
@@ -30,11 +30,14 @@ pub struct Hub(Arc<Shared>);
 struct Shared {
     subscribers: Mutex<Vec<Weak<Subscriber>>>,
     position: AtomicU64,
+    interest: watch::Sender<Vec<Pattern>>,
 }
 
 #[derive(Debug)]
 struct Subscriber {
     patterns: Vec<Pattern>,
+    /// Durable events up to here are older than the subscription.
+    behind: AtomicU64,
     queue: Mutex<Queue>,
     arrived: Notify,
 }
@@ -70,15 +73,48 @@ impl Hub {
 
     /// Subscribes from now on to the events that any of the patterns selects.
     pub fn subscribe(&self, patterns: impl IntoIterator<Item = Pattern>) -> HubSubscription {
+        self.subscribe_behind(0, patterns)
+    }
+
+    /// Subscribes to the events that any of the patterns selects; durable ones up to `seq` are too old for it.
+    ///
+    /// A hub that is fed with what is of interest alone gets some of them late, when somebody takes an interest.
+    pub fn subscribe_behind(&self, seq: u64, patterns: impl IntoIterator<Item = Pattern>) -> HubSubscription {
         let subscriber = Arc::new(Subscriber {
             patterns: patterns.into_iter().collect(),
+            behind: AtomicU64::new(seq),
             queue: Mutex::default(),
             arrived: Notify::new(),
         });
         let mut subscribers = lock(&self.0.subscribers);
-        subscribers.retain(|known| known.strong_count() > 0);
         subscribers.push(Arc::downgrade(&subscriber));
-        HubSubscription(subscriber)
+        self.note_interest(&mut subscribers);
+        HubSubscription { subscriber, hub: self.clone() }
+    }
+
+    /// Returns what the subscribers select, and tells when that changes. Events of other topics need not be delivered.
+    pub fn interest(&self) -> watch::Receiver<Vec<Pattern>> {
+        self.0.interest.subscribe()
+    }
+
+    fn note_interest(&self, subscribers: &mut Vec<Weak<Subscriber>>) {
+        subscribers.retain(|known| known.strong_count() > 0);
+        let mut union = Vec::new();
+        for subscriber in subscribers.iter().filter_map(Weak::upgrade) {
+            for pattern in &subscriber.patterns {
+                if !union.contains(pattern) {
+                    union.push(pattern.clone());
+                }
+            }
+        }
+        if union.contains(&Pattern::All) {
+            union = vec![Pattern::All];
+        }
+        self.0.interest.send_if_modified(|interest| {
+            let is_new = *interest != union;
+            *interest = union;
+            is_new
+        });
     }
 
     /// Returns the `seq` of the last durable event that was delivered, or that this hub starts behind; 0: none.
@@ -96,6 +132,9 @@ impl Hub {
     pub fn resync(&self, from: u64, to: u64) {
         let position = self.position();
         let (next, lost) = if from <= position { (from.saturating_sub(1), 1) } else { (to, to - from + 1) };
+        if next < position {
+            self.each(|subscriber, _| subscriber.behind.store(0, Ordering::Release));
+        }
         self.0.position.store(next, Ordering::Release);
         self.lagged(lost);
     }
@@ -110,7 +149,8 @@ impl Hub {
             return;
         }
         self.each(|subscriber, queue| {
-            if subscriber.patterns.iter().any(|pattern| pattern.matches(event.topic.as_str())) {
+            let is_old = event.seq.is_some_and(|seq| seq <= subscriber.behind.load(Ordering::Acquire));
+            if !is_old && subscriber.patterns.iter().any(|pattern| pattern.matches(event.topic.as_str())) {
                 queue.push(Arc::clone(event));
             }
         });
@@ -136,21 +176,33 @@ impl Hub {
 
 /// One subscriber's end of a [`Hub`]. Dropping it unsubscribes.
 #[derive(Debug)]
-pub struct HubSubscription(Arc<Subscriber>);
+pub struct HubSubscription {
+    subscriber: Arc<Subscriber>,
+    hub: Hub,
+}
+
+impl Drop for HubSubscription {
+    fn drop(&mut self) {
+        let mut subscribers = lock(&self.hub.0.subscribers);
+        let own = Arc::downgrade(&self.subscriber);
+        subscribers.retain(|known| !known.ptr_eq(&own));
+        self.hub.note_interest(&mut subscribers);
+    }
+}
 
 impl HubSubscription {
     /// Waits for the next delivery; `None` once the hub was closed and the queue is empty. Safe to drop and call again.
     pub async fn recv(&mut self) -> Option<Delivery> {
         loop {
             {
-                let mut queue = lock(&self.0.queue);
+                let mut queue = lock(&self.subscriber.queue);
                 match queue.waiting.pop_front() {
                     Some(delivery) => return Some(delivery),
                     None if queue.closed => return None,
                     None => {}
                 }
             }
-            self.0.arrived.notified().await;
+            self.subscriber.arrived.notified().await;
         }
     }
 }
@@ -202,10 +254,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn interest_is_what_the_subscribers_select_and_what_is_older_than_one_is_not_for_it() {
+        let hub = Hub::new();
+        let interest = hub.interest();
+        let selected = || interest.borrow().iter().map(ToString::to_string).collect::<Vec<_>>();
+        let early = hub.subscribe(["a.b", "c.*"].map(|text| Pattern::new(text).unwrap()));
+        let late = hub.subscribe_behind(2, pattern("a.b"));
+        assert_eq!(selected(), ["a.b", "c.*"]);
+        let all = hub.subscribe(pattern("*"));
+        assert_eq!(selected(), ["*"]);
+        drop(all);
+        for seq in 1..=3 {
+            hub.deliver(&event("a.b", Some(seq)));
+        }
+        hub.close();
+        assert_eq!((seqs(early).await, seqs(late).await), (vec![1, 2, 3], vec![3]));
+        assert!(selected().is_empty());
+    }
+
+    #[tokio::test]
     async fn numbers_that_begin_anew_are_delivered_again() {
         let hub = Hub::new();
         hub.start_behind(9);
-        let mut all = hub.subscribe(pattern("*"));
+        let mut all = hub.subscribe_behind(9, pattern("*"));
         hub.resync(1, 9);
         hub.deliver(&event("a", Some(1)));
         hub.resync(2, 5);

@@ -5,10 +5,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::hub::Hub;
 
-/// Feeds the hub from a follower until `stop`, or until the follower's client was closed.
+/// Feeds the hub from a follower until `stop`, or until the follower's client was closed. May be dropped at any time.
 ///
 /// The follower fills gaps from the journal; what retention took is told to subscribers as lost.
-pub async fn inbound(mut follower: Follower, hub: Hub, stop: CancellationToken) {
+pub async fn inbound(follower: &mut Follower, hub: &Hub, stop: &CancellationToken) {
     while let Some(Some(followed)) = stop.run_until_cancelled(follower.recv()).await {
         match followed {
             Followed::Event(event) => hub.deliver(&event),

@@ -45,7 +45,7 @@ pub trait Deliver: Send + Sync {
 
 impl Deliver for Writer {
     fn deliver(&self, request: WriteRequest) -> BoxFuture<'_, Result<Ack, DeliverError>> {
-        Box::pin(async move { self.submit(request).await.map_err(DeliverError::Refused) })
+        Box::pin(async move { self.submit_here(request).await.map_err(DeliverError::Refused) })
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use pando_ipc::client::{Page, Resync};
 use pando_ipc::{Envelope, Pattern, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
+use serde_json::Value;
 
 use crate::schema::database_id;
 
@@ -210,15 +211,26 @@ pub(crate) fn since(connection: &Connection, after: u64, patterns: &[Pattern], l
         to: oldest - 1,
         reason: format!("the journal begins at {oldest}: older events were pruned"),
     });
-    let (events, upto) = if let [Pattern::Exactly(topic)] = patterns {
-        let sql = "SELECT seq, topic, envelope FROM _pando_event WHERE topic = ?2 AND seq > ?1 ORDER BY seq";
-        collect(transaction.prepare_cached(sql)?.query(params![after, topic.as_str()])?, patterns, limit, head)?
+    // Single topics have an index; anything else reads along the journal.
+    let exact: Option<Vec<_>> = patterns.iter().map(exactly).collect();
+    let (events, upto) = if let Some(topics) = exact {
+        let sql = "SELECT seq, topic, envelope FROM _pando_event
+                   WHERE topic IN (SELECT value FROM json_each(?2)) AND seq > ?1 ORDER BY seq LIMIT ?3";
+        let (topics, most) = (Value::from(topics).to_string(), limit.clamp(1, MAX_PAGE_EVENTS));
+        collect(transaction.prepare_cached(sql)?.query(params![after, topics, most])?, patterns, limit, head)?
     } else {
         let last = head.min(after.max(oldest) + MAX_PAGE_LOOKED_AT);
         let sql = "SELECT seq, topic, envelope FROM _pando_event WHERE seq > ?1 AND seq <= ?2 ORDER BY seq";
         collect(transaction.prepare_cached(sql)?.query([after, last])?, patterns, limit, last)?
     };
     Ok(Page { events, upto, head, database, resync })
+}
+
+fn exactly(pattern: &Pattern) -> Option<&str> {
+    match pattern {
+        Pattern::Exactly(topic) => Some(topic.as_str()),
+        Pattern::All | Pattern::Glob(_) => None,
+    }
 }
 
 /// Collects what matches from rows that end at `last`. Returns it, and up to where it is complete.

@@ -217,6 +217,15 @@ impl Readers {
         self.own(|connection| journal::head(connection).map(|(seq, epoch)| Head { seq, epoch })).await
     }
 
+    /// Returns the same without waiting for a connection: it blocks for one small read.
+    pub fn head_now(&self) -> Result<Head, ReadError> {
+        let reader = self.0.take()?;
+        let head = journal::head(&reader.connection);
+        self.0.put_back(reader);
+        let (seq, epoch) = head.map_err(|error| ReadError::Refused(from_sqlite("query", &error, None)))?;
+        Ok(Head { seq, epoch })
+    }
+
     /// Returns the database's own id.
     pub async fn database(&self) -> Result<Uuid, ReadError> {
         self.own(schema::database_id).await
@@ -312,7 +321,7 @@ impl Readers {
             let _permit = permit;
             let reader = pool.take()?;
             let result = work(&reader);
-            pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+            pool.put_back(reader);
             result
         });
         done.await.map_err(|why| ReadError::CutOff(why.to_string()))?
@@ -320,6 +329,10 @@ impl Readers {
 }
 
 impl Pool {
+    fn put_back(&self, reader: Reader) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+    }
+
     /// Returns an idle connection to the file that is at the path now, or a new one.
     fn take(&self) -> Result<Reader, ReadError> {
         let not_ready = |why: String| ReadError::NotReady { path: self.path.clone(), why };

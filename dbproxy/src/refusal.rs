@@ -90,6 +90,12 @@ pub(crate) fn wal_is_full(method: &str, pinned: &Pinned, retry_after: Duration) 
         .with("readers", json!(pinned.readers))
 }
 
+/// The writer died with the write in hand.
+pub(crate) fn died(method: &str) -> Fault {
+    let message = "the writer died before it answered; send again with the same op id";
+    refuse(Code::OutcomeUnknown, Word::Unreachable, method, message).with("retryable", true)
+}
+
 /// Returns the answer of an instance that takes no writes, or no more.
 pub(crate) fn not_primary(method: &str) -> Fault {
     refuse(Code::NotPrimary, Word::Unreachable, method, "this instance takes no more writes")

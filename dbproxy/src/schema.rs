@@ -192,6 +192,7 @@ pub(crate) struct Opened {
     pub(crate) path: PathBuf,
     pub(crate) database: Uuid,
     pub(crate) epoch: u64,
+    pub(crate) durability: Durability,
 }
 
 /// Opens or creates the database, migrates it, and begins a new term.
@@ -208,7 +209,7 @@ pub(crate) fn open(path: &Path, durability: Durability) -> Result<Opened, StoreE
     migrate(&mut connection, &path, MIGRATIONS)?;
     let identity = incarnation::identity(&path).map_err(|source| StoreError::File { path: path.clone(), source })?;
     let (database, epoch) = begin_term(&mut connection, &identity).map_err(failed)?;
-    Ok(Opened { connection, guard, path, database, epoch })
+    Ok(Opened { connection, guard, path, database, epoch, durability })
 }
 
 /// Opens a writable connection to a database that exists.

@@ -1,23 +1,26 @@
 //! How a workdir is run, where it is not run as usual: `settings.json` beside the database.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::journal::Retention;
 use crate::schema::StoreError;
+use crate::write::Durability;
 
 /// The file's name; it stands beside the database.
 pub const FILE: &str = "settings.json";
 
-/// What may be set. The next primary to be elected reads it.
+/// What may be set. The next primary to be elected reads it; one that was started with another durability writes it.
 ///
 /// A key that is not known is an error: a misspelt one would be a setting that does nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
+    /// How sure an acknowledged write is.
+    pub durability: Durability,
     /// How much the journal keeps.
     pub journal: Retention,
 }
@@ -32,6 +35,21 @@ impl Settings {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(failed(error.to_string())),
         }
+    }
+
+    /// Writes the settings of a database, as a whole or not at all.
+    pub(crate) fn write(&self, database: &Path) -> Result<(), StoreError> {
+        let path = database.with_file_name(FILE);
+        let failed = |why: String| StoreError::Settings { path: path.clone(), why };
+        let text = serde_json::to_string_pretty(self).map_err(|why| failed(why.to_string()))? + "\n";
+        let fresh = path.with_extension("json.new");
+        let written = File::create(&fresh).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&fresh, &path)?;
+            File::open(path.with_file_name("."))?.sync_all()
+        });
+        written.map_err(|why| failed(why.to_string()))
     }
 }
 
@@ -51,6 +69,9 @@ mod tests {
         assert_eq!(read("{}").unwrap(), Settings::default());
         let some = read(r#"{"journal": {"max_age_s": 60}}"#).unwrap();
         assert_eq!(some.journal, Retention { max_age_s: Some(60), ..Retention::default() });
+        let other = Settings { durability: Durability::Os, ..some };
+        other.write(&database).unwrap();
+        assert_eq!(Settings::of(&database).unwrap(), other);
         let error = read(r#"{"journal": {"max_evnts": 60}}"#).unwrap_err().to_string();
         assert!(
             error.contains("settings.json") && error.contains("max_evnts") && error.contains("max_events"),

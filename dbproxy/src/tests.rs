@@ -78,7 +78,7 @@ impl Bench {
     fn options(&self) -> WriterOptions {
         let events = Arc::clone(&self.events);
         let mut options = WriterOptions::new("inst-A", "/w");
-        options.durability = Durability::Os;
+        options.durability = Some(Durability::Os);
         options.on_commit = Box::new(move |new| events.lock().unwrap().extend_from_slice(new));
         options
     }

@@ -25,7 +25,7 @@ pub const MAX_STATEMENTS: usize = 1_000;
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How sure an acknowledged write is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
     /// On disk: it survives a power failure (`synchronous=FULL`).
@@ -124,6 +124,11 @@ impl Work {
             }
             Self::Settle => Value::Null,
         }
+    }
+
+    /// Tells whether it may change the schema.
+    pub(crate) fn changes_schema(&self) -> bool {
+        matches!(self, Self::Exec { ddl: true, .. })
     }
 
     /// Returns about how many bytes the work takes in the queue.

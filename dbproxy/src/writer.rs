@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use pando_ipc::fault::Code;
 use pando_ipc::{Envelope, Fault};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
@@ -21,13 +21,13 @@ use crate::checkpoint::{Announce, Checkpointer, Pinned};
 use crate::meter::WriterMeter;
 use crate::named::Writes;
 use crate::op::OpId;
-use crate::refusal::{Word, fenced, not_primary, queue_is_full, refuse, too_large, wal_is_full};
+use crate::refusal::{died, fenced, not_primary, queue_is_full, too_large, wal_is_full};
 use crate::schema::{self, StoreError};
 use crate::settings::Settings;
 use crate::write::{Ack, Durability, Work, WriteRequest};
 pub use dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR};
 pub(crate) use thread::Tuning;
-use thread::{Command, Job, Signals, Thread};
+use thread::{Command, Desk, Job, Signals};
 
 /// Writes that wait for the writer. When it is full, a write is answered `E_BUSY_QUEUE` at once.
 pub const QUEUE_WRITES: usize = 1_024;
@@ -47,14 +47,17 @@ const NEWS_TIME: Duration = Duration::from_secs(60);
 /// Called with the events of each commit, in order, before the writes are answered. It must not block.
 pub type OnCommit = Box<dyn Fn(&[Arc<Envelope>]) + Send>;
 
+/// Where the answer to a queued write arrives.
+type Answered = oneshot::Receiver<Result<Ack, Fault>>;
+
 /// How to open a [`Writer`].
 pub struct WriterOptions {
     /// The instance that writes.
     pub instance_id: String,
     /// The workdir; change events name it.
     pub workdir: PathBuf,
-    /// How sure an acknowledged write is.
-    pub durability: Durability,
+    /// How sure an acknowledged write is, from now on in this workdir; `None` for what the workdir's settings say.
+    pub durability: Option<Durability>,
     /// The named writes it knows.
     pub writes: Writes,
     /// Who is told of each commit.
@@ -62,12 +65,12 @@ pub struct WriterOptions {
 }
 
 impl WriterOptions {
-    /// Returns options with `disk` durability and nobody told.
+    /// Returns options with the workdir's durability and nobody told.
     pub fn new(instance_id: impl Into<String>, workdir: impl Into<PathBuf>) -> Self {
         Self {
             instance_id: instance_id.into(),
             workdir: workdir.into(),
-            durability: Durability::default(),
+            durability: None,
             writes: Writes::default(),
             on_commit: Box::new(|_| {}),
         }
@@ -112,6 +115,7 @@ pub struct Writer(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    desk: Arc<Mutex<Desk>>,
     queue: mpsc::Sender<Command>,
     queued_bytes: Arc<AtomicUsize>,
     refusing: AtomicBool,
@@ -135,9 +139,15 @@ impl Writer {
     }
 
     pub(crate) fn open_with(path: &Path, options: WriterOptions, tuning: Tuning) -> Result<Self, StoreError> {
-        let retention = tuning.retention.map_or_else(|| Settings::of(path).map(|settings| settings.journal), Ok)?;
-        let opened = schema::open(path, options.durability)?;
-        let (epoch, database, durability) = (opened.epoch, opened.database, options.durability);
+        let settings = Settings::of(path)?;
+        let retention = tuning.retention.unwrap_or(settings.journal);
+        let durability = options.durability.unwrap_or(settings.durability);
+        let opened = schema::open(path, durability)?;
+        if durability != settings.durability {
+            // A successor keeps the promise.
+            Settings { durability, ..settings }.write(path)?;
+        }
+        let (epoch, database) = (opened.epoch, opened.database);
         let (queue, commands) = mpsc::channel(tuning.queue_writes);
         let (pinning, pinned) = watch::channel(None);
         let announce = announce(queue.downgrade(), options.instance_id.clone());
@@ -147,14 +157,16 @@ impl Writer {
         let fenced = signals.fenced.clone();
         let thread_error = |source| StoreError::Thread { name: thread::NAME, source };
         let path = opened.path.clone();
-        let mut thread = Thread::new(opened, options, checkpointer, signals, tuning, retention)
+        let desk = Desk::new(opened, options, checkpointer, signals, tuning, retention)
             .map_err(|source| StoreError::Sqlite { path, source })?;
-        let bytes = Arc::clone(&queued_bytes);
+        let desk = Arc::new(Mutex::new(desk));
+        let (own, bytes) = (Arc::clone(&desk), Arc::clone(&queued_bytes));
         let handle = std::thread::Builder::new()
             .name(thread::NAME.to_owned())
-            .spawn(move || thread.run(commands, &bytes))
+            .spawn(move || thread::run(&own, commands, &bytes))
             .map_err(thread_error)?;
         Ok(Self(Arc::new(Inner {
+            desk,
             queue,
             queued_bytes,
             refusing: AtomicBool::new(false),
@@ -175,40 +187,80 @@ impl Writer {
     /// A fault means that nothing was applied, but for `E_OUTCOME_UNKNOWN`. May be dropped at any time; a write that is
     /// queued is applied nevertheless.
     pub async fn submit(&self, request: WriteRequest) -> Result<Ack, Fault> {
+        self.timed(async {
+            let label = request.work.label().to_owned();
+            let (job, answered) = self.admit(request)?;
+            self.enqueue(job, answered, &label).await
+        })
+        .await
+    }
+
+    /// Does the same, and commits on the spot when nobody else writes: that saves waking the writer's thread, and takes the caller's.
+    ///
+    /// For writes of this process. In a runtime of one thread they are queued like all others, because everything else there would wait.
+    pub async fn submit_here(&self, request: WriteRequest) -> Result<Ack, Fault> {
+        self.timed(async {
+            let label = request.work.label().to_owned();
+            let (job, answered) = self.admit(request)?;
+            match self.commit_here(job) {
+                Ok(result) => result,
+                Err(job) => self.enqueue(job, answered, &label).await,
+            }
+        })
+        .await
+    }
+
+    /// Notes how long a write took, and whether it was refused.
+    async fn timed(&self, write: impl Future<Output = Result<Ack, Fault>>) -> Result<Ack, Fault> {
         let began = Instant::now();
-        let answer = self.queue(request).await;
+        let answer = write.await;
         self.0.meter.answered(began.elapsed(), answer.is_ok());
         answer
     }
 
-    async fn queue(&self, request: WriteRequest) -> Result<Ack, Fault> {
-        let label = request.work.label().to_owned();
+    /// Commits a write on this thread, or gives it back.
+    fn commit_here(&self, job: Box<Job>) -> Result<Result<Ack, Fault>, Box<Job>> {
+        let is_idle = self.0.queue.capacity() == self.0.queue.max_capacity();
+        if !is_idle || Handle::current().runtime_flavor() != RuntimeFlavor::MultiThread {
+            return Err(job);
+        }
+        match self.0.desk.try_lock() {
+            Ok(mut desk) => desk.settle_now(job),
+            Err(_) => Err(job),
+        }
+    }
+
+    /// Checks whether a write may be taken at all.
+    fn admit(&self, request: WriteRequest) -> Result<(Box<Job>, Answered), Fault> {
+        let label = request.work.label();
         if self.0.refusing.load(Ordering::Acquire) {
-            return Err(self.refusal(&label));
+            return Err(self.refusal(label));
         }
         if let Some(pinned) = self.0.pinned.borrow().as_ref().filter(|pinned| pinned.wal_bytes > MAX_WAL_BYTES) {
-            return Err(wal_is_full(&label, pinned, WAL_RETRY_AFTER));
+            return Err(wal_is_full(label, pinned, WAL_RETRY_AFTER));
         }
         let weight = request.weight();
         if weight > MAX_WRITE_BYTES {
-            return Err(too_large(&label, format!("the write has {weight} bytes; the limit is {MAX_WRITE_BYTES}")));
-        }
-        if self.0.queued_bytes.fetch_add(weight, Ordering::Relaxed) + weight > QUEUE_BYTES {
-            self.0.queued_bytes.fetch_sub(weight, Ordering::Relaxed);
-            return Err(queue_is_full(&label, RETRY_AFTER));
+            return Err(too_large(label, format!("the write has {weight} bytes; the limit is {MAX_WRITE_BYTES}")));
         }
         let (answer, answered) = oneshot::channel();
-        if let Err(refused) = self.0.queue.try_send(Command::Write(Box::new(Job { request, weight, answer }))) {
+        Ok((Box::new(Job { request, weight, answer }), answered))
+    }
+
+    async fn enqueue(&self, job: Box<Job>, answered: Answered, label: &str) -> Result<Ack, Fault> {
+        let weight = job.weight;
+        if self.0.queued_bytes.fetch_add(weight, Ordering::Relaxed) + weight > QUEUE_BYTES {
+            self.0.queued_bytes.fetch_sub(weight, Ordering::Relaxed);
+            return Err(queue_is_full(label, RETRY_AFTER));
+        }
+        if let Err(refused) = self.0.queue.try_send(Command::Write(job)) {
             self.0.queued_bytes.fetch_sub(weight, Ordering::Relaxed);
             return Err(match refused {
-                TrySendError::Full(_) => queue_is_full(&label, RETRY_AFTER),
-                TrySendError::Closed(_) => self.refusal(&label),
+                TrySendError::Full(_) => queue_is_full(label, RETRY_AFTER),
+                TrySendError::Closed(_) => self.refusal(label),
             });
         }
-        answered.await.unwrap_or_else(|_| {
-            let message = "the writer died before it answered; send again with the same op id";
-            Err(refuse(Code::OutcomeUnknown, Word::Unreachable, &label, message).with("retryable", true))
-        })
+        answered.await.unwrap_or_else(|_| Err(died(label)))
     }
 
     fn refusal(&self, label: &str) -> Fault {

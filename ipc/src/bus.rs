@@ -23,6 +23,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -165,7 +166,11 @@ impl Bus {
     ///
     /// All subscribers see all events in one order. An event is not acknowledged: see [`Bus::flush`].
     pub fn publish(&self, envelope: &Envelope) {
-        self.publish_frame(&envelope.to_frame());
+        if self.inner.shared.has_audience(envelope.topic.as_str()) {
+            self.publish_frame(&envelope.to_frame());
+        } else {
+            self.inner.shared.counters.published.fetch_add(1, Relaxed);
+        }
     }
 
     /// Queues an event that is encoded already: topic, NUL, envelope. Otherwise as [`Bus::publish`].

@@ -138,11 +138,11 @@ mod facility {
     use super::{Flaw, Point};
 
     /// Does nothing: the feature `failpoints` is off.
-    #[inline(always)]
+    #[inline]
     pub const fn hit(_: Point) {}
 
     /// Returns false: the feature `failpoints` is off.
-    #[inline(always)]
+    #[inline]
     pub const fn has(_: Flaw) -> bool {
         false
     }

@@ -55,9 +55,9 @@ pub(crate) struct Args {
     /// End a primary that holds the lock but has said nothing for so long, such as 30s [default: never]
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     evict_after: Option<Duration>,
-    /// When a write counts as done: once it is on the disk, or once the system has it
-    #[arg(long, value_enum, value_name = "WHERE", default_value = "disk")]
-    durability: Durability,
+    /// When a write counts as done: once it is on the disk, or once the system has it; the workdir keeps it [default: as it was, at first disk]
+    #[arg(long, value_enum, value_name = "WHERE")]
+    durability: Option<Durability>,
     /// Set by --detach: begin a session of our own
     #[arg(long, hide = true)]
     background: bool,
@@ -117,10 +117,10 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             (false, false) => TcpDoor::OwnUser,
         },
         evict_after: args.evict_after,
-        durability: match args.durability {
+        durability: args.durability.map(|durability| match durability {
             Durability::Disk => pando_dbproxy::Durability::Disk,
             Durability::Os => pando_dbproxy::Durability::Os,
-        },
+        }),
         ..Options::default()
     };
     #[cfg(feature = "failpoints")]
@@ -186,6 +186,8 @@ async fn serve(
             return End::Failed(failure);
         }
         tokio::select! {
+            // A role that has changed is told before anything ends.
+            biased;
             changed = roles.changed() => if changed.is_err() { return End::Asked },
             () = instance.stop_requested() => return End::Asked,
             end = signals.next() => return end,

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use pando_bridge::inbound;
 use pando_dbproxy::Remote;
 use pando_ipc::client::{self, Cause, Client, Link, LocalHistory, Since};
+use pando_ipc::cursor::Bookmark;
 use pando_ipc::failpoint::{self, Point};
 use pando_ipc::lock::Candidate;
-use pando_ipc::{Kind, Pattern, hello, topic};
+use pando_ipc::{Kind, hello, topic};
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
@@ -119,13 +120,27 @@ fn role_of(link: Option<&Link>) -> Role {
     }
 }
 
-/// Feeds the hub with what happens in the workdir, from the first link on.
+/// Feeds the hub with what its subscribers want of what happens in the workdir, from the first link on.
+///
+/// The rest stays away: with many instances the primary would otherwise send, and all of them read, every event many times over.
 async fn listen(shared: Arc<Shared>, client: Client, stop: CancellationToken) {
     let mut link: watch::Receiver<Option<Link>> = client.link();
     let Some(Ok(_)) = stop.run_until_cancelled(link.wait_for(Option::is_some)).await else { return };
     // A primary that keeps no journal (an older peer) has no head; its events come without numbers.
     shared.place_hub(shared.readers.head().await.map_or(0, |head| head.seq));
     let history = Arc::new(LocalHistory::new(Arc::new(shared.readers.clone()), client.clone()));
-    let follower = client.follow(vec![Pattern::All], Since::Seq(shared.hub.position()), history);
-    inbound(follower, shared.hub.clone(), stop).await;
+    let mut interest = shared.hub.interest();
+    let mut since = Since::Seq(shared.hub.position());
+    loop {
+        let patterns = interest.borrow_and_update().clone();
+        let mut follower = client.follow(patterns, since, history.clone());
+        tokio::select! {
+            () = inbound(&mut follower, &shared.hub, &stop) => return,
+            // The hub, which has the sender, is ours.
+            _ = interest.changed() => {}
+        }
+        shared.hub.start_behind(follower.position());
+        let seq = shared.hub.position();
+        since = follower.bookmark().map_or(Since::Seq(seq), |bookmark| Since::Bookmark(Bookmark { seq, ..bookmark }));
+    }
 }

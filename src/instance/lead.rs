@@ -11,9 +11,7 @@ use pando_ipc::failpoint::{self, Point};
 use pando_ipc::lock::Lease;
 use pando_ipc::methods::{Caller, Door};
 use pando_ipc::process::ProcessId;
-use pando_ipc::{
-    Code, Envelope, Fault, Hello, LockInfo, PROTOCOL, Pattern, Timestamp, Topic, read_lock_for_path, topic,
-};
+use pando_ipc::{Code, Envelope, Fault, Hello, LockInfo, PROTOCOL, Timestamp, Topic, read_lock_for_path, topic};
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
@@ -266,15 +264,17 @@ async fn open_writer(shared: &Arc<Shared>, options: WriterOptions) -> Result<Wri
     }
 }
 
-/// Delivers what former primaries committed and this instance has not seen.
+/// Delivers what former primaries committed and subscribers of this instance have not seen.
 async fn catch_up(shared: &Shared, readers: &Readers) {
+    let interest = shared.hub.interest().borrow().clone();
     loop {
-        match readers.since(shared.hub.position(), &[Pattern::All], CATCH_UP_EVENTS).await {
+        match readers.since(shared.hub.position(), &interest, CATCH_UP_EVENTS).await {
             Ok(page) => {
                 if let Some(resync) = page.resync {
                     shared.hub.resync(resync.from, resync.to);
                 }
                 page.events.into_iter().for_each(|event| shared.hub.deliver(&Arc::new(event)));
+                shared.hub.start_behind(page.upto);
                 if page.upto >= page.head {
                     return;
                 }

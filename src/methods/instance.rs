@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
+use pando_dbproxy::Durability;
 use pando_ipc::access::Capability::{Control, Read};
 use pando_ipc::bus::PeerStats;
 use pando_ipc::hello::{HELLO, PING, STEP_DOWN};
@@ -88,6 +89,8 @@ struct Info {
     started_at: String,
     /// Seconds since the instance joined.
     uptime: u64,
+    /// `disk` or `os`: what an acknowledged write has survived.
+    durability: Durability,
     /// Number of the last journaled event.
     head: u64,
     /// Rows in the sessions table.
@@ -317,6 +320,7 @@ async fn info(primary: &Primary) -> Result<Info, Fault> {
         database: primary.writer.database().to_string(),
         started_at: primary.since.to_string(),
         uptime: Instant::now().duration_since(shared.joined).as_secs(),
+        durability: primary.writer.durability(),
         head: primary.writer.head(),
         sessions: shared.count_sessions().await,
         ports: bus.ports().map(|ports| PortPair { r#pub: ports.publish, rpc: ports.rpc }),

@@ -76,8 +76,8 @@ async fn who_is_turned_away_is_told_once_however_often_he_knocks() {
     let (_instance, role) = PandoProcess::primary(&sandbox);
     let client = Client::connect(sandbox.workdir(), Options::new("inst-c", Kind::Client)).await.unwrap();
     let mut refusals = client.subscribe(Pattern::new("door.*").unwrap()).await.unwrap();
-    // The primary's own promotion is the first event.
-    client.call("events.since", json!({"after": 0, "wait_ms": 5_000})).await.unwrap();
+    // The first event says who leads, and may come after the role.
+    client.call("events.since", json!({"after": 0, "wait_ms": 10_000})).await.unwrap();
     let head = client.call("events.head", json!({})).await.unwrap();
     for _ in 0..200 {
         let mut browser = RawPeer::connect(role.ports.unwrap().rpc);

@@ -89,6 +89,20 @@ fn a_failing_write_leaves_nothing_behind() {
 }
 
 #[test]
+fn the_durability_of_a_workdir_outlives_the_primary_that_set_it() {
+    let sandbox = Sandbox::new();
+    let mut first = PandoProcess::start(&sandbox, &["--durability", "os"]);
+    first.becomes("primary");
+    first.kill();
+    let (_second, _) = PandoProcess::primary(&sandbox);
+    let write = pando(&sandbox, &["--json", "db", "exec", "--ddl", "CREATE TABLE t (a)"]).json::<Value>();
+    let status = pando(&sandbox, &["--json", "status"]).json::<Value>();
+    assert_eq!((&write["durability"], &status["primary"]["durability"]), (&"os".into(), &"os".into()));
+    let text = std::fs::read_to_string(sandbox.workdir().database_path().with_file_name("settings.json")).unwrap();
+    assert!(text.contains(r#""durability": "os""#), "{text}");
+}
+
+#[test]
 fn what_became_of_a_write_is_told_by_the_next_primary_and_stays() {
     let (sandbox, mut first) = with_counter();
     let mut second = PandoProcess::start(&sandbox, &[]);

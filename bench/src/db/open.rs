@@ -1,7 +1,8 @@
 //! The peer: every process opens the file itself, as tools do today, with the settings that serve them best.
 
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
 use pando::Durability;
 use rusqlite::{Connection, TransactionBehavior, params};
@@ -58,8 +59,8 @@ pub(super) fn wait_until(due: Instant) {
     std::thread::sleep(due.saturating_duration_since(Instant::now()));
 }
 
-/// Returns the time, as it stands in the rows.
+/// Returns the microseconds since this process first asked, as they stand in the rows.
 pub(super) fn micros() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    i64::try_from(START.elapsed().as_micros()).unwrap_or(i64::MAX)
 }

@@ -19,17 +19,17 @@ pub(super) fn work(job: &Job, ready: impl FnOnce() -> Result<(), Failure>) -> Re
     let instance = runtime.block_on(join(job))?;
     ready()?;
     let outcome = match job.activity {
-        None => None,
-        Some(activity) => Some(run(&runtime, instance.db(), job, activity)?),
+        None => Course::idle(job.pace),
+        Some(activity) => run(&runtime, instance.db(), job, activity)?,
     };
-    fleet::done(outcome.as_ref().filter(|_| job.counts))?;
+    fleet::done(Some(&outcome).filter(|_| job.counts))?;
     runtime.block_on(instance.leave());
     Ok(())
 }
 
 async fn join(job: &Job) -> Result<Instance, Failure> {
     let leads = job.engine == Engine::Lead;
-    let options = Options { require_primary: leads, durability: job.durability, ..Options::default() };
+    let options = Options { require_primary: leads, durability: Some(job.durability), ..Options::default() };
     let instance = Instance::join(Workdir::open(&job.workdir)?, options).await?;
     instance.role().wait_for(|role| *role != Role::Seeking).await?;
     if leads {

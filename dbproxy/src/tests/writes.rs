@@ -135,7 +135,7 @@ async fn a_panicking_write_fails_alone_and_the_writer_lives_on() {
             panic!("a test asked for it");
         })
         .unwrap();
-    options.durability = Durability::Os;
+    options.durability = Some(Durability::Os);
     let writer = Writer::open(&bench.path(), options).unwrap();
     let works = vec![session("a"), named("explode", &json!("x")), session("b")];
     let faults = check_alone(&writer, &bench, works, &[1]).await;
@@ -328,4 +328,49 @@ async fn the_journal_is_pruned_beside_the_writes() {
     let page = bench.readers().since(0, &[Pattern::All], 1).await.unwrap();
     assert_eq!(page.resync.unwrap().from, 1);
     assert_eq!(page.events[0].prev, Some(page.events[0].seq.unwrap() - 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_of_this_process_is_committed_on_the_spot_unless_it_takes_its_time() {
+    let bench = Bench::new();
+    let threads = Arc::new(Mutex::new(Vec::new()));
+    let own = Arc::clone(&threads);
+    let mut options = bench.options();
+    options.on_commit = Box::new(move |_| own.lock().unwrap().push(std::thread::current().id()));
+    let writer = Writer::open(&bench.path(), options).unwrap();
+    let here = std::thread::current().id();
+    writer.submit_here(request("quick", session("a"))).await.unwrap();
+    let slow = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 3000000)
+                INSERT INTO sessions (id, title) SELECT max(x), '' FROM n";
+    writer.submit_here(request("slow", exec(&[slow]))).await.unwrap();
+    let on_the_spot: Vec<_> = threads.lock().unwrap().iter().map(|thread| *thread == here).collect();
+    assert_eq!(on_the_spot, [true, false]);
+    assert_eq!(
+        bench.value("SELECT group_concat(id) FROM (SELECT id FROM sessions ORDER BY id DESC)").await,
+        "a,3000000"
+    );
+    writer.clone().close().await;
+    let refused = writer.submit_here(request("late", session("b"))).await.unwrap_err();
+    assert!(refused.is(Code::NotPrimary), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_on_the_spot_and_queued_ones_do_not_disturb_each_other() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, ddl(&["CREATE TABLE counter (n INTEGER NOT NULL)"])).await;
+    apply(&writer, exec(&["INSERT INTO counter VALUES (0)"])).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..8 {
+        let writer = writer.clone();
+        tasks.spawn(async move {
+            for _ in 0..50 {
+                let add = request(&fresh_op(), exec(&["UPDATE counter SET n = n + 1"]));
+                if task % 2 == 0 { writer.submit_here(add).await } else { writer.submit(add).await }.unwrap();
+            }
+        });
+    }
+    tasks.join_all().await;
+    assert_eq!(bench.value("SELECT n FROM counter").await, 400);
+    assert_eq!(bench.check_journal().await, 401);
 }

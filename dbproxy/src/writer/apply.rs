@@ -7,7 +7,7 @@ use pando_ipc::{Envelope, Fault};
 use serde_json::{Value, json};
 
 use super::dedup::{self, Found, Stored};
-use super::thread::Thread;
+use super::thread::Desk;
 use crate::guard::Mode;
 use crate::migrate::MIGRATE;
 use crate::refusal::{Word, expired, from_sqlite, refuse};
@@ -29,7 +29,7 @@ pub(super) enum Applied {
     Before(Ack),
 }
 
-impl Thread {
+impl Desk {
     /// Applies one write. After a fault the caller rolls back.
     pub(super) fn apply(&mut self, request: &WriteRequest) -> Result<Applied, Fault> {
         let label = request.work.label();

@@ -1,4 +1,8 @@
-//! Group commit: many writes in one transaction, a savepoint for each, so that a bad one fails alone.
+//! Group commit: many writes in one transaction, of which a bad one fails alone.
+//!
+//! A savepoint copies every page before it is changed again, so the first attempt does without. A write that fails before it has
+//! changed anything leaves nothing to take back; one that fails later takes the transaction along, and the others go again without it,
+//! each in a savepoint.
 
 use std::collections::{HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,11 +15,11 @@ use rusqlite::{DEFAULT_NAME, Error, ErrorCode, FileControl};
 
 use super::Fenced;
 use super::apply::Applied;
-use super::thread::{BATCH_TIME, Job, Thread};
+use super::thread::{BATCH_TIME, Desk, Job};
 use crate::journal::{self, Mark};
 use crate::refusal::{Word, commit_unknown, fenced, from_sqlite, panicked, refuse};
 use crate::trouble::may_have_committed;
-use crate::write::Ack;
+use crate::write::{Ack, WriteRequest};
 
 /// A write with its answer.
 pub(super) type Answered = Vec<(Job, Result<Ack, Fault>)>;
@@ -28,11 +32,20 @@ struct Slot {
     settled: bool,
 }
 
+/// How a failing write is kept from the others of its transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Care {
+    /// Not at all: most do not fail.
+    Optimistic,
+    /// By a savepoint for each.
+    Savepoints,
+}
+
 /// What became of a transaction.
 enum Attempt {
     /// It is committed, with the first so many writes.
     Committed { taken: usize, events: Vec<Envelope> },
-    /// SQLite rolled it back at this write, which has its answer: the others go again.
+    /// It was rolled back at this write, which has its answer: the others go again.
     Lost { culprit: usize },
     /// A constraint that is checked at COMMIT refused it: some write is to blame, the writes go one by one.
     Blamed(Fault),
@@ -40,14 +53,15 @@ enum Attempt {
     Failed(Fault),
 }
 
-impl Thread {
+impl Desk {
     /// Commits the first writes of `pending`, in one transaction. Those that had no room stay.
     pub(super) fn commit_some(&mut self, pending: &mut VecDeque<Job>) -> (Answered, Vec<Envelope>) {
         let count = if self.alone > 0 { 1 } else { pending.len() };
         self.alone = self.alone.saturating_sub(count);
         let mut slots: Vec<_> = pending.drain(..count).map(|job| Slot { job, outcome: None, settled: false }).collect();
+        let mut care = Care::Optimistic;
         loop {
-            match self.attempt(&mut slots) {
+            match self.attempt(&mut slots, care) {
                 Attempt::Committed { taken, events } => {
                     put_back(&mut slots, taken, pending);
                     return (answers(slots, None), events);
@@ -57,6 +71,7 @@ impl Thread {
                     for slot in slots.iter_mut().filter(|slot| !slot.settled) {
                         slot.outcome = None;
                     }
+                    care = Care::Savepoints;
                 }
                 Attempt::Blamed(fault) => {
                     if slots.len() == 1 {
@@ -71,7 +86,7 @@ impl Thread {
         }
     }
 
-    fn attempt(&mut self, slots: &mut [Slot]) -> Attempt {
+    fn attempt(&mut self, slots: &mut [Slot], care: Care) -> Attempt {
         let label = slots.first().map_or("", |slot| slot.job.request.work.label()).to_owned();
         failpoint::hit(Point::BeginBefore);
         if let Err(error) = self.control("BEGIN IMMEDIATE") {
@@ -94,7 +109,11 @@ impl Thread {
             if slot.settled {
                 continue;
             }
-            match self.in_savepoint(slot) {
+            let applied = match care {
+                Care::Optimistic if !slot.job.request.work.changes_schema() => self.in_place(&slot.job.request),
+                Care::Optimistic | Care::Savepoints => self.in_savepoint(&slot.job.request),
+            };
+            match applied {
                 Ok(Applied::Now(ack, new)) => {
                     failpoint::hit(Point::WriteApplied);
                     fresh.insert(slot.job.request.op_id.clone());
@@ -139,18 +158,27 @@ impl Thread {
         }
     }
 
+    /// Applies a write without a savepoint. When it fails after it has changed something, the whole transaction is rolled back.
+    fn in_place(&mut self, request: &WriteRequest) -> Result<Applied, Fault> {
+        let (mark, changes) = (self.journal.mark(), self.connection.total_changes());
+        let applied = self.apply_caught(request);
+        if applied.is_err() {
+            if self.connection.total_changes() == changes {
+                self.journal.roll_back(mark);
+                self.track.clear();
+            } else {
+                self.abandon(mark);
+            }
+        }
+        applied
+    }
+
     /// Applies a write in a savepoint of its own; a fault leaves nothing of it.
-    fn in_savepoint(&mut self, slot: &Slot) -> Result<Applied, Fault> {
-        let request = &slot.job.request;
-        let label = request.work.label();
-        let sqlite = |error: Error| from_sqlite(label, &error, None);
+    fn in_savepoint(&mut self, request: &WriteRequest) -> Result<Applied, Fault> {
+        let sqlite = |error: Error| from_sqlite(request.work.label(), &error, None);
         let mark = self.journal.mark();
         self.control("SAVEPOINT pando_write").map_err(sqlite)?;
-        let applied = catch_unwind(AssertUnwindSafe(|| self.apply(request))).unwrap_or_else(|_| {
-            tracing::error!(write = label, "a write panicked; it is rolled back");
-            Err(panicked(label))
-        });
-        let applied = applied.and_then(|applied| {
+        let applied = self.apply_caught(request).and_then(|applied| {
             self.control("RELEASE pando_write").map_err(sqlite)?;
             Ok(applied)
         });
@@ -164,6 +192,14 @@ impl Thread {
             }
         }
         applied
+    }
+
+    fn apply_caught(&mut self, request: &WriteRequest) -> Result<Applied, Fault> {
+        catch_unwind(AssertUnwindSafe(|| self.apply(request))).unwrap_or_else(|_| {
+            let label = request.work.label();
+            tracing::error!(write = label, "a write panicked; it is rolled back");
+            Err(panicked(label))
+        })
     }
 
     /// Runs one statement of transaction control, prepared once.

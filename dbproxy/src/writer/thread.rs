@@ -1,18 +1,24 @@
 //! The writer's thread: waits for writes, gathers what is queued, commits it, answers.
+//!
+//! What it works with lies behind a lock that is free while it waits: a write of this very process may then be committed on the spot,
+//! without waking the thread.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pando_ipc::failpoint::{self, Point};
+use pando_ipc::fault::Code;
 use pando_ipc::{Envelope, Fault};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
+use super::batch::Answered;
 use super::dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR, Keep, Ops};
 use super::{Fenced, OnCommit, QUEUE_WRITES, WriterOptions};
 use crate::checkpoint::Checkpointer;
@@ -20,6 +26,7 @@ use crate::guard::Guard;
 use crate::journal::{Journal, PRUNE_CHUNK, Retention};
 use crate::meter::WriterMeter;
 use crate::named::Writes;
+use crate::refusal::died;
 use crate::schema::Opened;
 use crate::track::Track;
 use crate::tx::reserved_names;
@@ -35,6 +42,8 @@ pub(super) const BATCH_BYTES: usize = 1 << 20;
 pub(super) const BATCH_TIME: Duration = Duration::from_millis(5);
 /// Longest that the statements of one write may run.
 pub(super) const WRITE_TIME: Duration = Duration::from_secs(5);
+/// Longest that the statements of a write may run on the caller's thread, which other tasks wait for; then the writer's thread begins anew.
+const INLINE_TIME: Duration = Duration::from_millis(2);
 
 /// What tests set smaller than it is.
 #[derive(Debug, Clone)]
@@ -103,8 +112,8 @@ impl Signals {
     }
 }
 
-/// All that the writer's thread owns.
-pub(super) struct Thread {
+/// All that committing takes. Whoever has the lock is the writer.
+pub(super) struct Desk {
     pub(super) connection: Connection,
     pub(super) guard: Guard,
     pub(super) track: Track,
@@ -127,7 +136,13 @@ pub(super) struct Thread {
     ops_since_pruning: u64,
 }
 
-impl Thread {
+impl fmt::Debug for Desk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Desk").field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+impl Desk {
     pub(super) fn new(
         opened: Opened,
         options: WriterOptions,
@@ -136,7 +151,7 @@ impl Thread {
         tuning: Tuning,
         retention: Retention,
     ) -> rusqlite::Result<Self> {
-        let Opened { connection, guard, database, epoch, .. } = opened;
+        let Opened { connection, guard, database, epoch, durability, .. } = opened;
         let track = Track::install(&connection)?;
         let journal = Journal::load(&connection, epoch)?;
         signals.head.send_replace(journal.head());
@@ -150,7 +165,7 @@ impl Thread {
             ops: Ops::default(),
             database,
             epoch,
-            durability: options.durability,
+            durability,
             workdir: options.workdir,
             writes: options.writes,
             signals,
@@ -164,50 +179,8 @@ impl Thread {
         })
     }
 
-    /// Serves the queue until it is closed. Whatever happens, the handle learns that the thread has ended.
-    pub(super) fn run(&mut self, commands: mpsc::Receiver<Command>, queued_bytes: &AtomicUsize) {
-        if catch_unwind(AssertUnwindSafe(|| self.serve(commands, queued_bytes))).is_err() {
-            tracing::error!("the writer thread panicked; this instance must step down");
-            self.fence(Fenced::Died);
-        }
-        if let Some(checkpointer) = self.checkpointer.take() {
-            checkpointer.finish();
-        }
-        self.signals.ended.send_replace(true);
-    }
-
-    fn serve(&mut self, mut commands: mpsc::Receiver<Command>, queued_bytes: &AtomicUsize) {
-        let mut pending = VecDeque::new();
-        loop {
-            if pending.is_empty() {
-                match commands.blocking_recv() {
-                    Some(Command::Write(job)) => pending.push_back(*job),
-                    Some(Command::Close) => commands.close(),
-                    None => return,
-                }
-            }
-            // What is queued goes along; nobody is waited for.
-            let mut bytes = pending.iter().map(|job: &Job| job.weight).sum::<usize>();
-            while pending.len() < BATCH_WRITES && bytes < BATCH_BYTES {
-                match commands.try_recv() {
-                    Ok(Command::Write(job)) => {
-                        bytes += job.weight;
-                        pending.push_back(*job);
-                    }
-                    Ok(Command::Close) => commands.close(),
-                    Err(_) => break,
-                }
-            }
-            if !pending.is_empty() {
-                let answered = self.batch(&mut pending);
-                queued_bytes.fetch_sub(answered, Ordering::Relaxed);
-                self.prune();
-            }
-        }
-    }
-
-    /// Applies the first writes of `pending` and answers them. Returns their bytes.
-    fn batch(&mut self, pending: &mut VecDeque<Job>) -> usize {
+    /// Commits the first writes of `pending` and tells who observes. Returns the writes with their answers.
+    fn commit(&mut self, pending: &mut VecDeque<Job>) -> Answered {
         let began = Instant::now();
         let (answered, events) = self.commit_some(pending);
         self.signals.meter.committed(began.elapsed(), answered.len(), events.len());
@@ -223,15 +196,33 @@ impl Thread {
             failpoint::hit(Point::PublishAfter);
         }
         self.ops_since_pruning += answered.len() as u64;
-        let mut bytes = 0;
-        for (job, result) in answered {
-            bytes += job.weight;
-            failpoint::hit(Point::ReplyBefore);
-            // Whoever asked may have left; the answer is kept for a retry.
-            drop(job.answer.send(result));
-            failpoint::hit(Point::ReplyAfter);
+        answered
+    }
+
+    /// Commits one write on the caller's thread, unless the writer is ending or the write turns out to take its time: then it comes back.
+    pub(super) fn settle_now(&mut self, job: Box<Job>) -> Result<Result<Ack, Fault>, Box<Job>> {
+        if self.checkpointer.is_none() {
+            return Err(job);
         }
-        bytes
+        let deadline = job.request.deadline;
+        let usual = std::mem::replace(&mut self.tuning.write_time, INLINE_TIME);
+        let label = job.request.work.label().to_owned();
+        let answered = catch_unwind(AssertUnwindSafe(|| self.commit(&mut VecDeque::from([*job])).pop()));
+        self.tuning.write_time = usual;
+        let answered = answered.unwrap_or_else(|_| {
+            tracing::error!("the writer panicked; this instance must step down");
+            self.fence(Fenced::Died);
+            None
+        });
+        match answered {
+            Some((job, Err(fault))) if fault.is(Code::Deadline) && Instant::now() < deadline => Err(Box::new(job)),
+            Some((_, result)) => {
+                failpoint::hit(Point::ReplyBefore);
+                self.prune();
+                Ok(result)
+            }
+            None => Ok(Err(died(&label))),
+        }
     }
 
     /// Tells the observer of commits.
@@ -274,5 +265,59 @@ impl Thread {
     /// Notes why this writer must not write any more.
     pub(super) fn fence(&self, why: Fenced) {
         super::fence(&self.signals.fenced, why);
+    }
+}
+
+/// Serves the queue until it is closed. Whatever happens, the handle learns that the thread has ended.
+pub(super) fn run(desk: &Mutex<Desk>, commands: mpsc::Receiver<Command>, queued_bytes: &AtomicUsize) {
+    let served = catch_unwind(AssertUnwindSafe(|| serve(desk, commands, queued_bytes)));
+    let mut desk = lock(desk);
+    if served.is_err() {
+        tracing::error!("the writer thread panicked; this instance must step down");
+        desk.fence(Fenced::Died);
+    }
+    if let Some(checkpointer) = desk.checkpointer.take() {
+        checkpointer.finish();
+    }
+    desk.signals.ended.send_replace(true);
+}
+
+fn lock(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
+    desk.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn serve(desk: &Mutex<Desk>, mut commands: mpsc::Receiver<Command>, queued_bytes: &AtomicUsize) {
+    let mut pending = VecDeque::new();
+    loop {
+        if pending.is_empty() {
+            match commands.blocking_recv() {
+                Some(Command::Write(job)) => pending.push_back(*job),
+                Some(Command::Close) => commands.close(),
+                None => return,
+            }
+        }
+        let mut desk = lock(desk);
+        // What is queued goes along; nobody is waited for.
+        let mut bytes = pending.iter().map(|job: &Job| job.weight).sum::<usize>();
+        while pending.len() < BATCH_WRITES && bytes < BATCH_BYTES {
+            match commands.try_recv() {
+                Ok(Command::Write(job)) => {
+                    bytes += job.weight;
+                    pending.push_back(*job);
+                }
+                Ok(Command::Close) => commands.close(),
+                Err(_) => break,
+            }
+        }
+        if !pending.is_empty() {
+            for (job, result) in desk.commit(&mut pending) {
+                queued_bytes.fetch_sub(job.weight, Ordering::Relaxed);
+                failpoint::hit(Point::ReplyBefore);
+                // Whoever asked may have left; the answer is kept for a retry.
+                drop(job.answer.send(result));
+                failpoint::hit(Point::ReplyAfter);
+            }
+            desk.prune();
+        }
     }
 }

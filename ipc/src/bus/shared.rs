@@ -175,6 +175,14 @@ impl Shared {
         lock(&peer.subscriptions).remove(prefix);
     }
 
+    /// Tells whether anybody may want an event of this topic: if not, it need not even be encoded.
+    pub(super) fn has_audience(&self, topic: &str) -> bool {
+        let mut start = Vec::with_capacity(topic.len() + 1);
+        start.extend_from_slice(topic.as_bytes());
+        start.push(0);
+        lock(&self.registry).subscribers.iter().any(|peer| lock(&peer.subscriptions).touches(&start))
+    }
+
     /// Queues a frame for every subscriber of it. Held under one lock, so that all subscribers see all frames in one order.
     pub(super) fn publish(&self, frame: &[u8]) {
         self.counters.published.fetch_add(1, Relaxed);

@@ -70,6 +70,12 @@ impl Subscriptions {
         }
     }
 
+    /// Tells whether some frame that begins with `start` may match.
+    pub fn touches(&self, start: &[u8]) -> bool {
+        let next = self.entries.partition_point(|entry| &*entry.prefix < start);
+        self.entries.get(next).is_some_and(|entry| entry.prefix.starts_with(start)) || self.matches(start)
+    }
+
     fn find(&self, prefix: &[u8]) -> Result<usize, usize> {
         self.entries.binary_search_by(|entry| (*entry.prefix).cmp(prefix))
     }
@@ -124,6 +130,8 @@ mod tests {
                 }
             }
             prop_assert_eq!(set.matches(frame.as_bytes()), model.iter().any(|prefix| frame.starts_with(prefix)));
+            let touching = |prefix: &String| frame.starts_with(prefix) || prefix.starts_with(&frame);
+            prop_assert_eq!(set.touches(frame.as_bytes()), model.iter().any(touching));
         }
     }
 }

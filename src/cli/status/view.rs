@@ -113,6 +113,9 @@ fn led(report: &Report, facts: &mut Vec<(&str, String)>) {
     if !info["sessions"].is_null() {
         facts.push(("sessions", text("sessions")));
     }
+    if !info["durability"].is_null() {
+        facts.push(("writes", written(info["durability"].as_str())));
+    }
     facts.extend(speed(&report.metrics));
     let ports = match (&info["ports"]["pub"], &info["ports"]["rpc"]) {
         (Value::Number(publish), Value::Number(rpc)) => format!("pub {publish}, rpc {rpc}"),
@@ -128,6 +131,15 @@ fn led(report: &Report, facts: &mut Vec<(&str, String)>) {
         facts.push(("refused", format!("{refused}: {}", bus["refusals"])));
     }
     facts.push(("version", format!("{}, protocol {}", text("version"), text("protocol"))));
+}
+
+/// Says what an acknowledged write has survived.
+fn written(durability: Option<&str>) -> String {
+    match durability {
+        Some("os") => "os: acknowledged once the system has them; a power cut may take the last ones".to_owned(),
+        Some(other) => format!("{other}: acknowledged once they are on the disk"),
+        None => "unknown".to_owned(),
+    }
 }
 
 /// Returns how fast it goes, as far as the primary tells.
@@ -146,7 +158,7 @@ fn speed(metrics: &[Metric]) -> Vec<(&'static str, String)> {
     );
     let events = format!("{:.1}/s", number("pando_events_per_second"));
     let calls = format!("{:.1}/s, {:.0} in flight", number("pando_calls_per_second"), number("pando_calls_in_flight"));
-    vec![("writes", writes), ("events", events), ("calls", calls)]
+    vec![("speed", writes), ("events", events), ("calls", calls)]
 }
 
 fn times(distribution: &Distribution) -> String {
@@ -243,7 +255,7 @@ mod tests {
         report.executable = Some("/home/user/.local/share/pando/releases/0.1.0/bin/pando".into());
         report.primary = Some(json!({
             "instance_id": "inst-0a1b2c3d4e5f", "role": "primary", "epoch": 3, "pid": 12, "version": "0.1.0", "protocol": 1,
-            "uptime": 61.5, "started_at": "2026-11-21T02:53:37.5Z", "head": 42, "sessions": 2, "ports": {"pub": 45337, "rpc": 45338},
+            "uptime": 61.5, "durability": "disk", "started_at": "2026-11-21T02:53:37.5Z", "head": 42, "sessions": 2, "ports": {"pub": 45337, "rpc": 45338},
             "bus": {"callers": 2, "subscribers": 1, "refusals": {"too_large": 2}},
         }));
         report.metrics = vec![

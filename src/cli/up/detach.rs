@@ -41,11 +41,13 @@ fn start(args: &Args, workdir: &Workdir, context: &Context, log: &Log) -> Result
     if context.globals().log_format == LogFormat::Json {
         command.args(["--log-format", "json"]);
     }
-    command.args(["up", "--background", "--durability"]);
-    command.arg(match args.durability {
-        Durability::Disk => "disk",
-        Durability::Os => "os",
-    });
+    command.args(["up", "--background"]);
+    if let Some(durability) = args.durability {
+        command.arg("--durability").arg(match durability {
+            Durability::Disk => "disk",
+            Durability::Os => "os",
+        });
+    }
     if args.require_primary {
         command.arg("--require-primary");
     }
