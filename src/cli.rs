@@ -8,12 +8,14 @@ mod completions;
 mod context;
 mod db;
 mod demo;
+mod doctor;
 mod down;
 mod duration;
 mod environment;
 mod failure;
 mod ipc;
 mod man;
+mod metrics;
 mod output;
 mod standing;
 mod status;
@@ -50,8 +52,8 @@ pub(crate) fn run() -> ExitCode {
     match block_on(cli.command, &context) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // Ctrl-C and a closed pipe are what the reader did: nobody needs telling.
-            if !matches!(failure.kind, Kind::ReaderGone | Kind::Interrupted) {
+            // Ctrl-C and a closed pipe are what the reader did, and warnings are printed already: nobody needs telling.
+            if !matches!(failure.kind, Kind::ReaderGone | Kind::Interrupted | Kind::Warned) {
                 report(&failure.render(context.stderr_palette(), as_json));
             }
             failure.exit_code()
@@ -85,6 +87,8 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Up(args) => up::run(args, context).await,
         Command::Down(args) => down::run(args, context).await,
         Command::Status(args) => status::run(args, context).await,
+        Command::Doctor(args) => doctor::run(args, context).await,
+        Command::Metrics(args) => metrics::run(args, context).await,
         Command::Ipc(command) => ipc::run(command, context).await,
         Command::Db(command) => db::run(command, context).await,
         Command::Demo(args) => demo::run(args, context).await,

@@ -5,13 +5,16 @@ mod depart;
 mod events;
 mod follow;
 mod lead;
+mod lifecycle;
+mod metrics;
+mod rates;
 mod roster;
 mod route;
 mod silence;
 mod terms;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use pando_bridge::{Hub, HubSubscription};
@@ -34,7 +37,7 @@ use route::Routes;
 
 pub use events::Events;
 pub(crate) use lead::Primary;
-pub(crate) use roster::Member;
+pub(crate) use roster::{Member, Presence};
 
 /// How often every instance says that it is alive. Followers of the documented format give up after 15 s.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -155,6 +158,8 @@ pub(crate) struct Shared {
     routes: Routes,
     role: watch::Sender<Role>,
     stop_requested: CancellationToken,
+    /// How often this instance became the primary.
+    terms: AtomicU64,
     placed: AtomicBool,
 }
 
@@ -231,12 +236,15 @@ impl Instance {
             routes,
             role: watch::Sender::new(Role::Seeking),
             stop_requested: CancellationToken::new(),
+            terms: AtomicU64::new(0),
             placed: AtomicBool::new(false),
             options,
         });
         let instance = Self { shared, stop: CancellationToken::new(), tasks: TaskTracker::new() };
         let watched = [topic::LLM_START, topic::LLM_END, topic::LEFT, topic::STOP].map(Pattern::known);
         instance.tasks.spawn(agents::watch(Arc::clone(&instance.shared), instance.shared.hub.subscribe(watched)));
+        let lifecycle = lifecycle::keep(Arc::clone(&instance.shared), instance.stop.clone());
+        instance.tasks.spawn(lifecycle);
         let (failed, failure) = tokio::sync::oneshot::channel();
         instance.tasks.spawn(terms::run(Arc::clone(&instance.shared), instance.stop.clone(), failed));
         instance.tasks.close();

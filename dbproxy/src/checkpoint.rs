@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::schema::{self, StoreError};
 use pins::{Incident, News};
-pub use pins::{PINNED_BYTES, Pinned, ReaderProcess};
+pub use pins::{PINNED_BYTES, Pinned, ReaderProcess, log_readers};
 
 /// Journals an event. Returns whether there was room for it; if not, it is tried again later.
 pub(crate) type Announce = Box<dyn Fn(Topic, Value) -> bool + Send>;

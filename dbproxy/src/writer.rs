@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use crate::checkpoint::{Announce, Checkpointer, Pinned};
+use crate::meter::WriterMeter;
 use crate::named::Writes;
 use crate::op::OpId;
 use crate::refusal::{died, fenced, not_primary, queue_is_full, too_large, wal_is_full};
@@ -122,6 +123,7 @@ struct Inner {
     database: Uuid,
     durability: Durability,
     head: watch::Receiver<u64>,
+    meter: Arc<WriterMeter>,
     fenced: watch::Sender<Option<Fenced>>,
     ended: watch::Receiver<bool>,
     pinned: watch::Receiver<Option<Pinned>>,
@@ -172,6 +174,7 @@ impl Writer {
             database,
             durability,
             head: watched.head,
+            meter: watched.meter,
             fenced,
             ended: watched.ended,
             pinned,
@@ -184,21 +187,35 @@ impl Writer {
     /// A fault means that nothing was applied, but for `E_OUTCOME_UNKNOWN`. May be dropped at any time; a write that is
     /// queued is applied nevertheless.
     pub async fn submit(&self, request: WriteRequest) -> Result<Ack, Fault> {
-        let label = request.work.label().to_owned();
-        let (job, answered) = self.admit(request)?;
-        self.enqueue(job, answered, &label).await
+        self.timed(async {
+            let label = request.work.label().to_owned();
+            let (job, answered) = self.admit(request)?;
+            self.enqueue(job, answered, &label).await
+        })
+        .await
     }
 
     /// Does the same, and commits on the spot when nobody else writes: that saves waking the writer's thread, and takes the caller's.
     ///
     /// For writes of this process. In a runtime of one thread they are queued like all others, because everything else there would wait.
     pub async fn submit_here(&self, request: WriteRequest) -> Result<Ack, Fault> {
-        let label = request.work.label().to_owned();
-        let (job, answered) = self.admit(request)?;
-        match self.commit_here(job) {
-            Ok(result) => result,
-            Err(job) => self.enqueue(job, answered, &label).await,
-        }
+        self.timed(async {
+            let label = request.work.label().to_owned();
+            let (job, answered) = self.admit(request)?;
+            match self.commit_here(job) {
+                Ok(result) => result,
+                Err(job) => self.enqueue(job, answered, &label).await,
+            }
+        })
+        .await
+    }
+
+    /// Notes how long a write took, and whether it was refused.
+    async fn timed(&self, write: impl Future<Output = Result<Ack, Fault>>) -> Result<Ack, Fault> {
+        let began = Instant::now();
+        let answer = write.await;
+        self.0.meter.answered(began.elapsed(), answer.is_ok());
+        answer
     }
 
     /// Commits a write on this thread, or gives it back.
@@ -248,6 +265,16 @@ impl Writer {
 
     fn refusal(&self, label: &str) -> Fault {
         self.0.fenced.borrow().as_ref().map_or_else(|| not_primary(label), |why| fenced(label, why))
+    }
+
+    /// Returns what the writer counted and timed.
+    pub fn meter(&self) -> &WriterMeter {
+        &self.0.meter
+    }
+
+    /// Returns how many writes wait in the queue.
+    pub fn waiting(&self) -> usize {
+        self.0.queue.max_capacity() - self.0.queue.capacity()
     }
 
     /// Returns the term that began when this writer was opened.

@@ -17,6 +17,7 @@ mod peer;
 mod ring;
 mod shared;
 mod stats;
+mod transitions;
 
 use std::fmt;
 use std::io;
@@ -42,6 +43,7 @@ use shared::Shared;
 
 pub use limits::*;
 pub use stats::{BusStats, Offence, PeerStats, Refused};
+pub use transitions::{KEPT_TRANSITIONS, Transition};
 
 /// How long a closing bus waits for peers to close their side, once all is written to them.
 const LINGER: Duration = Duration::from_millis(50);
@@ -189,6 +191,11 @@ impl Bus {
     /// Returns who is connected, oldest first. Takes milliseconds: it finds the processes behind TCP connections.
     pub fn peers(&self) -> Vec<PeerStats> {
         self.inner.shared.look()
+    }
+
+    /// Returns the last connections that came and went, oldest first.
+    pub fn transitions(&self) -> Vec<Transition> {
+        self.inner.shared.transitions.list()
     }
 
     /// Returns what was refused since the last look, at most one line per reason.

@@ -20,6 +20,7 @@ pub mod fault;
 pub mod hello;
 pub mod lock;
 pub mod methods;
+pub mod metrics;
 pub mod ports;
 pub mod process;
 pub mod rpc;

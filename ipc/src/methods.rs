@@ -2,9 +2,12 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use fnv::FnvHashMap;
+use std::time::Instant;
+
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::Serialize;
@@ -13,6 +16,7 @@ use serde_json::Value;
 use crate::access::{LocalTrust, Needs, PeerVerifier};
 use crate::fault::Fault;
 use crate::hello::Hello;
+use crate::metrics::{Distribution, Histogram};
 
 /// How a caller came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -110,6 +114,32 @@ fn panicked(method: &str) -> Fault {
     Fault::internal(format_args!("handler of {method} panicked"))
 }
 
+/// What is counted and timed of one method.
+#[derive(Debug, Default)]
+struct CallMeter {
+    time: Histogram,
+    refused: AtomicU64,
+}
+
+impl CallMeter {
+    fn note(&self, began: Instant, outcome: Outcome) -> Outcome {
+        self.time.record_time(began.elapsed());
+        self.refused.fetch_add(u64::from(outcome.is_err()), Relaxed);
+        outcome
+    }
+}
+
+/// What was counted and timed of one method since it was registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallStats {
+    /// Its name.
+    pub method: Arc<str>,
+    /// Calls that ended with a fault.
+    pub refused: u64,
+    /// Times from the start of the handler to its outcome, in microseconds.
+    pub time: Distribution,
+}
+
 /// A table of methods, shared by its clones. Methods may be added while it is in use.
 #[derive(Clone)]
 pub struct Methods {
@@ -121,6 +151,7 @@ pub struct Methods {
 struct Entry {
     needs: Needs,
     handler: Handler,
+    meter: Arc<CallMeter>,
 }
 
 impl Default for Methods {
@@ -153,7 +184,13 @@ impl Methods {
         needs: impl Into<Needs>,
         handler: impl Fn(Call) -> Result<Value, Fault> + Send + Sync + 'static,
     ) {
-        self.insert(name.into(), needs.into(), Handler::Inline(Arc::new(handler)));
+        let meter = Arc::<CallMeter>::default();
+        let own = Arc::clone(&meter);
+        let handler = move |call| {
+            let began = Instant::now();
+            own.note(began, handler(call))
+        };
+        self.insert(name.into(), Entry { needs: needs.into(), handler: Handler::Inline(Arc::new(handler)), meter });
     }
 
     /// Adds or replaces a method. Its calls run concurrently, each in a task of its own.
@@ -162,7 +199,27 @@ impl Methods {
         F: Fn(Call) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Value, Fault>> + Send + 'static,
     {
-        self.insert(name.into(), needs.into(), Handler::Task(Arc::new(move |call| handler(call).boxed())));
+        let meter = Arc::<CallMeter>::default();
+        let own = Arc::clone(&meter);
+        let handler = move |call| {
+            let (began, own) = (Instant::now(), Arc::clone(&own));
+            let outcome = handler(call);
+            async move { own.note(began, outcome.await) }.boxed()
+        };
+        self.insert(name.into(), Entry { needs: needs.into(), handler: Handler::Task(Arc::new(handler)), meter });
+    }
+
+    /// Returns what was counted and timed of each method that was called at all, by name.
+    pub fn calls(&self) -> Vec<CallStats> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let stats = |(name, entry): (&Arc<str>, &Entry)| CallStats {
+            method: Arc::clone(name),
+            refused: entry.meter.refused.load(Relaxed),
+            time: entry.meter.time.distribution(),
+        };
+        let mut calls: Vec<_> = table.iter().map(stats).filter(|stats| stats.time.count > 0).collect();
+        calls.sort_unstable_by(|one, other| one.method.cmp(&other.method));
+        calls
     }
 
     /// Returns the names of all methods, sorted.
@@ -186,7 +243,7 @@ impl Methods {
             let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
             table.get_key_value(name).map(|(name, entry)| (Arc::clone(name), entry.clone()))
         };
-        let (name, Entry { needs, handler }) = found.ok_or_else(|| Fault::method_not_found(name))?;
+        let (name, Entry { needs, handler, .. }) = found.ok_or_else(|| Fault::method_not_found(name))?;
         if caller.door != Door::Local {
             let needs = needs.of(params);
             self.verifier.verify(caller, &name, needs).map_err(|rule| rule.refuse(&name, needs))?;
@@ -194,8 +251,8 @@ impl Methods {
         Ok((name, handler))
     }
 
-    fn insert(&self, name: Arc<str>, needs: Needs, handler: Handler) {
-        self.table.write().unwrap_or_else(PoisonError::into_inner).insert(name, Entry { needs, handler });
+    fn insert(&self, name: Arc<str>, entry: Entry) {
+        self.table.write().unwrap_or_else(PoisonError::into_inner).insert(name, entry);
     }
 }
 
@@ -220,6 +277,11 @@ mod tests {
         assert_eq!(call(&methods, "later", json!(2)).await, Ok(json!([2, 0])));
         assert_eq!(call(&methods, "none", Value::Null).await, Err(Fault::method_not_found("none")));
         assert_eq!(format!("{methods:?}"), r#"{"echo", "later"}"#);
+        methods.register("bad", Read, |_| async { Err(Fault::invalid_params("x", "is bad")) });
+        drop(call(&methods, "bad", Value::Null).await);
+        let told: Vec<_> =
+            methods.calls().iter().map(|it| (it.method.to_string(), it.time.count, it.refused)).collect();
+        assert_eq!(told, [("bad".to_owned(), 1, 1), ("echo".to_owned(), 1, 0), ("later".to_owned(), 1, 0)]);
     }
 
     #[tokio::test]

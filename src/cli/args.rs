@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::output::Color;
-use super::{completions, db, demo, down, duration, ipc, man, status, up};
+use super::{completions, db, demo, doctor, down, duration, ipc, man, metrics, status, up};
 
 const LONG_ABOUT: &str = "\
 Lets several editor and agent processes share one working directory.
@@ -26,7 +26,7 @@ Examples:
 
 Exit codes:
   0 ok   1 failed   2 usage   3 no primary or unreachable   4 not authorised
-  5 timeout   6 conflict or fenced   7 version mismatch
+  5 timeout   6 conflict or fenced   7 version mismatch   8 'doctor' has warnings
   75 lost the election (--require-primary)   130 interrupted";
 
 /// The whole command line.
@@ -55,6 +55,9 @@ pub(crate) struct Globals {
     /// How long to wait for an answer, such as 500ms, 5s or 1m [default: 10s]
     #[arg(long, global = true, value_name = "TIME", value_parser = duration::parse)]
     pub(crate) timeout: Option<Duration>,
+    /// How to write the log
+    #[arg(long, global = true, value_enum, value_name = "FORM", default_value = "text")]
+    pub(crate) log_format: LogFormat,
     /// When to colour
     #[arg(long, global = true, value_enum, value_name = "WHEN", default_value = "auto")]
     pub(crate) color: Color,
@@ -66,12 +69,23 @@ pub(crate) struct Globals {
     pub(crate) verbose: u8,
 }
 
+/// How the log on stderr looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum LogFormat {
+    /// A line for people.
+    Text,
+    /// A JSON object on each line.
+    Json,
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Up(up::Args),
     Down(down::Args),
     Status(status::Args),
+    Metrics(metrics::Args),
+    Doctor(doctor::Args),
     #[command(subcommand)]
     Ipc(ipc::Command),
     #[command(subcommand)]

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
 use uuid::Uuid;
 
-use super::args::{Command, Globals};
+use super::args::{Command, Globals, LogFormat};
 use super::environment::Environment;
 use super::failure::{self, Failure};
 use super::output::{self, Palette};
@@ -83,7 +83,8 @@ impl Context {
 
     /// Returns how wide a line may be; `None`: as wide as it is.
     pub(crate) fn width(&self) -> Option<usize> {
-        self.environment.columns.or_else(output::terminal_width)
+        let columns = output::terminal_columns()?;
+        Some(self.environment.columns.unwrap_or(columns))
     }
 
     /// Returns the workdir: the one named, else the nearest upwards.
@@ -121,7 +122,10 @@ impl Context {
         let colored = io::stderr().is_terminal() && !self.environment.no_color;
         let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_writer(io::stderr);
         // A second start is the only error, and this is the first.
-        drop(log.with_ansi(colored).try_init());
+        drop(match self.globals.log_format {
+            LogFormat::Text => log.with_ansi(colored).try_init(),
+            LogFormat::Json => log.json().flatten_event(true).try_init(),
+        });
     }
 
     /// Connects to the primary of `workdir`. Where the lock is free it says so at once instead of waiting for one.

@@ -34,6 +34,8 @@ pub(crate) enum Kind {
     Conflict,
     /// Two releases that do not understand each other.
     Version,
+    /// It works, but something deserves attention.
+    Warned,
     /// Another instance is primary and we were told to be it.
     LostElection,
     /// Ctrl-C.
@@ -54,6 +56,7 @@ impl Kind {
             Self::Timeout => 5,
             Self::Conflict => 6,
             Self::Version => 7,
+            Self::Warned => 8,
             Self::LostElection => 75,
             Self::Interrupted => 130,
         }

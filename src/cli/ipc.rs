@@ -2,6 +2,7 @@
 
 pub(crate) mod call;
 pub(crate) mod cursors;
+pub(crate) mod describe;
 pub(crate) mod doors;
 pub(crate) mod evict;
 pub(crate) mod instances;
@@ -28,6 +29,7 @@ pub(crate) enum Command {
     Cursors(cursors::Args),
     Publish(publish::Args),
     Methods(methods::Args),
+    Describe(describe::Args),
     Evict(evict::Args),
 }
 
@@ -42,6 +44,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
         Command::Tail(args) => tail::run(args, context).await,
         Command::Cursors(args) => cursors::run(args, context).await,
         Command::Publish(args) => publish::run(args, context).await,
+        Command::Describe(args) => describe::run(args, context).await,
         Command::Methods(args) => methods::run(args, context).await,
         Command::Evict(args) => evict::run(args, context).await,
     }

@@ -116,11 +116,6 @@ pub(crate) fn note(text: &str) {
     drop(io::stderr().write_all(format!("{}\n", printable(text)).as_bytes()));
 }
 
-/// Returns how many columns the terminal has that stdout is; `None` when it is none.
-pub(crate) fn terminal_width() -> Option<usize> {
-    rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| usize::from(size.ws_col)).filter(|width| *width > 0)
-}
-
 /// Writes one line.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
     raw(format!("{text}\n").as_bytes())
@@ -182,12 +177,18 @@ impl Table {
         Self { headings: headings.into_iter().map(|heading| printable(heading.as_ref())).collect(), rows: vec![] }
     }
 
+    /// Tells whether there are no rows.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     /// Adds a row.
     pub(crate) fn row<S: AsRef<str>>(&mut self, cells: impl IntoIterator<Item = S>) {
         self.rows.push(cells.into_iter().map(|cell| printable(cell.as_ref())).collect());
     }
 
-    /// Returns the lines, the headings first.
+    /// Returns the lines, the headings first, as wide as they are.
+    #[cfg(test)]
     pub(crate) fn render(&self, palette: Palette) -> String {
         self.render_within(palette, None)
     }
@@ -241,21 +242,44 @@ fn narrow(widths: &mut [usize], columns: usize) {
     }
 }
 
-fn cut(text: String, width: usize) -> String {
+/// Returns the text in so many characters, the last of them an ellipsis where something is missing.
+pub(crate) fn cut(text: String, width: usize) -> String {
     if text.chars().count() <= width {
         return text;
     }
-    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+    text.chars().take(width.saturating_sub(1)).chain((width > 0).then_some('…')).collect()
 }
 
 /// Names and values below each other, the values aligned.
 pub(crate) fn facts(facts: &[(&str, String)], palette: Palette) -> String {
+    facts_within(facts, palette, None)
+}
+
+/// A fact of this name is a command to copy: it is never cut.
+pub(crate) const NEXT: &str = "next";
+
+/// Names and values below each other, no line wider than `columns`: values are cut, which `…` shows.
+pub(crate) fn facts_within(facts: &[(&str, String)], palette: Palette, columns: Option<usize>) -> String {
     let width = facts.iter().map(|(name, _)| name.chars().count()).max().unwrap_or_default();
-    let lines: Vec<String> = facts
-        .iter()
-        .map(|(name, value)| format!("{}  {}", palette.heading(&format!("{name:<width$}")), printable(value)))
-        .collect();
-    lines.join("\n")
+    let room = columns.map_or(usize::MAX, |columns| columns.saturating_sub(width + GAP.len()));
+    let line = |(name, value): &(&str, String)| {
+        let value = if *name == NEXT { printable(value) } else { cut(printable(value), room) };
+        format!("{}{GAP}{value}", palette.heading(&format!("{name:<width$}")))
+    };
+    facts.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Returns how a text looks on narrow and wide terminals, with and without colours, for snapshots.
+#[cfg(test)]
+pub(crate) fn looks(render: impl Fn(Palette, Option<usize>) -> String) -> String {
+    let mut looks = String::new();
+    for (name, palette) in [("plain", Palette::plain()), ("colours", Palette::colored())] {
+        for columns in [80, 140] {
+            let text = render(palette, Some(columns)).replace('\u{1b}', "^");
+            looks.push_str(&["== ", name, ", ", &columns.to_string(), " columns ==\n", &text, "\n"].concat());
+        }
+    }
+    looks
 }
 
 #[cfg(test)]

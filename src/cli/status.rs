@@ -1,20 +1,25 @@
 //! `pando status`: who is primary, who else is here, and what to do when something is wrong.
 
+mod view;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pando_dbproxy::Readers;
+use pando_dbproxy::catalog::Stats;
 use pando_dbproxy::file_system::FileSystem;
+use pando_ipc::client::CallError;
+use pando_ipc::metrics::Metric;
 use pando_ipc::process::ProcessState;
-use pando_ipc::{Holder, Kind as PeerKind, LockInfo, Timestamp, Workdir};
+use pando_ipc::{Holder, Kind as PeerKind, LockInfo, Workdir};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::context::Context;
 use super::failure::Failure;
-use super::output::{self, Palette};
+use super::output;
 use super::standing::Standing;
-use super::{duration, ipc};
 
 /// Show who is primary, who else is here, and what to do when something is wrong
 ///
@@ -29,12 +34,17 @@ pub(crate) struct Args {
     /// Look again every second until Ctrl-C
     #[arg(long)]
     watch: bool,
+    /// Add who led when, and the last connections that came and went
+    #[arg(long)]
+    diag: bool,
 }
 
+/// Lines of each list that `--diag` shows.
+const SHOWN_LINES: usize = 20;
 /// Pause between two looks of `--watch`.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Moves the cursor home and clears what is below.
-const CLEAR_SCREEN: &[u8] = b"\x1b[H\x1b[J";
+/// Clears the screen, once.
+const CLEAR_SCREEN: &[u8] = b"\x1b[2J";
 
 /// How the workdir stands.
 #[derive(Debug, Serialize)]
@@ -64,40 +74,66 @@ struct Report {
     /// Who held the lock last, when it is free.
     last_holder: Option<LockInfo>,
     instances: Vec<Value>,
+    /// Instances that left in this term.
+    gone: Vec<Value>,
+    /// What the primary counts and times: the result of `instance.metrics`.
+    metrics: Vec<Metric>,
+    /// Who follows events, and how many bytes wait for it.
+    followers: Vec<Value>,
+    /// Sizes and counts of the database's file, with or without a primary.
+    database: Option<Stats>,
+    /// With --diag: who led when, and the last connections.
+    diag: Option<Diag>,
     /// The kind of file system that the workdir lies on.
     file_system: Option<String>,
     problem: Option<String>,
     hints: Vec<String>,
 }
 
+/// What `--diag` adds.
+#[derive(Debug, Default, Serialize)]
+struct Diag {
+    /// The end of the lifecycle log, oldest first.
+    lifecycle: Vec<Value>,
+    /// The last connections to the primary that came and went, oldest first.
+    transitions: Vec<Value>,
+}
+
 /// Prints how the workdir stands, once or every second. A primary that does not answer is printed and is a failure.
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let workdir = context.workdir()?;
     if !args.watch {
-        let (report, failure) = look(&workdir, context).await?;
-        print(&report, context)?;
+        let (report, failure) = look(&workdir, context, args.diag).await?;
+        if context.json() {
+            output::json_for_reader(&report)?;
+        } else {
+            output::line(&view::human(&report, context.palette(), context.width()))?;
+        }
         return failure.map_or(Ok(()), Err);
     }
+    let in_place = output::is_terminal() && !context.json();
+    if in_place {
+        output::raw(CLEAR_SCREEN)?;
+    }
     loop {
-        let (report, _) = look(&workdir, context).await?;
-        if output::is_terminal() && !context.json() {
-            output::raw(CLEAR_SCREEN)?;
-        }
+        let (report, _) = look(&workdir, context, args.diag).await?;
         if context.json() {
             output::json(&report)?;
         } else {
-            print(&report, context)?;
+            let text = view::human(&report, context.palette(), context.width());
+            if in_place { output::raw(in_place_of_the_last(&text).as_bytes())? } else { output::line(&text)? }
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 
-fn print(report: &Report, context: &Context) -> Result<(), Failure> {
-    if context.json() { output::json_for_reader(report) } else { output::line(&human(report, context.palette())) }
+/// Returns the text so that it takes the place of the one before without a flicker: home, each line to its end, then what is below.
+fn in_place_of_the_last(text: &str) -> String {
+    format!("\x1b[H{}\x1b[K\n\x1b[J", text.replace('\n', "\x1b[K\n"))
 }
 
 /// Looks at the lock and asks the primary.
-async fn look(workdir: &Workdir, context: &Context) -> Result<(Report, Option<Failure>), Failure> {
+async fn look(workdir: &Workdir, context: &Context, diag: bool) -> Result<(Report, Option<Failure>), Failure> {
     let mut report = Report {
         workdir: workdir.path().to_owned(),
         state: State::Free,
@@ -107,6 +143,11 @@ async fn look(workdir: &Workdir, context: &Context) -> Result<(Report, Option<Fa
         process_state: None,
         last_holder: None,
         instances: vec![],
+        gone: vec![],
+        metrics: vec![],
+        followers: vec![],
+        database: None,
+        diag: diag.then(Diag::default),
         file_system: None,
         problem: None,
         hints: vec![],
@@ -131,9 +172,9 @@ async fn look(workdir: &Workdir, context: &Context) -> Result<(Report, Option<Fa
                 (report.holder, report.executable, report.process_state) = (Some(info), executable, state);
             }
             match answer {
-                Ok((info, instances)) => {
+                Ok(answers) => {
                     report.state = State::Led;
-                    (report.primary, report.instances) = (Some(info), instances);
+                    report.take(answers);
                 }
                 Err(mut error) => {
                     report.state = State::Silent;
@@ -147,166 +188,64 @@ async fn look(workdir: &Workdir, context: &Context) -> Result<(Report, Option<Fa
             }
         }
     }
+    // The file is read whoever leads; only a database of another make has no such counts.
+    report.database = Readers::open(workdir.database_path(), 1).stats().await.ok();
+    if let Some(diag) = &mut report.diag {
+        diag.lifecycle = lifecycle(workdir);
+    }
+    report.hints.extend(view::next_steps(&report));
     Ok((report, failure))
 }
 
-async fn ask(context: &Context, workdir: &Workdir) -> Result<(Value, Vec<Value>), Failure> {
+/// Returns the end of the lifecycle log.
+fn lifecycle(workdir: &Workdir) -> Vec<Value> {
+    let text = std::fs::read_to_string(workdir.pando_dir().join("lifecycle.log")).unwrap_or_default();
+    let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    lines[lines.len().saturating_sub(SHOWN_LINES)..].to_vec()
+}
+
+/// What a primary answers.
+struct Answers {
+    info: Value,
+    list: Value,
+    metrics: Value,
+    doors: Value,
+}
+
+async fn ask(context: &Context, workdir: &Workdir) -> Result<Answers, Failure> {
     let deadline = Instant::now() + context.timeout();
     let client = context.client(workdir, PeerKind::Client).await?;
+    let call = async |method: &str| client.call_by(method, json!({}), deadline).await;
+    // An older primary knows neither metrics nor doors.
+    let newer = async |method: &str| match call(method).await {
+        Err(CallError::Refused(fault)) if fault.is_method_not_found() => Ok(Value::Null),
+        answer => answer,
+    };
     let answers = async {
-        let info = client.call_by("instance.info", json!({}), deadline).await?;
-        let list = client.call_by("instance.list", json!({}), deadline).await?;
-        Ok((info, list))
+        let info = call("instance.info").await?;
+        let list = call("instance.list").await?;
+        Ok(Answers { info, list, metrics: newer("instance.metrics").await?, doors: newer("instance.doors").await? })
     };
     let answers = answers.await;
     client.close().await;
-    let (info, mut list) = answers.map_err(|error| Failure::call(error, workdir))?;
-    let instances = match list["instances"].take() {
-        Value::Array(instances) => instances,
-        _ => vec![],
-    };
-    Ok((info, instances))
+    answers.map_err(|error| Failure::call(error, workdir))
 }
 
-/// Says what an acknowledged write has survived.
-fn written(durability: Option<&str>) -> String {
-    match durability {
-        Some("os") => "os: acknowledged once the system has them; a power cut may take the last ones".to_owned(),
-        Some(other) => format!("{other}: acknowledged once they are on the disk"),
-        None => "unknown".to_owned(),
-    }
-}
-
-fn human(report: &Report, palette: Palette) -> String {
-    let mut facts = vec![("workdir", report.workdir.display().to_string())];
-    match report.state {
-        State::Free => {
-            facts.push(("state", "no primary, the lock is free".to_owned()));
-            if let Some(problem) = &report.problem {
-                facts.push(("problem", problem.clone()));
-            }
-            if let Some(last) = &report.last_holder {
-                facts.push(("last", format!("{}, from {}", last.instance_id, last.started_at)));
-            }
+impl Report {
+    fn take(&mut self, answers: Answers) {
+        let Answers { info, mut list, mut metrics, mut doors } = answers;
+        let array = |value: &mut Value| match value.take() {
+            Value::Array(values) => values,
+            _ => vec![],
+        };
+        self.instances = array(&mut list["instances"]);
+        self.gone = array(&mut list["gone"]);
+        self.metrics = serde_json::from_value(metrics["metrics"].take()).unwrap_or_default();
+        self.followers = array(&mut doors["peers"]).into_iter().filter(|peer| peer["socket"] == "pub").collect();
+        if let Some(diag) = &mut self.diag {
+            let mut transitions = array(&mut doors["transitions"]);
+            diag.transitions = transitions.split_off(transitions.len().saturating_sub(SHOWN_LINES));
         }
-        State::Silent => {
-            facts.push(("state", "the lock is held, but its holder does not answer".to_owned()));
-            if let Some(info) = &report.holder {
-                let executable = report.executable.clone();
-                let holder = Holder { info: info.clone(), executable, state: report.process_state };
-                facts.push(("holder", format!("{holder:#}")));
-            }
-        }
-        State::Led => led(report, &mut facts),
-    }
-    // What is wrong goes to stderr as the command's failure; without one the next step belongs here.
-    if report.problem.is_none() || matches!(report.state, State::Free) {
-        facts.extend(report.hints.iter().map(|hint| ("next", hint.clone())));
-    }
-    let mut text = output::facts(&facts, palette);
-    if !report.instances.is_empty() {
-        text.push_str("\n\n");
-        text.push_str(&ipc::instances::table(&report.instances, Timestamp::now()).render(palette));
-    }
-    text
-}
-
-fn led(report: &Report, facts: &mut Vec<(&str, String)>) {
-    let info = report.primary.as_ref().unwrap_or(&Value::Null);
-    let text = |key: &str| info.get(key).map(output::cell).unwrap_or_default();
-    let mut primary = format!("{}, pid {}", text("instance_id"), text("pid"));
-    if let Some(executable) = &report.executable {
-        primary.push_str(", ");
-        primary.push_str(&executable.display().to_string());
-    }
-    facts.push(("primary", primary));
-    if let Some(uptime) = info["uptime"].as_f64() {
-        facts.push(("up", duration::human(Duration::try_from_secs_f64(uptime).unwrap_or_default())));
-    }
-    facts.push(("epoch", text("epoch")));
-    facts.push(("head", format!("seq {}", text("head"))));
-    if !info["durability"].is_null() {
-        facts.push(("writes", written(info["durability"].as_str())));
-    }
-    if !info["sessions"].is_null() {
-        facts.push(("sessions", text("sessions")));
-    }
-    let ports = match (&info["ports"]["pub"], &info["ports"]["rpc"]) {
-        (Value::Number(publish), Value::Number(rpc)) => format!("pub {publish}, rpc {rpc}"),
-        _ => "closed; Unix sockets only".to_owned(),
-    };
-    facts.push(("ports", ports));
-    let refused: u64 = info["bus"]["refusals"].as_object().into_iter().flatten().filter_map(|(_, n)| n.as_u64()).sum();
-    if refused > 0 {
-        facts.push(("refused", format!("{refused}: {}", info["bus"]["refusals"])));
-    }
-    facts.push(("version", format!("{}, protocol {}", text("version"), text("protocol"))));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn report(state: State) -> Report {
-        Report {
-            workdir: "/w".into(),
-            state,
-            primary: None,
-            holder: None,
-            executable: None,
-            process_state: None,
-            last_holder: None,
-            instances: vec![],
-            file_system: None,
-            problem: None,
-            hints: vec![],
-        }
-    }
-
-    #[test]
-    fn a_free_lock_is_told_with_the_next_step() {
-        let mut report = report(State::Free);
-        report.hints.push("start a primary with 'pando up'".into());
-        insta::assert_snapshot!(human(&report, Palette::plain()), @r"
-        workdir  /w
-        state    no primary, the lock is free
-        next     start a primary with 'pando up'
-        ");
-    }
-
-    #[test]
-    fn a_file_system_where_nobody_can_lead_is_named() {
-        let mut report = report(State::Free);
-        report.problem = Some("no primary can lead on this file system (nfs): other machines see it".into());
-        report.hints.push("work in a directory on a disk of this machine".into());
-        insta::assert_snapshot!(human(&report, Palette::plain()), @r"
-        workdir  /w
-        state    no primary, the lock is free
-        problem  no primary can lead on this file system (nfs): other machines see it
-        next     work in a directory on a disk of this machine
-        ");
-    }
-
-    #[test]
-    fn a_primary_is_shown_with_its_term_and_ports() {
-        let mut report = report(State::Led);
-        report.executable = Some("/bin/pando".into());
-        report.primary = Some(json!({
-            "instance_id": "inst-A", "role": "primary", "epoch": 3, "pid": 12, "version": "0.1.0", "protocol": 1,
-            "uptime": 61.5, "head": 42, "durability": "os", "sessions": 2, "ports": {"pub": 45337, "rpc": 45338},
-            "bus": {"refusals": {"too_large": 2}},
-        }));
-        insta::assert_snapshot!(human(&report, Palette::plain()), @r#"
-        workdir   /w
-        primary   inst-A, pid 12, /bin/pando
-        up        1m 1s
-        epoch     3
-        head      seq 42
-        writes    os: acknowledged once the system has them; a power cut may take the last ones
-        sessions  2
-        ports     pub 45337, rpc 45338
-        refused   2: {"too_large":2}
-        version   0.1.0, protocol 1
-        "#);
+        self.primary = Some(info);
     }
 }

@@ -1,5 +1,6 @@
 //! A primary's term: open the database, bind, advertise, serve, and leave in good order.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use super::rates::Rates;
 use super::roster::{Member, Roster};
 use super::route::Route;
 use super::terms::Ended;
@@ -47,6 +49,7 @@ pub(crate) struct Primary {
     /// Taken away at the end of the term: the bus holds the methods, which hold this.
     bus: Mutex<Option<Bus>>,
     arrivals: mpsc::Sender<Hello>,
+    pub(super) rates: Rates,
     /// Takes the instance that the role is handed to; the first one stands.
     successor: mpsc::Sender<String>,
     /// Cancelled when the term ends: methods that wait for something then answer at once.
@@ -167,6 +170,7 @@ pub(super) async fn lead(
         "epoch": primary.writer.epoch(),
         "previous": previous.map(|info| json!({"instance_id": info.instance_id, "epoch": info.epoch})),
     });
+    shared.terms.fetch_add(1, Ordering::Relaxed);
     primary.announce(topic::PROMOTED, promoted).await;
     let end = serve(&primary, &lease, stop, incoming).await;
     finish(&primary, &bus, &end).await;
@@ -215,6 +219,7 @@ async fn begin(
         since: Timestamp::now(),
         bus: Mutex::default(),
         arrivals,
+        rates: Rates::default(),
         successor,
         leaving: CancellationToken::new(),
     });
@@ -309,7 +314,10 @@ async fn serve(primary: &Arc<Primary>, lease: &Lease, stop: &CancellationToken, 
                 let payload = shared.heartbeat("primary", primary.writer.head()).await;
                 primary.outbound.ephemeral(Envelope::new(&*shared.id, Topic::known(topic::HEARTBEAT), payload));
             }
-            Step::LookAtRefusals => primary.tell_refusals(),
+            Step::LookAtRefusals => {
+                primary.tell_refusals();
+                primary.sample();
+            }
             Step::Arrived(hello) => primary.announce(topic::JOINED, json!(hello)).await,
             Step::Departed(Ok(peer)) => {
                 if let Some(Member { hello, .. }) = primary.roster.strike(peer) {

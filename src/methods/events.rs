@@ -8,7 +8,7 @@ use pando_ipc::access::{Capability, Needs};
 use pando_ipc::client::Resync;
 use pando_ipc::cursor::{Bookmark, Cursor, CursorError, Cursors};
 use pando_ipc::methods::Call;
-use pando_ipc::topic::PROBE_PREFIX;
+use pando_ipc::topic::{HEARTBEAT, PROBE_PREFIX};
 use pando_ipc::{Code, Fault, Pattern, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -263,6 +263,9 @@ async fn publish(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
     match wire::parse_publish(&call.params, &primary.name_of(&call.caller))? {
         Publication::Durable(request) => Ok(wire::publish_result(&primary.writer.submit(request).await?)),
         Publication::Ephemeral(event) => {
+            if event.topic.as_str() == HEARTBEAT {
+                primary.roster.heard(&event.instance_id);
+            }
             primary.outbound.ephemeral(event);
             Ok(json!({}))
         }

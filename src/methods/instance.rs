@@ -9,6 +9,7 @@ use pando_ipc::access::Capability::{Control, Read};
 use pando_ipc::bus::PeerStats;
 use pando_ipc::hello::{HELLO, PING, STEP_DOWN};
 use pando_ipc::methods::Call;
+use pando_ipc::metrics::Metric;
 use pando_ipc::{Code, Fault, Hello, Kind, PROTOCOL, Topic, topic};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{Method, NoParams, read_params, write_result};
-use crate::instance::{Member, Primary};
+use crate::instance::{Member, Presence, Primary};
 
 /// What `instance.ping` answers.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -115,6 +116,8 @@ pub(super) struct Listed {
     headless: bool,
     /// Since when it leads, or is connected to this primary; RFC 3339.
     since: String,
+    /// `online`, `stale` (connected, but it says nothing) or `gone`.
+    state: &'static str,
 }
 
 /// What `instance.list` answers.
@@ -122,6 +125,17 @@ pub(super) struct Listed {
 struct List {
     /// The primary first, then everyone who said hello, in order of arrival.
     instances: Vec<Listed>,
+    /// Instances that left in this term, the last ones of them.
+    gone: Vec<Listed>,
+}
+
+/// What `instance.metrics` answers.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Metrics {
+    /// Each `{name, help, type, samples: [{labels, value}]}`. A histogram's value is `{count, sum, max, p50, p90, p99, buckets}`; times
+    /// are in microseconds.
+    #[schemars(with = "Vec<serde_json::Map<String, Value>>")]
+    metrics: Vec<Metric>,
 }
 
 /// One line of `instance.doors`: a connection.
@@ -142,6 +156,9 @@ struct Doors {
     endpoints: Value,
     /// Who is connected, oldest first: one line per connection.
     peers: Vec<Connection>,
+    /// The last connections that came and went, oldest first: `{at, peer, door, pid, socket, what}`; what is `connected`, `closed`, or why
+    /// it was cut off.
+    transitions: Value,
     /// Connections accepted in this term, refused ones included.
     accepted: u64,
     /// What was refused or cut off in this term, by reason.
@@ -194,8 +211,14 @@ pub(super) fn methods() -> Vec<Method> {
             |primary, _caller, NoParams {}| async move { info(&primary).await },
         ),
         Method::new("instance.list", Read, "Lists who is connected.", |primary, _caller, NoParams {}| async move {
-            Ok(List { instances: list(&primary) })
+            Ok(List { instances: list(&primary), gone: primary.roster.gone().into_iter().map(listed).collect() })
         }),
+        Method::new(
+            "instance.metrics",
+            Read,
+            "Tells what was counted and timed in this term.",
+            |primary, _caller, NoParams {}| async move { Ok(Metrics { metrics: primary.metrics() }) },
+        ),
         Method::new(
             "instance.doors",
             Read,
@@ -245,7 +268,7 @@ fn hello(primary: &Primary, call: Call) -> Result<Value, Fault> {
 
 async fn doors(primary: &Primary) -> Result<Doors, Fault> {
     let bus = primary.bus().ok_or_else(leaving)?;
-    let (stats, endpoints) = (bus.stats(), write_result(bus.endpoints())?);
+    let (stats, endpoints, transitions) = (bus.stats(), write_result(bus.endpoints())?, bus.transitions());
     let peers = tokio::task::spawn_blocking(move || {
         let mut peers = bus.peers();
         name_followers(&mut peers);
@@ -255,6 +278,7 @@ async fn doors(primary: &Primary) -> Result<Doors, Fault> {
     Ok(Doors {
         endpoints,
         peers: peers.await.map_err(Fault::internal)?,
+        transitions: write_result(transitions)?,
         accepted: stats.accepted,
         refusals: write_result(stats.refusals)?,
     })
@@ -315,8 +339,15 @@ pub(super) fn list(primary: &Primary) -> Vec<Listed> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         headless: primary.shared.options.headless,
         since: primary.since.to_string(),
+        state: Presence::Online.name(),
     };
-    let others = primary.roster.list().into_iter().map(|Member { hello, since }| Listed {
+    std::iter::once(leader).chain(primary.roster.list().into_iter().map(listed)).collect()
+}
+
+fn listed(member: Member) -> Listed {
+    let state = member.presence(Instant::now()).name();
+    let Member { hello, since, .. } = member;
+    Listed {
         role: if hello.kind == Kind::Instance { "secondary" } else { "client" },
         instance_id: hello.instance_id,
         kind: hello.kind.to_string(),
@@ -324,8 +355,8 @@ pub(super) fn list(primary: &Primary) -> Vec<Listed> {
         version: hello.version,
         headless: hello.headless,
         since: since.to_string(),
-    });
-    std::iter::once(leader).chain(others).collect()
+        state,
+    }
 }
 
 async fn stop(primary: &Primary, params: Stop) -> Result<Asked, Fault> {

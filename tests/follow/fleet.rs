@@ -3,7 +3,7 @@
 use std::process::{Child, Command, Stdio};
 
 use pando_ipc::client::Client;
-use pando_ipc::{Workdir, read_lock_for_path};
+use pando_ipc::{Kind, Workdir, read_lock_for_path};
 use tempfile::TempDir;
 
 use crate::client;
@@ -24,7 +24,7 @@ impl Fleet {
     pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let workdir = Workdir::open(dir.path()).unwrap();
-        let watch = client(&workdir, "fleet");
+        let watch = client(&workdir, "fleet", Kind::Observer);
         let mut fleet = Self { _dir: dir, workdir, children: Vec::new(), watch };
         (0..INSTANCES).for_each(|_| fleet.spawn());
         fleet.led_by_another(None).await;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pando_dbproxy::Readers;
 use pando_ipc::client::{Client, Followed, Follower, History, LocalHistory, RemoteHistory, Since};
-use pando_ipc::{Pattern, Workdir};
+use pando_ipc::{Kind, Pattern, Workdir};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -38,7 +38,7 @@ impl Observer {
     pub(crate) async fn follow(mut self, mut published: watch::Receiver<u64>) -> (usize, Vec<u64>) {
         let mut position = 0;
         for life in 0..=self.scale.restarts {
-            let client = client(&self.workdir, &format!("observer-{}-{life}", self.index));
+            let client = client(&self.workdir, &format!("observer-{}-{life}", self.index), Kind::Observer);
             let history = self.history(&client);
             let mut follower = client.follow(self.patterns.clone(), Since::Seq(position), history);
             if life == self.scale.restarts {

@@ -81,8 +81,8 @@ fn main() {
 }
 
 /// Returns a client that identifies itself.
-fn client(workdir: &Workdir, name: &str) -> Client {
-    Client::open(workdir.clone(), Options::new(name, Kind::Client))
+fn client(workdir: &Workdir, name: &str, kind: Kind) -> Client {
+    Client::open(workdir.clone(), Options::new(name, kind))
 }
 
 async fn streams_are_the_journal_filtered(scale: Scale) {
@@ -96,7 +96,7 @@ async fn streams_are_the_journal_filtered(scale: Scale) {
         observers.spawn(Observer::new(index, workdir.clone(), patterns, scale).follow(published.clone()));
     }
     let mut publishing = JoinSet::new();
-    publishing.spawn(publish(client(&workdir, "publisher"), scale.events, progress));
+    publishing.spawn(publish(client(&workdir, "publisher", Kind::Client), scale.events, progress));
     for takeover in 1..=scale.takeovers {
         let due = takeover * scale.events / (scale.takeovers + 1);
         let mut published = published.clone();

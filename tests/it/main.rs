@@ -7,6 +7,7 @@ mod cursors;
 mod database;
 mod demo;
 mod disk;
+mod doctor;
 mod documents;
 mod doors_access;
 mod doors_hostile;
@@ -22,8 +23,10 @@ mod handover;
 mod house;
 mod interop;
 mod leftovers;
+mod metrics;
 mod ports;
 mod schemas;
+mod shapes;
 mod skew;
 mod sleep;
 #[path = "../support/mod.rs"]

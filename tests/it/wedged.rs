@@ -83,9 +83,11 @@ fn a_silent_primary_is_evicted_on_demand_and_the_next_one_serves() {
     first.signal(Signal::STOP);
     assert_snapshot!(pando(&sandbox, &["status"]), @r"
     $ pando status
-    workdir  [workdir]
-    state    the lock is held, but its holder does not answer
-    holder   [inst], pid [pid], stopped, [pando], since [time]
+    workdir   [workdir]
+    state     the lock is held, but its holder does not answer
+    holder    [inst], pid [pid], stopped, [pando], since [time]
+    head      seq [seq], epoch 1
+    database  [size], log [size]
     error: the primary of [workdir] has said nothing for 2s ([inst], pid [pid], stopped, [pando], since [time])
     hint: if it stays silent, end it and another instance takes over: 'pando ipc evict'
     exit 5

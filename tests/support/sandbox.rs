@@ -80,6 +80,8 @@ impl Sandbox {
         settings.add_filter(r"\b(pid|kill|kill -9) \d+", "$1 [pid]");
         settings.add_filter(r#""pid":\d+"#, r#""pid":"[pid]""#);
         settings.add_filter(r"\b[45]\d{4}\b", "[port]");
+        settings.add_filter(r"\b\d+(\.\d)? (bytes|[KM]iB)", "[size]");
+        settings.add_filter(r"\bseq \d+", "seq [seq]");
         settings.bind_to_scope()
     }
 }

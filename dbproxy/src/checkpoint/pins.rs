@@ -107,6 +107,11 @@ impl Incident {
     }
 }
 
+/// Returns the processes that read from the write-ahead log of a database; none where the system does not tell.
+pub fn log_readers(database: &Path) -> BTreeSet<u32> {
+    readers_of(&beside(database, "-shm"))
+}
+
 /// Returns the processes that read from the log with this index, as the kernel's table of locks says; none where there is no such table.
 fn readers_of(index: &Path) -> BTreeSet<u32> {
     let Ok(inode) = fs::metadata(index).map(|meta| meta.ino()) else { return BTreeSet::new() };

@@ -14,7 +14,7 @@ use crate::refusal::{Word, expired, from_sqlite, refuse};
 use crate::run::{Limits, Runner};
 use crate::track::Change;
 use crate::tx::{Tx, after_schema_change};
-use crate::write::{Ack, Outcome, Statement, Work, WriteRequest};
+use crate::write::{Ack, Outcome, Statement, Work, WriteRequest, check_payload};
 
 /// Most rows that the statements of one write return. More are refused with `E_TOO_LARGE`.
 pub(super) const RETURNED_ROWS: usize = 10_000;
@@ -71,6 +71,7 @@ impl Desk {
             events.push(self.journal.append(&self.connection, event).map_err(sqlite)?);
         }
         for event in published {
+            check_payload(&event.payload)?;
             events.push(self.journal.append(&self.connection, event).map_err(sqlite)?);
         }
         let seq = self.journal.head();

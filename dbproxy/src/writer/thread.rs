@@ -24,6 +24,7 @@ use super::{Fenced, OnCommit, QUEUE_WRITES, WriterOptions};
 use crate::checkpoint::Checkpointer;
 use crate::guard::Guard;
 use crate::journal::{Journal, PRUNE_CHUNK, Retention};
+use crate::meter::WriterMeter;
 use crate::named::Writes;
 use crate::refusal::died;
 use crate::schema::Opened;
@@ -88,6 +89,7 @@ pub(super) enum Command {
 pub(super) struct Signals {
     pub(super) head: watch::Sender<u64>,
     pub(super) fenced: watch::Sender<Option<Fenced>>,
+    pub(super) meter: Arc<WriterMeter>,
     ended: watch::Sender<bool>,
 }
 
@@ -96,6 +98,7 @@ pub(super) struct Signals {
 pub(super) struct Watched {
     pub(super) head: watch::Receiver<u64>,
     pub(super) ended: watch::Receiver<bool>,
+    pub(super) meter: Arc<WriterMeter>,
 }
 
 impl Signals {
@@ -103,7 +106,9 @@ impl Signals {
         let (head, see_head) = watch::channel(0);
         let fenced = watch::Sender::new(None);
         let (ended, see_ended) = watch::channel(false);
-        (Self { head, fenced, ended }, Watched { head: see_head, ended: see_ended })
+        let meter = Arc::<WriterMeter>::default();
+        let watched = Watched { head: see_head, ended: see_ended, meter: Arc::clone(&meter) };
+        (Self { head, fenced, meter, ended }, watched)
     }
 }
 
@@ -176,7 +181,9 @@ impl Desk {
 
     /// Commits the first writes of `pending` and tells who observes. Returns the writes with their answers.
     fn commit(&mut self, pending: &mut VecDeque<Job>) -> Answered {
+        let began = Instant::now();
         let (answered, events) = self.commit_some(pending);
+        self.signals.meter.committed(began.elapsed(), answered.len(), events.len());
         if let Some(checkpointer) = &self.checkpointer
             && answered.iter().any(|(_, result)| result.is_ok())
         {

@@ -15,6 +15,7 @@ use super::limits::Limits;
 use super::owner;
 use super::ring::{Push, Ring};
 use super::stats::{BusStats, Counters, Offence, PeerStats, Refusal};
+use super::transitions::Transitions;
 use crate::access::capability_of;
 use crate::envelope::Timestamp;
 use crate::fault::Fault;
@@ -28,6 +29,14 @@ const DEPARTURES: usize = 1_024;
 /// Locks, whatever happened to an earlier holder: no state here is left half-changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns the name of the socket of ours that a peer is connected to.
+fn socket_of(role: Role) -> &'static str {
+    match role {
+        Role::Router => "rpc",
+        Role::Pub => "pub",
+    }
 }
 
 /// One connection that has finished its handshake.
@@ -76,6 +85,7 @@ pub(super) struct Shared {
     pub(super) limits: Limits,
     pub(super) methods: Methods,
     pub(super) counters: Counters,
+    pub(super) transitions: Transitions,
     pub(super) departures: broadcast::Sender<u64>,
     /// A permit for each connection.
     pub(super) places: Arc<Semaphore>,
@@ -101,6 +111,7 @@ impl Shared {
         Self {
             methods,
             counters: Counters::default(),
+            transitions: Transitions::default(),
             departures: broadcast::Sender::new(DEPARTURES),
             places: Arc::new(Semaphore::new(limits.max_connections)),
             calls_in_flight: Arc::new(Semaphore::new(limits.max_calls)),
@@ -145,12 +156,18 @@ impl Shared {
             read: AtomicU64::new(0),
             has_said_hello: AtomicBool::new(false),
         });
+        self.note(&peer, "connected");
         lock(&self.registry).of(role).push(Arc::clone(&peer));
         (peer, starting)
     }
 
+    fn note(&self, peer: &Peer, what: &'static str) {
+        self.transitions.note(&peer.caller, socket_of(peer.role), what);
+    }
+
     /// Takes a peer out whose connection has ended.
     pub(super) fn part(&self, peer: &Peer) {
+        self.note(peer, "closed");
         peer.gone.cancel();
         peer.ring.close();
         let number = peer.caller.peer;
@@ -204,6 +221,7 @@ impl Shared {
     /// Ends the connection of a peer that does not read what is sent to it.
     pub(super) fn cut_off(&self, peer: &Peer, detail: &str) {
         let why = if peer.role == Role::Pub { Refusal::SlowSubscriber } else { Refusal::SlowCaller };
+        self.note(peer, why.name());
         self.refuse(peer, why, || detail.to_owned());
         peer.gone.cancel();
     }
@@ -275,10 +293,7 @@ impl Shared {
         let holders = owner::holders(&unnamed);
         let look = |peer: &Arc<Peer>| PeerStats {
             peer: peer.caller.peer,
-            socket: match peer.role {
-                Role::Router => "rpc",
-                Role::Pub => "pub",
-            },
+            socket: socket_of(peer.role),
             door: peer.caller.door,
             uid: peer.caller.uid,
             pid: peer.caller.pid.or_else(|| holders.get(&peer.inode?).copied()),

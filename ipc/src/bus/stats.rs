@@ -110,6 +110,12 @@ impl Offence {
     }
 }
 
+impl Refusal {
+    pub(super) fn name(self) -> &'static str {
+        NAMES[self as usize]
+    }
+}
+
 /// Counters since the start.
 #[derive(Debug, Default)]
 pub(super) struct Counters {

@@ -55,7 +55,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     if context.json() {
         output::json_for_reader(&json!({"cursors": listed}))
     } else {
-        output::line(&table(&listed).render(context.palette()))
+        output::line(&table(&listed).render_within(context.palette(), context.width()))
     }
 }
 

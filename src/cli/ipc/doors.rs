@@ -26,7 +26,7 @@ pub(crate) async fn run(_args: Args, context: &Context) -> Result<(), Failure> {
         return output::json_for_reader(&answer);
     }
     let mut text = table(answer["peers"].as_array().map(Vec::as_slice).unwrap_or_default(), Timestamp::now())
-        .render(context.palette());
+        .render_within(context.palette(), context.width());
     if let Some(refused) = refused(&answer["refusals"]) {
         text = format!("{text}\n\nrefused  {refused}");
     }

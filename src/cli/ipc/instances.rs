@@ -23,19 +23,27 @@ pub(crate) async fn run(_args: Args, context: &Context) -> Result<(), Failure> {
         return output::json_for_reader(&answer);
     }
     let instances = answer["instances"].as_array().map(Vec::as_slice).unwrap_or_default();
-    output::line(&table(instances, Timestamp::now()).render(context.palette()))
+    output::line(&table(instances, Timestamp::now()).render_within(context.palette(), context.width()))
 }
 
 /// Returns the rows of `instance.list` as a table.
 pub(crate) fn table(instances: &[Value], now: Timestamp) -> Table {
-    let mut table = Table::new(["INSTANCE", "KIND", "ROLE", "PID", "VERSION", "SINCE"]);
+    let mut table = Table::new(["INSTANCE", "KIND", "ROLE", "STATE", "PID", "VERSION", "SINCE"]);
     for instance in instances {
         let text = |key: &str| match &instance[key] {
             Value::Null => "-".to_owned(),
             value => cell(value),
         };
         let since = ago(&text("since"), now);
-        table.row([text("instance_id"), text("kind"), text("role"), text("pid"), text("version"), since]);
+        table.row([
+            text("instance_id"),
+            text("kind"),
+            text("role"),
+            text("state"),
+            text("pid"),
+            text("version"),
+            since,
+        ]);
     }
     table
 }
@@ -56,13 +64,13 @@ mod tests {
     fn instances_stand_in_a_table() {
         let now: Timestamp = serde_json::from_str("\"2026-11-21T03:00:00Z\"").unwrap();
         let rows = [
-            json!({"instance_id": "inst-A", "kind": "instance", "role": "primary", "pid": 12, "version": "0.1.0", "since": "2026-11-21T02:58:00.5Z"}),
+            json!({"instance_id": "inst-A", "kind": "instance", "role": "primary", "state": "online", "pid": 12, "version": "0.1.0", "since": "2026-11-21T02:58:00.5Z"}),
             json!({"instance_id": "cli-7", "kind": "client", "role": null, "pid": 1234, "version": "0.1.0", "since": "?"}),
         ];
         insta::assert_snapshot!(table(&rows, now).render(Palette::plain()), @r"
-        INSTANCE  KIND      ROLE      PID  VERSION  SINCE
-        inst-A    instance  primary    12  0.1.0    1m 59s ago
-        cli-7     client    -        1234  0.1.0    ?
+        INSTANCE  KIND      ROLE     STATE    PID  VERSION  SINCE
+        inst-A    instance  primary  online    12  0.1.0    1m 59s ago
+        cli-7     client    -        -       1234  0.1.0    ?
         ");
     }
 }

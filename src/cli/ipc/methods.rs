@@ -21,7 +21,7 @@ pub(crate) async fn run(_args: Args, context: &Context) -> Result<(), Failure> {
     if context.json() {
         output::json_for_reader(&document)
     } else {
-        output::line(&table(&document).render(context.palette()))
+        output::line(&table(&document).render_within(context.palette(), context.width()))
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::process::{Child, Command};
 
 use super::role::{RoleLine, RoleName};
 use super::{Args, Durability};
+use crate::cli::args::LogFormat;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Kind};
 use crate::cli::output;
@@ -37,6 +38,9 @@ fn start(args: &Args, workdir: &Workdir, context: &Context, log: &Log) -> Result
         command.arg("--quiet");
     }
     command.args((0..context.globals().verbose).map(|_| "-v"));
+    if context.globals().log_format == LogFormat::Json {
+        command.args(["--log-format", "json"]);
+    }
     command.args(["up", "--background"]);
     if let Some(durability) = args.durability {
         command.arg("--durability").arg(match durability {

@@ -4,7 +4,7 @@ use pando_ipc::Envelope;
 use pando_ipc::client::{Followed, Resync};
 use serde_json::{Map, Value};
 
-use crate::cli::output::{Palette, printable};
+use crate::cli::output::{Palette, cut, printable};
 
 use super::select::plain;
 
@@ -48,12 +48,15 @@ impl Lines {
         };
         let topic = printable(event.topic.as_str());
         let source = printable(if event.session_id.is_empty() { &event.instance_id } else { &event.session_id });
-        let source = if is_wide { source } else { cut(&source, sources) };
+        let source = if is_wide { source } else { cut(source, sources) };
         let head = format!("{number:>7}");
         let taken = [&time, &head, &padded(&topic, topics), &padded(&source, sources)];
         let used: usize = taken.iter().map(|text| text.chars().count() + 1).sum();
         let payload = printable(&payload(event));
-        let payload = self.width.map_or_else(|| payload.clone(), |width| cut(&payload, width.saturating_sub(used)));
+        let payload = match self.width {
+            Some(width) => cut(payload, width.saturating_sub(used)),
+            None => payload,
+        };
         let line = format!(
             "{} {head} {} {} {payload}",
             self.palette.faint(&time),
@@ -76,15 +79,6 @@ pub(super) fn resync(gap: &Resync) -> String {
 
 fn padded(text: &str, width: usize) -> String {
     format!("{text:<width$}")
-}
-
-/// Returns the text in so many characters, the last of them an ellipsis where something is missing.
-fn cut(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
-        return text.to_owned();
-    }
-    let kept = width.saturating_sub(1);
-    text.chars().take(kept).chain((width > 0).then_some('…')).collect()
 }
 
 /// Returns the payload as `key=value`; of a change of a row only what the topic does not say already.

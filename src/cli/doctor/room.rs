@@ -1,0 +1,91 @@
+//! What the checks look at, gathered once.
+
+use std::fs;
+use std::time::Duration;
+
+use pando_dbproxy::catalog::Stats;
+use pando_dbproxy::{ReadError, Readers, Settings};
+use pando_ipc::client::{CallError, Client, Options};
+use pando_ipc::cursor::{Cursor, CursorError, Cursors};
+use pando_ipc::{Envelope, Kind, LockError, LockInfo, Pattern, Workdir, read_lock_for_path};
+use serde_json::{Value, json};
+
+use crate::cli::standing::Standing;
+
+/// How long the primary has to answer: long enough to know that it is silent.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What there is in a workdir.
+#[derive(Debug)]
+pub(super) struct Room {
+    pub(super) workdir: Workdir,
+    pub(super) standing: Result<Standing, LockError>,
+    /// What the lock file says, whoever holds it.
+    pub(super) info: Option<LockInfo>,
+    /// What the primary says of itself, or why it does not; `None` when nobody holds the lock.
+    pub(super) answer: Option<Result<Value, CallError>>,
+    /// Sizes and counts; `None` when there is no database file.
+    pub(super) stats: Option<Result<Stats, ReadError>>,
+    pub(super) settings: Settings,
+    pub(super) last_event: Option<Envelope>,
+    pub(super) cursors: Result<Vec<Cursor>, CursorError>,
+    /// Lines of the lifecycle log, oldest first.
+    pub(super) lifecycle: Vec<Value>,
+}
+
+impl Room {
+    /// Looks around.
+    pub(super) async fn look(workdir: &Workdir) -> Self {
+        let standing = Standing::of(workdir);
+        let answer = match &standing {
+            Ok(Standing::Held(_)) => Some(ask(workdir).await),
+            _ => None,
+        };
+        let readers = Readers::open(workdir.database_path(), 1);
+        let stats = if workdir.database_path().exists() { Some(readers.stats().await) } else { None };
+        let last_event = match &stats {
+            Some(Ok(stats)) if stats.head > 0 => {
+                let page = readers.since(stats.head - 1, &[Pattern::All], 1).await;
+                page.ok().and_then(|mut page| page.events.pop())
+            }
+            _ => None,
+        };
+        Self {
+            standing,
+            info: read_lock_for_path(workdir).ok(),
+            answer,
+            stats,
+            settings: Settings::of(&workdir.database_path()).unwrap_or_default(),
+            last_event,
+            cursors: Cursors::of(workdir).list(),
+            lifecycle: lifecycle(workdir),
+            workdir: workdir.clone(),
+        }
+    }
+
+    /// Returns sizes and counts, when the database can be read.
+    pub(super) fn stats(&self) -> Option<&Stats> {
+        self.stats.as_ref()?.as_ref().ok()
+    }
+
+    /// Returns what the primary says of itself, when it does.
+    pub(super) fn primary(&self) -> Option<&Value> {
+        self.answer.as_ref()?.as_ref().ok()
+    }
+}
+
+async fn ask(workdir: &Workdir) -> Result<Value, CallError> {
+    let mut options = Options::new("doctor", Kind::Observer);
+    (options.dial_timeout, options.call_timeout) = (PATIENCE, PATIENCE);
+    let client = Client::open(workdir.clone(), options);
+    let answer = client.call("instance.info", json!({})).await;
+    client.close().await;
+    answer
+}
+
+fn lifecycle(workdir: &Workdir) -> Vec<Value> {
+    let dir = workdir.pando_dir();
+    let text = |name| fs::read_to_string(dir.join(name)).unwrap_or_default();
+    let lines = [text("lifecycle.log.1"), text("lifecycle.log")].concat();
+    lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
