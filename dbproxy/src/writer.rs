@@ -27,7 +27,7 @@ use crate::settings::Settings;
 use crate::write::{Ack, Durability, Work, WriteRequest};
 pub use dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR};
 pub(crate) use thread::Tuning;
-use thread::{Command, Desk, Job, Signals};
+use thread::{Command, Desk, Job, Place, Signals};
 
 /// Writes that wait for the writer. When it is full, a write is answered `E_BUSY_QUEUE` at once.
 pub const QUEUE_WRITES: usize = 1_024;
@@ -115,7 +115,7 @@ pub struct Writer(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    desk: Arc<Mutex<Desk>>,
+    place: Arc<Place>,
     queue: mpsc::Sender<Command>,
     queued_bytes: Arc<AtomicUsize>,
     refusing: AtomicBool,
@@ -159,14 +159,14 @@ impl Writer {
         let path = opened.path.clone();
         let desk = Desk::new(opened, options, checkpointer, signals, tuning, retention)
             .map_err(|source| StoreError::Sqlite { path, source })?;
-        let desk = Arc::new(Mutex::new(desk));
-        let (own, bytes) = (Arc::clone(&desk), Arc::clone(&queued_bytes));
+        let place = Arc::new(Mutex::new(Some(desk)));
+        let (own, bytes) = (Arc::clone(&place), Arc::clone(&queued_bytes));
         let handle = std::thread::Builder::new()
             .name(thread::NAME.to_owned())
             .spawn(move || thread::run(&own, commands, &bytes))
             .map_err(thread_error)?;
         Ok(Self(Arc::new(Inner {
-            desk,
+            place,
             queue,
             queued_bytes,
             refusing: AtomicBool::new(false),
@@ -224,9 +224,9 @@ impl Writer {
         if !is_idle || Handle::current().runtime_flavor() != RuntimeFlavor::MultiThread {
             return Err(job);
         }
-        match self.0.desk.try_lock() {
-            Ok(mut desk) => desk.settle_now(job),
-            Err(_) => Err(job),
+        match self.0.place.try_lock().as_deref_mut() {
+            Ok(Some(desk)) => desk.settle_now(job),
+            _ => Err(job),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::support::{PandoProcess, Sandbox, eventually, pando};
 /// How long processes may take to leave.
 const LEAVE: Duration = Duration::from_secs(5);
 
-/// Only the lock, the database and an empty directory for sockets are there, and the ports are free.
+/// Only the lock, the database, who led when, and an empty directory for sockets are there, and the ports are free.
 #[track_caller]
 fn check_clean(sandbox: &Sandbox) {
     let mut names: Vec<_> = fs::read_dir(sandbox.workdir().pando_dir())
@@ -22,7 +22,7 @@ fn check_clean(sandbox: &Sandbox) {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["ipc.lock", "pando.db", "run"]);
+    assert_eq!(names, ["ipc.lock", "lifecycle.log", "pando.db", "run"]);
     assert_eq!(fs::read_dir(sandbox.workdir().socket_dir().unwrap()).unwrap().count(), 0, "no socket is left");
     let info = sandbox.lock_info();
     for port in [info.pub_port, info.rpc_port] {

@@ -112,7 +112,10 @@ impl Signals {
     }
 }
 
-/// All that committing takes. Whoever has the lock is the writer.
+/// The place of the writer: whoever has the lock is it. Empty once the writer has ended.
+pub(super) type Place = Mutex<Option<Desk>>;
+
+/// All that committing takes.
 pub(super) struct Desk {
     pub(super) connection: Connection,
     pub(super) guard: Guard,
@@ -131,7 +134,7 @@ pub(super) struct Desk {
     /// How many of the next writes go in a transaction of their own.
     pub(super) alone: usize,
     on_commit: OnCommit,
-    checkpointer: Option<Checkpointer>,
+    checkpointer: Checkpointer,
     retention: Retention,
     ops_since_pruning: u64,
 }
@@ -173,7 +176,7 @@ impl Desk {
             reserved,
             alone: 0,
             on_commit: options.on_commit,
-            checkpointer: Some(checkpointer),
+            checkpointer,
             retention,
             ops_since_pruning: 0,
         })
@@ -184,10 +187,8 @@ impl Desk {
         let began = Instant::now();
         let (answered, events) = self.commit_some(pending);
         self.signals.meter.committed(began.elapsed(), answered.len(), events.len());
-        if let Some(checkpointer) = &self.checkpointer
-            && answered.iter().any(|(_, result)| result.is_ok())
-        {
-            checkpointer.wake();
+        if answered.iter().any(|(_, result)| result.is_ok()) {
+            self.checkpointer.wake();
         }
         if !events.is_empty() {
             self.signals.head.send_replace(self.journal.head());
@@ -199,11 +200,8 @@ impl Desk {
         answered
     }
 
-    /// Commits one write on the caller's thread, unless the writer is ending or the write turns out to take its time: then it comes back.
+    /// Commits one write on the caller's thread, unless it turns out to take its time: then it comes back.
     pub(super) fn settle_now(&mut self, job: Box<Job>) -> Result<Result<Ack, Fault>, Box<Job>> {
-        if self.checkpointer.is_none() {
-            return Err(job);
-        }
         let deadline = job.request.deadline;
         let usual = std::mem::replace(&mut self.tuning.write_time, INLINE_TIME);
         let label = job.request.work.label().to_owned();
@@ -268,25 +266,25 @@ impl Desk {
     }
 }
 
-/// Serves the queue until it is closed. Whatever happens, the handle learns that the thread has ended.
-pub(super) fn run(desk: &Mutex<Desk>, commands: mpsc::Receiver<Command>, queued_bytes: &AtomicUsize) {
-    let served = catch_unwind(AssertUnwindSafe(|| serve(desk, commands, queued_bytes)));
-    let mut desk = lock(desk);
+/// Serves the queue until it is closed, then closes the database. Whatever happens, the handle learns that the thread has ended.
+pub(super) fn run(place: &Place, commands: mpsc::Receiver<Command>, queued_bytes: &AtomicUsize) {
+    let served = catch_unwind(AssertUnwindSafe(|| serve(place, commands, queued_bytes)));
+    let Some(desk) = lock(place).take() else { return };
     if served.is_err() {
         tracing::error!("the writer thread panicked; this instance must step down");
         desk.fence(Fenced::Died);
     }
-    if let Some(checkpointer) = desk.checkpointer.take() {
-        checkpointer.finish();
-    }
-    desk.signals.ended.send_replace(true);
+    let Desk { connection, checkpointer, signals, .. } = desk;
+    checkpointer.finish();
+    drop(connection);
+    signals.ended.send_replace(true);
 }
 
-fn lock(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
-    desk.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(place: &Place) -> MutexGuard<'_, Option<Desk>> {
+    place.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn serve(desk: &Mutex<Desk>, mut commands: mpsc::Receiver<Command>, queued_bytes: &AtomicUsize) {
+fn serve(place: &Place, mut commands: mpsc::Receiver<Command>, queued_bytes: &AtomicUsize) {
     let mut pending = VecDeque::new();
     loop {
         if pending.is_empty() {
@@ -296,7 +294,8 @@ fn serve(desk: &Mutex<Desk>, mut commands: mpsc::Receiver<Command>, queued_bytes
                 None => return,
             }
         }
-        let mut desk = lock(desk);
+        let mut place = lock(place);
+        let Some(desk) = place.as_mut() else { return };
         // What is queued goes along; nobody is waited for.
         let mut bytes = pending.iter().map(|job: &Job| job.weight).sum::<usize>();
         while pending.len() < BATCH_WRITES && bytes < BATCH_BYTES {
