@@ -343,7 +343,15 @@ mod tests {
         let (_dir, workdir) = workdir();
         let wait = |id: &str| Candidate::wait(workdir.clone(), id).unwrap();
         for _ in 0..5 {
-            let lease = try_lock(&workdir).unwrap().unwrap();
+            // The candidates of the round before hold it for an instant when they let go.
+            let deadline = Instant::now() + Duration::from_secs(5);
+            let lease = loop {
+                match try_lock(&workdir).unwrap() {
+                    Some(lease) => break lease,
+                    None => assert!(Instant::now() < deadline, "somebody keeps the lock"),
+                }
+                tokio::task::yield_now().await;
+            };
             lease.advertise(&info(1)).unwrap();
             let [mut before, mut chosen, mut after] = ["inst-1", "inst-2", "inst-3"].map(wait);
             lease.hand_to("inst-2").unwrap();

@@ -30,7 +30,7 @@ pub const EVENT_RING_BYTES: usize = 8 * 1024 * 1024;
 /// that were in flight when the pause began: 1,024 of 60 KiB each, or sixteen of the largest.
 pub const REPLY_RING_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes queued for one caller above which its requests are not read, so that one who reads no answers stops there.
-pub const REPLY_PAUSE_BYTES: usize = 1024 * 1024;
+pub const REPLY_PAUSE_BYTES: usize = 256 * 1024;
 /// Largest answer, and largest event. A larger answer is replaced by `E_TOO_LARGE`; a larger event is dropped and counted.
 pub const MAX_OUTGOING_BYTES: usize = 4 * 1024 * 1024;
 /// Calls in flight of one peer. The one beyond it is answered `E_BUSY` at once. A batch counts as one.
