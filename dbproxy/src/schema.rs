@@ -20,8 +20,8 @@ use crate::incarnation::{self, Standing};
 use crate::trouble::Trouble;
 use crate::write::Durability;
 
-/// How long the writer waits for a lock that another program holds, before it answers `E_BUSY`.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long opening waits for another program that writes.
+const OPEN_BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Size to which the WAL is cut when it begins anew, in bytes.
 const JOURNAL_SIZE_LIMIT: u32 = 32 << 20;
 /// Prepared statements that a connection keeps.
@@ -216,7 +216,7 @@ pub(crate) fn open(path: &Path, durability: Durability) -> Result<Opened, StoreE
 pub(crate) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.busy_timeout(OPEN_BUSY_TIMEOUT)?;
     // Kept, so that a read-only connection can open the database after the last writer has left.
     let mut keep = 1;
     connection.file_control(DEFAULT_NAME, FileControl::PersistWal(&mut keep))?;

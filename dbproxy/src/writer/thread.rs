@@ -40,6 +40,9 @@ pub(super) const BATCH_WRITES: usize = 64;
 pub(super) const BATCH_BYTES: usize = 1 << 20;
 /// Time after which a transaction takes no further write.
 pub(super) const BATCH_TIME: Duration = Duration::from_millis(5);
+/// How long a transaction waits for another program that writes, before it is answered `E_BUSY` (retryable). A primary that lost its
+/// place must be gone within a second, and may have to wait twice: for the write it is in, and for its end.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(250);
 /// Longest that the statements of one write may run.
 pub(super) const WRITE_TIME: Duration = Duration::from_secs(5);
 /// Longest that the statements of a write may run on the caller's thread, which other tasks wait for; then the writer's thread begins anew.
@@ -155,6 +158,7 @@ impl Desk {
         retention: Retention,
     ) -> rusqlite::Result<Self> {
         let Opened { connection, guard, database, epoch, durability, .. } = opened;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
         let track = Track::install(&connection)?;
         let journal = Journal::load(&connection, epoch)?;
         signals.head.send_replace(journal.head());

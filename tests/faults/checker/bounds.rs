@@ -7,8 +7,8 @@ use crate::history::Deed;
 const RESIDENT_KIB: u64 = 256 << 10;
 /// Most descriptors of an instance; one at rest has a few dozen.
 const DESCRIPTORS: u64 = 512;
-/// Largest write-ahead log, in bytes: twice the size at which it begins anew, for what is written meanwhile.
-const WAL_BYTES: u64 = 64 << 20;
+/// Largest write-ahead log, in bytes: beyond it writes are refused, however long somebody reads.
+const WAL_BYTES: u64 = pando_dbproxy::MAX_WAL_BYTES;
 
 pub(super) fn check(seen: &mut Seen<'_>) {
     for dated in &seen.history.deeds {

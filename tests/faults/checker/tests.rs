@@ -217,7 +217,7 @@ fn what_is_read_too_early_used_too_much_or_left_behind_is_named() {
         of(it, "b")[4] = record(41, What::Read { op: "b-1".to_owned(), found: false });
     });
     check_named(&[Invariant::Integrity], |it| it.databases[0].integrity = "row 7 missing".to_owned());
-    check_named(&[Invariant::Bounded], |it| it.deeds[1] = deed(60, Deed::Wal { bytes: 1 << 30 }));
+    check_named(&[Invariant::Bounded], |it| it.deeds[1] = deed(60, Deed::Wal { bytes: (1 << 30) + 1 }));
     check_named(&[Invariant::Bounded], |it| {
         it.deeds[1] = deed(60, Deed::Usage { who: "a".to_owned(), resident_kib: 1, descriptors: 10_000 });
     });
