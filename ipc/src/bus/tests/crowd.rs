@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
 use super::*;
@@ -165,8 +166,9 @@ fn without_descriptors_the_bus_turns_away_and_does_not_spin() {
 const CLIENTS: usize = 1_000;
 /// Calls that each of them keeps in flight.
 const IN_FLIGHT: usize = 4;
-/// Answers in all, after which the clients compare.
-const ANSWERS: usize = 16_000;
+/// Answers in all, after which the clients compare. Who is served next is partly chance, as the system wakes sockets and
+/// tasks: it evens out over a hundred answers each, while what a door prefers does not.
+const ANSWERS: usize = 100_000;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_clients_are_served_alike() {
@@ -183,10 +185,12 @@ async fn a_thousand_clients_are_served_alike() {
         clients.push(Raw::greet(door, 0, "DEALER").await);
     }
     let total = Arc::new(AtomicUsize::new(0));
+    let start = Arc::new(Barrier::new(CLIENTS));
     let mut crowd = JoinSet::new();
     for mut client in clients {
-        let total = Arc::clone(&total);
+        let (total, start) = (Arc::clone(&total), Arc::clone(&start));
         crowd.spawn(async move {
+            start.wait().await;
             let request = br#"{"jsonrpc":"2.0","id":1,"method":"later"}"#;
             for _ in 0..IN_FLIGHT {
                 client.frame(0, request).await;
@@ -208,7 +212,7 @@ async fn a_thousand_clients_are_served_alike() {
     answers.sort_unstable();
     let (least, most) = (answers[0], answers[CLIENTS - 1]);
     let fair = ANSWERS / CLIENTS;
-    assert!(least >= fair / 4 && most <= fair * 4, "{least} to {most} answers, {fair} would be even");
+    assert!(least >= fair / 3 && most <= fair * 3, "{least} to {most} answers, {fair} would be even");
 }
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
