@@ -134,7 +134,7 @@ fn a_restore_waits_for_nobody_and_names_who_is_there() {
     exit 6
     ");
     let mut observer = tail(&sandbox, &["db.*", "--since", "all"]);
-    observer.wait_for("what was deleted", SOON, |line| line.text.contains("\"db.kinds.deleted\"").then_some(()));
+    observer.wait_for("what was deleted", SOON, |line| line.text.contains("\"kinds\":{\"deleted\"").then_some(()));
     check_done(pando(&sandbox, &["down"]));
     instance.end(SOON);
     check_done(pando(&sandbox, &["db", "restore", "copy.db"]));
