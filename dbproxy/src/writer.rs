@@ -25,7 +25,7 @@ use crate::refusal::{died, fenced, not_primary, queue_is_full, too_large, wal_is
 use crate::schema::{self, StoreError};
 use crate::settings::Settings;
 use crate::write::{Ack, Durability, Work, WriteRequest};
-pub use dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR};
+pub use dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR, MAX_OPS};
 pub(crate) use thread::Tuning;
 use thread::{Command, Desk, Job, Place, Signals};
 

@@ -59,7 +59,7 @@ async fn the_next_writer_finds_all_that_was_acknowledged() {
         let retry = writer.submit(request(id, session(id))).await.unwrap();
         assert!(retry.replayed, "{id} was acknowledged");
     }
-    let ops = bench.value("SELECT count(*) FROM _pando_op").await;
+    let ops = bench.value("SELECT count(*) FROM _pando_op_named").await;
     assert_eq!(bench.value("SELECT count(*) FROM sessions").await, ops);
     assert_eq!(bench.value("SELECT count(*) / 2 FROM _pando_event").await, ops, "a row and a summary each");
     assert!(ops.as_u64().unwrap() >= acked.len() as u64);

@@ -152,7 +152,7 @@ async fn a_write_and_its_events_are_committed_together() {
     let writer = bench.writer();
     let readers = bench.readers();
     let count = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM _pando_event WHERE topic = 'db.session.created'),
-                        (SELECT count(*) FROM _pando_op)";
+                        (SELECT count(*) FROM _pando_op_named)";
     let work = async {
         for at in 0..200 {
             apply(&writer, session(&format!("s{at}"))).await;

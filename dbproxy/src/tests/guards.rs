@@ -59,7 +59,7 @@ async fn each_forbidden_class_of_sql_is_refused() {
         "CREATE INDEX i ON _pando_event (at)",
         "CREATE TRIGGER g AFTER INSERT ON _pando_event BEGIN SELECT 1; END",
         "DROP TABLE _pando_op",
-        "DROP INDEX _pando_event_topic",
+        "DROP INDEX _pando_client_at",
         "ALTER TABLE _pando_event RENAME TO e",
         "ALTER TABLE skills RENAME TO _pando_skills",
         "CREATE TABLE spy (a REFERENCES _pando_event (seq))",
