@@ -16,9 +16,7 @@ use serde_json::Value;
 
 /// Instances that run at any time.
 const INSTANCES: usize = 4;
-/// How long everyone writes before the primary goes.
-const WARM: Duration = Duration::from_millis(500);
-/// How long the survivors are watched afterwards.
+/// How long everyone is watched before the primary goes, and the survivors afterwards. What is seen before is what the machine does anyway.
 const WATCHED: Duration = Duration::from_millis(700);
 /// How long anything may take at all.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -95,10 +93,11 @@ impl Writer {
         }
     }
 
-    /// Returns the longest time without an acknowledged write around `at`.
-    fn gap(&self, at: Instant) -> Option<Duration> {
+    /// Returns the longest time without an acknowledged write up to `at`, and from the last one before it on.
+    fn gaps(&self, at: Instant) -> Option<(Duration, Duration)> {
         let from = self.acks.iter().rposition(|ack| *ack <= at)?;
-        self.acks[from..].windows(2).map(|pair| pair[1] - pair[0]).max()
+        let longest = |acks: &[Instant]| acks.windows(2).map(|pair| pair[1] - pair[0]).max();
+        Some((longest(&self.acks[..=from])?, longest(&self.acks[from..])?))
     }
 
     fn end(mut self, signal: Signal) -> Outcome<()> {
@@ -125,11 +124,13 @@ fn read(line: &str) -> Option<Said> {
 struct Takeover {
     first_commit: Duration,
     gaps: Vec<Duration>,
+    /// While nobody went.
+    calm_gaps: Vec<Duration>,
     failures: usize,
 }
 
 fn measure(writers: &mut Vec<Writer>, signal: Signal) -> Outcome<Takeover> {
-    let warm = Instant::now() + WARM;
+    let warm = Instant::now() + WATCHED;
     for writer in writers.iter_mut() {
         writer.acks.clear();
         writer.listen_until(warm)?;
@@ -149,9 +150,9 @@ fn measure(writers: &mut Vec<Writer>, signal: Signal) -> Outcome<Takeover> {
     let successor = writers.iter().find(|writer| writer.led_at.is_some()).ok_or("nobody took over")?;
     let first = successor.acks.iter().copied().find(|ack| Some(*ack) >= successor.led_at);
     let first_commit = first.ok_or("the successor did not write")? - at;
-    let gaps = writers.iter().filter_map(|writer| writer.gap(at)).collect();
+    let (calm_gaps, gaps) = writers.iter().filter_map(|writer| writer.gaps(at)).unzip();
     let failures = writers.iter_mut().map(|writer| std::mem::take(&mut writer.failures)).sum();
-    Ok(Takeover { first_commit, gaps, failures })
+    Ok(Takeover { first_commit, gaps, calm_gaps, failures })
 }
 
 /// Returns one line: percentiles in milliseconds.
@@ -180,7 +181,7 @@ fn main() -> Outcome<()> {
     let workdir = std::env::temp_dir().join(format!("pando-takeover-{}", std::process::id()));
     std::fs::create_dir(&workdir)?;
     let mut writers = Vec::new();
-    let (mut first_commits, mut gaps, mut worst, mut failures) = (vec![], vec![], vec![], 0);
+    let (mut first_commits, mut gaps, mut worst, mut calm, mut failures) = (vec![], vec![], vec![], vec![], 0);
     for round in 1..=rounds {
         while writers.len() < INSTANCES {
             writers.push(Writer::start(&program, &workdir, &durability)?);
@@ -190,6 +191,7 @@ fn main() -> Outcome<()> {
         eprint_line(&format!("round {round}: first commit {:.1?}, worst gap {gap:.1?}", takeover.first_commit));
         first_commits.push(takeover.first_commit);
         gaps.extend(takeover.gaps);
+        calm.extend(takeover.calm_gaps);
         worst.push(gap);
         failures += takeover.failures;
     }
@@ -201,6 +203,7 @@ fn main() -> Outcome<()> {
     print_line(&summary("the successor's first acknowledged commit", first_commits));
     print_line(&summary("gap of a writer, each survivor", gaps));
     print_line(&summary("gap of a writer, worst of a takeover", worst));
+    print_line(&summary("gap of a writer while nobody goes", calm));
     print_line(&format!("failed writes                              {failures}"));
     Ok(())
 }

@@ -23,7 +23,7 @@ use crate::write::Durability;
 pub use error::StoreError;
 
 /// How long opening waits for another program that writes.
-const OPEN_BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const OPEN_BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Size to which the WAL is cut when it begins anew, in bytes.
 const JOURNAL_SIZE_LIMIT: u32 = 32 << 20;
 /// Prepared statements that a connection keeps.
@@ -55,17 +55,41 @@ pub(crate) struct Opened {
     pub(crate) durability: Durability,
 }
 
+/// A writable connection with all its settings; nothing was written by it.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) connection: Connection,
+    pub(crate) guard: Guard,
+    pub(crate) path: PathBuf,
+}
+
 /// Opens or creates the database, migrates it, and begins a new term.
 pub(crate) fn open(path: &Path, durability: Durability) -> Result<Opened, StoreError> {
     failpoint::hit(Point::StoreOpen);
-    let path = prepare_file(path)?;
+    begin(ready(prepare_file(path)?)?, durability)
+}
+
+/// Opens a database that exists and sets the connection up for writing.
+pub(crate) fn ready(path: PathBuf) -> Result<Ready, StoreError> {
     let failed = |source| StoreError::Sqlite { path: path.clone(), source };
     let mut connection = connect(&path).map_err(failed)?;
     let guard = Guard::install(&mut connection).map_err(failed)?;
-    let mode = configure(&connection, durability).map_err(failed)?;
+    let mode = configure(&connection).map_err(failed)?;
     if !mode.eq_ignore_ascii_case("wal") {
         return Err(StoreError::NoWal { path, mode });
     }
+    Ok(Ready { connection, guard, path })
+}
+
+/// Migrates the database and begins a new term.
+pub(crate) fn begin(ready: Ready, durability: Durability) -> Result<Opened, StoreError> {
+    let Ready { mut connection, guard, path } = ready;
+    let failed = |source| StoreError::Sqlite { path: path.clone(), source };
+    let synchronous = match durability {
+        Durability::Disk => "FULL",
+        Durability::Os => "NORMAL",
+    };
+    connection.execute_batch(&format!("PRAGMA synchronous = {synchronous}")).map_err(failed)?;
     migrate(&mut connection, &path, MIGRATIONS)?;
     let identity = incarnation::identity(&path).map_err(|source| StoreError::File { path: path.clone(), source })?;
     let (database, epoch) = begin_term(&mut connection, &identity).map_err(failed)?;
@@ -99,7 +123,7 @@ pub fn tidy(path: &Path) -> Result<(), StoreError> {
 }
 
 /// Makes the file (0600) or checks it. Returns its canonical path.
-fn prepare_file(path: &Path) -> Result<PathBuf, StoreError> {
+pub(crate) fn prepare_file(path: &Path) -> Result<PathBuf, StoreError> {
     let failed = |source| StoreError::File { path: path.to_owned(), source };
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(failed(io::Error::from(io::ErrorKind::InvalidInput)));
@@ -129,19 +153,14 @@ fn prepare_file(path: &Path) -> Result<PathBuf, StoreError> {
 }
 
 /// Sets the connection up for writing. Returns the journal mode.
-fn configure(connection: &Connection, durability: Durability) -> rusqlite::Result<String> {
+fn configure(connection: &Connection) -> rusqlite::Result<String> {
     connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
     let mode = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
-    let synchronous = match durability {
-        Durability::Disk => "FULL",
-        Durability::Os => "NORMAL",
-    };
-    connection.execute_batch(&format!(
-        "PRAGMA synchronous = {synchronous};
-         PRAGMA foreign_keys = ON;
+    connection.execute_batch(
+        "PRAGMA foreign_keys = ON;
          PRAGMA recursive_triggers = ON;
-         PRAGMA temp_store = MEMORY;"
-    ))?;
+         PRAGMA temp_store = MEMORY;",
+    )?;
     connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
     connection.query_row(&format!("PRAGMA journal_size_limit = {JOURNAL_SIZE_LIMIT}"), [], |_| Ok(()))?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true)?;

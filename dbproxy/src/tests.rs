@@ -11,6 +11,7 @@ mod model;
 mod named;
 mod outcome;
 mod reads;
+mod standby;
 mod steps;
 mod store;
 mod typed;

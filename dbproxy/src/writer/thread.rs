@@ -28,8 +28,8 @@ use crate::meter::WriterMeter;
 use crate::named::Writes;
 use crate::refusal::died;
 use crate::schema::Opened;
+use crate::standby::{Begun, Tracking};
 use crate::track::Track;
-use crate::tx::reserved_names;
 use crate::write::{Ack, Durability, WriteRequest};
 
 /// The thread's name.
@@ -142,6 +142,8 @@ pub(super) struct Desk {
     checkpointer: Checkpointer,
     retention: Retention,
     ops_since_pruning: u64,
+    /// Nothing is pruned before.
+    prune_from: Instant,
 }
 
 impl fmt::Debug for Desk {
@@ -152,20 +154,20 @@ impl fmt::Debug for Desk {
 
 impl Desk {
     pub(super) fn new(
-        opened: Opened,
+        begun: Begun,
         options: WriterOptions,
         checkpointer: Checkpointer,
         signals: Signals,
         tuning: Tuning,
         retention: Retention,
     ) -> rusqlite::Result<Self> {
+        let Begun { opened, tracking, calm } = begun;
         let Opened { connection, guard, database, epoch, durability, .. } = opened;
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        let track = Track::install(&connection)?;
+        let Tracking { track, reserved, .. } = tracking;
         let journal = Journal::load(&connection, epoch)?;
         signals.head.send_replace(journal.head());
         tracing::info!(instance = options.instance_id, %database, epoch, head = journal.head(), "writer opened");
-        let reserved = reserved_names(&connection)?;
         Ok(Self {
             connection,
             guard,
@@ -185,6 +187,7 @@ impl Desk {
             checkpointer,
             retention,
             ops_since_pruning: 0,
+            prune_from: Instant::now() + calm,
         })
     }
 
@@ -240,6 +243,9 @@ impl Desk {
     /// Keeps house after the answers: removes a chunk of what is too old, writes down what a successor would have to read. A failure costs
     /// nothing but space.
     fn prune(&mut self) {
+        if Instant::now() < self.prune_from {
+            return;
+        }
         let ops = self.ops_since_pruning >= PRUNE_CHUNK;
         let events = self.journal.is_prunable(&self.connection, &self.retention).unwrap_or_else(|why| {
             tracing::warn!(%why, "cannot tell how much the journal holds");

@@ -52,6 +52,9 @@ pub(super) struct Args {
     /// `point[@time][=kill|stop|sleep:MS]`: what happens where
     #[arg(long, hide = true)]
     arm: Vec<Armed>,
+    /// Speak this version of the wire, as another release would
+    #[arg(long, hide = true)]
+    protocol: Option<u32>,
     /// Make a known mistake
     #[arg(long, hide = true, value_parser = flaw)]
     flaw: Vec<Flaw>,
@@ -98,6 +101,7 @@ impl Args {
         failpoint::plan(Plan {
             armed: self.arm.clone(),
             flaws: self.flaw.clone(),
+            protocol: self.protocol,
             witness: Box::new(move |point, action| {
                 if action.is_some() || point == Point::LockRelease {
                     let action = action.map(|action| format!("{action:?}"));

@@ -3,7 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::{Call, DATABASE_GONE, DATABASE_MOVED, Invariant, SLACK, STEP_DOWN_WITHIN, Seen, seconds};
+use super::{
+    Call, DATABASE_GONE, DATABASE_MOVED, DISK_FAILS, DISK_WORKS, Invariant, SLACK, STEP_DOWN_WITHIN, Seen, seconds,
+};
 use crate::history::{Database, Deed};
 use crate::record::{Outcome, What};
 
@@ -34,6 +36,32 @@ pub(super) fn check(seen: &mut Seen<'_>) {
     check_calls(seen, &found);
     order(seen);
     reads(seen);
+    on_disk(seen);
+}
+
+/// While the disk of an epoch's primary fails, nothing is acknowledged in that epoch that was begun meanwhile.
+fn on_disk(seen: &mut Seen<'_>) {
+    let mut failing: Option<(u64, &str)> = None;
+    let mut wrong = Vec::new();
+    for dated in &seen.history.deeds {
+        match &dated.deed {
+            Deed::Fault { name, detail } if name == DISK_FAILS => failing = Some((dated.at, detail)),
+            Deed::Fault { name, .. } if name == DISK_WORKS => {
+                let Some((since, failed)) = failing.take() else { continue };
+                for Call { op, invoked, returned, .. } in seen.calls.values() {
+                    if let Some((at, Outcome::Ok { epoch, replayed: false, .. })) = returned
+                        && (since..dated.at).contains(invoked)
+                        && *at < dated.at
+                        && failed.ends_with(&format!(" {epoch}"))
+                    {
+                        wrong.push(format!("{op} was acknowledged at {} in spite of {failed}", seconds(*at)));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    seen.all_violated(Invariant::OnDisk, wrong);
 }
 
 /// Returns the `seq` of the last event of each op in a database. A row is there by its event; the write ends with the summary behind it.
