@@ -14,7 +14,7 @@ const LAYERS: [(&str, &str, &[&str]); 5] = [
     ("bridge", "pando-bridge", &["pando-ipc"]),
     ("dbproxy", "pando-dbproxy", &["pando-ipc"]),
     (".", "pando", &["pando-ipc", "pando-bridge", "pando-dbproxy"]),
-    ("bench", "pando-bench", &["pando", "pando-dbproxy"]),
+    ("bench", "pando-bench", &["pando", "pando-ipc", "pando-bridge", "pando-dbproxy"]),
 ];
 /// Crates that only one member may use, tests and the bench aside: it plays the peers, too.
 const SOLE_USERS: [(&str, &str); 3] = [("zeromq", "ipc"), ("fs2", "ipc"), ("rusqlite", "dbproxy")];
