@@ -124,6 +124,15 @@ fn a_write_that_nobody_made_or_that_failed_is_named() {
 fn an_acknowledgement_of_another_event_is_named() {
     check_named(&[Invariant::AckNamesItsEvent, Invariant::RealTimeOrder], |it| of(it, "b")[3] = acked(40, "b-1", 2, 2));
     check_named(&[Invariant::AckNamesItsEvent, Invariant::Fencing], |it| of(it, "b")[3] = acked(40, "b-1", 3, 1));
+    let summary = |it: &mut History| {
+        it.databases[0].events.push(Journaled { prev: 0, event: event(4, 2, "db.changed", "") });
+        it.tails.clear();
+    };
+    check_named(&[Invariant::AckNamesItsEvent], summary);
+    check_named(&[], |it| {
+        summary(it);
+        of(it, "b")[3] = acked(40, "b-1", 4, 2);
+    });
 }
 
 #[test]

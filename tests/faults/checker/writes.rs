@@ -13,6 +13,8 @@ use crate::record::{Outcome, What};
 const PUBLISHED: &str = "trial.published";
 /// Topic of the events of inserted rows.
 const INSERTED: &str = "db.trial.created";
+/// Topic of the event that ends a write that changed rows.
+const CHANGED: &str = "db.changed";
 
 pub(super) fn check(seen: &mut Seen<'_>) {
     let history = seen.history;
@@ -62,10 +64,14 @@ fn on_disk(seen: &mut Seen<'_>) {
     seen.all_violated(Invariant::OnDisk, wrong);
 }
 
-/// Returns the `seq` of the events of each op in a database. A row is there by its event.
+/// Returns the `seq` of the last event of each op in a database. A row is there by its event; the write ends with the summary behind it.
 fn writes_in(database: &Database) -> HashMap<&str, Vec<u64>> {
-    let inserted = database.events.iter().filter(|it| it.event.topic == INSERTED);
-    let seqs: HashMap<u64, u64> = inserted.filter_map(|it| Some((it.event.mark.parse().ok()?, it.event.seq))).collect();
+    let ends =
+        database.events.iter().enumerate().filter(|(_, it)| it.event.topic == INSERTED).filter_map(|(at, it)| {
+            let summary = database.events.get(at + 1).filter(|next| next.event.topic == CHANGED);
+            Some((it.event.mark.parse().ok()?, summary.unwrap_or(it).event.seq))
+        });
+    let seqs: HashMap<u64, u64> = ends.collect();
     let mut found: HashMap<&str, Vec<u64>> = HashMap::new();
     for (rowid, op) in &database.rows {
         // A row without an event has no number: 0 never matches an acknowledgement.
