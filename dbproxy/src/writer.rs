@@ -22,10 +22,11 @@ use crate::meter::WriterMeter;
 use crate::named::Writes;
 use crate::op::OpId;
 use crate::refusal::{died, fenced, not_primary, queue_is_full, too_large, wal_is_full};
-use crate::schema::{self, StoreError};
+use crate::schema::StoreError;
 use crate::settings::Settings;
+use crate::standby::{self, Standby};
 use crate::write::{Ack, Durability, Work, WriteRequest};
-pub use dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR};
+pub use dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR, MAX_OPS};
 pub(crate) use thread::Tuning;
 use thread::{Command, Desk, Job, Place, Signals};
 
@@ -138,26 +139,41 @@ impl Writer {
         Self::open_with(path, options, Tuning::default())
     }
 
+    /// Does the same with what was prepared before the lock was won; where that does not fit any more, it is not used.
+    pub fn open_prepared(path: &Path, standby: Option<Standby>, options: WriterOptions) -> Result<Self, StoreError> {
+        Self::open_as(path, standby, options, Tuning::default())
+    }
+
     pub(crate) fn open_with(path: &Path, options: WriterOptions, tuning: Tuning) -> Result<Self, StoreError> {
+        Self::open_as(path, None, options, tuning)
+    }
+
+    fn open_as(
+        path: &Path,
+        standby: Option<Standby>,
+        options: WriterOptions,
+        tuning: Tuning,
+    ) -> Result<Self, StoreError> {
         let settings = Settings::of(path)?;
         let retention = tuning.retention.unwrap_or(settings.journal);
         let durability = options.durability.unwrap_or(settings.durability);
-        let opened = schema::open(path, durability)?;
+        let (begun, checkpoints) = standby::open(path, standby, durability)?;
         if durability != settings.durability {
             // A successor keeps the promise.
             Settings { durability, ..settings }.write(path)?;
         }
-        let (epoch, database) = (opened.epoch, opened.database);
+        let (epoch, database) = (begun.opened.epoch, begun.opened.database);
         let (queue, commands) = mpsc::channel(tuning.queue_writes);
         let (pinning, pinned) = watch::channel(None);
         let announce = announce(queue.downgrade(), options.instance_id.clone());
-        let checkpointer = Checkpointer::start(&opened.path, &options.instance_id, announce, pinning)?;
+        let checkpointer =
+            Checkpointer::start(&begun.opened.path, checkpoints, begun.calm, &options.instance_id, announce, pinning)?;
         let queued_bytes = Arc::new(AtomicUsize::new(0));
         let (signals, watched) = Signals::new();
         let fenced = signals.fenced.clone();
         let thread_error = |source| StoreError::Thread { name: thread::NAME, source };
-        let path = opened.path.clone();
-        let desk = Desk::new(opened, options, checkpointer, signals, tuning, retention)
+        let path = begun.opened.path.clone();
+        let desk = Desk::new(begun, options, checkpointer, signals, tuning, retention)
             .map_err(|source| StoreError::Sqlite { path, source })?;
         let place = Arc::new(Mutex::new(Some(desk)));
         let (own, bytes) = (Arc::clone(&place), Arc::clone(&queued_bytes));

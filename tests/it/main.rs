@@ -6,6 +6,7 @@ mod calls;
 mod cursors;
 mod database;
 mod demo;
+mod dependencies;
 mod disk;
 mod doctor;
 mod documents;

@@ -6,6 +6,7 @@ code 1 when a promise is broken.
 """
 
 import json
+import os
 import socket
 import sys
 import time
@@ -13,12 +14,10 @@ import uuid
 
 import zmq
 
-from wire import check, find_primary, say
+from wire import check, eventually, find_primary, say
 
 DEADLINE = 20.0
 HEARTBEAT_MS = 50
-# Long enough for several PINGs of each socket; who does not answer them is dropped by libzmq.
-IDLE = 0.3
 
 
 def body(number, method="instance.ping", **params):
@@ -40,6 +39,22 @@ def connect(context, kind, endpoint, **options):
     return peer
 
 
+def stay_idle(context, rpc, count):
+    """Waits until so many connections of this process have had three PINGs answered while they did nothing else."""
+    watcher = connect(context, zmq.DEALER, rpc, IDENTITY=b"watcher")
+    first = {}
+
+    def answered():
+        watcher.send_multipart([b"", body(1, "instance.doors")])
+        peers = json.loads(watcher.recv_multipart()[-1])["result"]["peers"]
+        own = [peer for peer in peers if peer["pid"] == os.getpid() and peer["identity"] != "watcher"]
+        grown = [peer["bytes_out"] - first.setdefault(peer["peer"], peer["bytes_out"]) for peer in own]
+        return sum(more >= 3 * len(b"\x04\x05\x04PONG") for more in grown) >= count or None
+
+    eventually(f"PINGs of {count} connections are answered", answered, DEADLINE)
+    watcher.close()
+
+
 def check_answer(text, number):
     answer = json.loads(text)
     check(answer["id"] == number and answer["result"]["status"] == "ok", f"a call is answered: {text}")
@@ -52,14 +67,14 @@ def req(context, endpoint):
         peer.send(body(number))
         check_answer(peer.recv(), number)
         if number == 0:
-            time.sleep(IDLE)
+            stay_idle(context, endpoint, 1)
     peer.close()
 
 
 def dealer(context, endpoint):
     """DEALER: many calls at once; two with the same identity each get their own answers."""
     peers = [connect(context, zmq.DEALER, endpoint, IDENTITY=b"twin") for _ in range(2)]
-    time.sleep(IDLE)
+    stay_idle(context, endpoint, 2)
     for turn, peer in enumerate(peers):
         for number in range(100):
             peer.send_multipart([b"", body(1000 * turn + number)])
@@ -76,14 +91,16 @@ def dealer(context, endpoint):
 def router(context, endpoint):
     """ROUTER: it names us itself, as we have no identity of our own."""
     peer = connect(context, zmq.ROUTER, endpoint, CONNECT_ROUTING_ID=b"primary", ROUTER_MANDATORY=1)
-    deadline = time.monotonic() + DEADLINE
-    while True:
+
+    def ask():
         try:
             peer.send_multipart([b"primary", b"", body(1)])
-            break
+            return True
         except zmq.ZMQError as error:
-            check(error.errno == zmq.EHOSTUNREACH and time.monotonic() < deadline, f"a ROUTER connects: {error}")
-            time.sleep(0.01)
+            check(error.errno == zmq.EHOSTUNREACH, f"a ROUTER connects: {error}")
+            return None
+
+    eventually("a ROUTER connects", ask, DEADLINE)
     name, delimiter, text = peer.recv_multipart()
     check((name, delimiter) == (b"primary", b""), "the answer comes from whom was asked")
     check_answer(text, 1)
@@ -119,7 +136,7 @@ def follow(context, publish, rpc, kind):
 
     ask(True, topic.encode())
     until(topic, lambda frame: frame.startswith(topic.encode()))
-    time.sleep(IDLE)
+    stay_idle(context, rpc, 2)
     ask(True, other.encode())
     ask(False, topic.encode())
     until(other, lambda frame: frame.startswith((topic.encode(), other.encode())))
@@ -169,12 +186,14 @@ class Bare:
         self.socket.sendall(b"\x00" + bytes([len(data)]) + data)
 
 
-def bare(publish, rpc):
-    """ZMTP 3.0: no command comes unasked, whatever is idle."""
+def bare(context, publish, rpc):
+    """ZMTP 3.0: no command comes unasked, for as long as others exchange PINGs."""
     caller, follower = Bare(rpc, b"DEALER"), Bare(publish, b"SUB")
     topic = f"probe.{uuid.uuid4().hex}".encode()
     follower.send(b"\x01" + topic)
-    time.sleep(IDLE)
+    other = connect(context, zmq.DEALER, rpc)
+    stay_idle(context, rpc, 1)
+    other.close()
     deadline = time.monotonic() + DEADLINE
     follower.socket.settimeout(0.02)
     while True:
@@ -202,7 +221,7 @@ def main(workdir):
             ("ROUTER", lambda: router(context, rpc)),
             ("SUB", lambda: follow(context, publish, rpc, zmq.SUB)),
             ("XSUB", lambda: follow(context, publish, rpc, zmq.XSUB)),
-            ("ZMTP 3.0", lambda: bare(publish, rpc)),
+            ("ZMTP 3.0", lambda: bare(context, publish, rpc)),
         ]:
             run()
             done.append(name)

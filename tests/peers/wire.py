@@ -25,19 +25,27 @@ def lock_path(workdir):
     return os.path.join(workdir, ".pando", "ipc.lock")
 
 
+def eventually(what, look, within=10.0):
+    """Looks until there is something to see, and fails when the time is over: the only place here that sleeps."""
+    deadline = time.monotonic() + within
+    while (seen := look()) is None:
+        check(time.monotonic() < deadline, f"within {within} s: {what}")
+        time.sleep(0.01)
+    return seen
+
+
 def find_primary(workdir, within=5.0):
     """Reads the lock file until it is whole: a primary that has just won has not written it yet."""
-    deadline = time.monotonic() + within
-    while True:
+
+    def look():
         try:
             with open(lock_path(workdir), encoding="utf-8") as file:
                 info = json.load(file)
-            if info["pub_port"] and info["rpc_port"]:
-                return info
+            return info if info["pub_port"] and info["rpc_port"] else None
         except (OSError, ValueError, KeyError):
-            pass
-        check(time.monotonic() < deadline, f"{lock_path(workdir)} names no primary within {within} s")
-        time.sleep(0.01)
+            return None
+
+    return eventually(f"{lock_path(workdir)} names a primary", look, within)
 
 
 def tcp(port):

@@ -21,6 +21,9 @@ use crate::zmtp::{Engine, Event, Remote, Role, ZmtpError};
 
 /// Room for a read: the smallest, for a peer that says little, and the largest, for one that fills it.
 const READ_BYTES: [usize; 2] = [4 * 1024, 64 * 1024];
+/// How long the messages of one peer are worked on before it is the next peer's turn. A count would not do: messages differ by
+/// a factor of a thousand in what they take.
+const TURN: Duration = Duration::from_micros(50);
 /// Most messages in one write (`IOV_MAX` is 1024).
 const MAX_SLICES: usize = 256;
 
@@ -191,6 +194,8 @@ where
     let mut room = smallest;
     // When the message that is being received began.
     let mut begun = None;
+    // What it took of our time since others last had their turn.
+    let mut turn = Duration::ZERO;
     loop {
         while let Some(event) = engine.poll()? {
             begun = None;
@@ -200,13 +205,17 @@ where
                 Event::Unsubscribe(prefix) => Shared::unsubscribe(peer, &prefix),
                 Event::Message(parts) => {
                     peer.ring.room().await;
+                    let began = Instant::now();
                     // The frames before the last are an envelope, with or without a delimiter.
                     peer.read.fetch_add(1, Relaxed);
                     if let Some(body) = parts.last() {
                         calls::serve(shared, peer, body);
                     }
-                    // Now and then it is the next peer's turn.
-                    tokio::task::consume_budget().await;
+                    turn += began.elapsed();
+                    if turn > TURN {
+                        turn = Duration::ZERO;
+                        tokio::task::yield_now().await;
+                    }
                 }
                 Event::Ready(_) => {}
             }

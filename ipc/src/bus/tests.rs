@@ -5,6 +5,7 @@ mod doors;
 mod hostile;
 mod publish;
 mod router;
+mod stopped;
 
 use std::pin::pin;
 

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::*;
 
 /// Set for the process of its own that runs a part of a test.
-const PART: &str = "PANDO_TEST_PART";
+pub(super) const PART: &str = "PANDO_TEST_PART";
 /// Connections that come and go; `scripts/soak-doors` asks for more.
 const CONNECTS: &str = "PANDO_TEST_CONNECTS";
 const USUAL_CONNECTS: usize = 2_000;
@@ -24,7 +24,7 @@ fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-fn resident_kib() -> u64 {
+pub(super) fn resident_kib() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
@@ -93,9 +93,10 @@ async fn comes_and_goes() {
     fixture.check_alive().await;
 }
 
-fn run_part(name: &str) {
+/// Runs a test of the bus in a process of its own, where it finds [`PART`].
+pub(super) fn run_part(name: &str) {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", &format!("bus::tests::crowd::{name}"), "--nocapture"]).env(PART, name);
+    command.args(["--exact", &format!("bus::tests::{name}"), "--nocapture"]).env(PART, name);
     let output = command.output().unwrap();
     let text = [output.stdout, output.stderr].concat();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&text));
@@ -103,7 +104,7 @@ fn run_part(name: &str) {
 
 #[test]
 fn connections_that_come_and_go_leave_nothing_behind() {
-    run_part("comes_and_goes");
+    run_part("crowd::comes_and_goes");
 }
 
 /// Runs in a process of its own, whose descriptors run out.
@@ -159,7 +160,7 @@ fn cpu_ticks() -> u64 {
 
 #[test]
 fn without_descriptors_the_bus_turns_away_and_does_not_spin() {
-    run_part("runs_out_of_descriptors");
+    run_part("crowd::runs_out_of_descriptors");
 }
 
 /// Clients of the test of fairness.

@@ -130,11 +130,12 @@ async fn what_was_published_before_shutdown_is_delivered() {
         let mut subscribers = JoinSet::new();
         for door in [0, 1] {
             let mut sub = fixture.subscriber(door, "").await;
-            let closing = fixture.bus.inner.shared.accepting.clone();
+            let shared = Arc::clone(&fixture.bus.inner.shared);
             subscribers.spawn(async move {
                 // It is slower than the closing bus would wait for its peers once all is written.
-                closing.cancelled().await;
-                tokio::time::sleep(2 * LINGER).await;
+                shared.accepting.cancelled().await;
+                let killed = timeout(2 * LINGER, shared.kill.cancelled()).await;
+                assert!(killed.is_err(), "round {round}: closed before all was written");
                 for number in 0..EVENTS {
                     assert!(recv(&mut sub).await.starts_with(&format!("e\0{number} ")), "round {round}");
                 }
