@@ -12,6 +12,7 @@ mod roster;
 mod route;
 mod silence;
 mod terms;
+mod warm;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -21,6 +21,19 @@ pub(crate) struct Context {
     pub(crate) warm_up: Duration,
     /// Library that slows fsync down, for `LD_PRELOAD`.
     pub(crate) slow_fsync: Option<PathBuf>,
+    /// The `pando` program, for what is measured from outside.
+    pub(crate) pando: PathBuf,
+    /// libzmq, where there is one.
+    pub(crate) libzmq: Option<Libzmq>,
+}
+
+/// The peer that is libzmq itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Libzmq {
+    /// `libzmq_peer.c`, compiled.
+    pub(crate) program: PathBuf,
+    /// The shared library that it loads.
+    pub(crate) library: PathBuf,
 }
 
 /// What one run of a contender measured, by name; the unit is the last part of the name.
@@ -33,18 +46,32 @@ pub(crate) type Run = Box<dyn Fn(&Context) -> Result<Metrics, Failure>>;
 pub(crate) struct Contender {
     /// Its name in the table.
     pub(crate) name: &'static str,
+    /// Why it cannot run here.
+    pub(crate) skip: Option<String>,
     /// Does the work once.
     pub(crate) run: Run,
 }
 
-/// One comparison.
+impl Contender {
+    /// Returns a contender that can run anywhere.
+    pub(crate) fn new(name: &'static str, run: impl Fn(&Context) -> Result<Metrics, Failure> + 'static) -> Self {
+        Self { name, skip: None, run: Box::new(run) }
+    }
+
+    /// Returns it as one that is left out where `reason` says why.
+    pub(crate) fn unless(self, reason: Option<&str>) -> Self {
+        Self { skip: reason.map(str::to_owned), ..self }
+    }
+}
+
+/// One comparison, or one figure without a peer.
 pub(crate) struct Case {
     /// What `--only` selects.
     pub(crate) name: &'static str,
     /// What is done, for people.
     pub(crate) about: String,
-    /// What to compare with.
-    pub(crate) peer: Contender,
+    /// What to compare with; the first that can run is the one in short tables.
+    pub(crate) peers: Vec<Contender>,
     /// What is compared.
     pub(crate) own: Contender,
     /// What should come out.
@@ -58,6 +85,8 @@ pub(crate) struct Case {
 pub(crate) struct Target {
     /// A name in [`Metrics`].
     pub(crate) metric: &'static str,
+    /// The peer that a ratio is to; empty: the first.
+    pub(crate) peer: &'static str,
     /// What its value should be.
     pub(crate) rule: Rule,
 }
@@ -69,14 +98,21 @@ pub(crate) enum Rule {
     RatioAtLeast(f64),
     /// Own / peer is this or less.
     RatioAtMost(f64),
+    /// Own is this or more.
+    AtLeast(f64),
     /// Own is this or less.
     AtMost(f64),
 }
 
 impl Target {
-    /// Returns a target.
+    /// Returns a target, against the first peer if it is a ratio.
     pub(crate) fn new(metric: &'static str, rule: Rule) -> Self {
-        Self { metric, rule }
+        Self { metric, peer: "", rule }
+    }
+
+    /// Returns the same target against this peer.
+    pub(crate) fn to(self, peer: &'static str) -> Self {
+        Self { peer, ..self }
     }
 }
 
@@ -84,8 +120,13 @@ impl Rule {
     /// Tells whether a median keeps the rule.
     pub(crate) fn is_met(self, median: f64) -> bool {
         match self {
-            Self::RatioAtLeast(bound) => median >= bound,
+            Self::RatioAtLeast(bound) | Self::AtLeast(bound) => median >= bound,
             Self::RatioAtMost(bound) | Self::AtMost(bound) => median <= bound,
         }
+    }
+
+    /// Tells whether it is about a ratio.
+    pub(crate) fn is_ratio(self) -> bool {
+        matches!(self, Self::RatioAtLeast(_) | Self::RatioAtMost(_))
     }
 }

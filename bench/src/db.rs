@@ -138,7 +138,7 @@ impl Load {
         let mut start = |engine, number, activity: Option<Activity>| {
             let (workdir, pace) = (scratch.path().to_owned(), self.pace(context, number));
             let job = Job { engine, workdir, durability: self.durability, number, activity, counts: true, pace };
-            fleet.start(&fleet::Job::Db(job), preload)
+            fleet.start(&fleet::Job::Db(job), preload).map(drop)
         };
         let engine = match (own, self.leads) {
             (false, _) => Engine::Open,
@@ -172,8 +172,8 @@ impl Load {
         Case {
             name,
             about: load.about(),
-            peer: Contender { name: "each opens the file", run: Box::new(move |context| load.run(false, context)) },
-            own: Contender { name: "pando", run: Box::new(move |context| load.run(true, context)) },
+            peers: vec![Contender::new("each opens the file", move |context| load.run(false, context))],
+            own: Contender::new("pando", move |context| load.run(true, context)),
             targets,
             skip,
         }
@@ -211,8 +211,8 @@ fn reads() -> Case {
     Case {
         name: "reads-os",
         about: "single rows read by key on a secondary; the primary is idle, or writes with 16 in flight".to_owned(),
-        peer: Contender { name: "idle", run: Box::new(|context| run(context, false)) },
-        own: Contender { name: "saturated", run: Box::new(|context| run(context, true)) },
+        peers: vec![Contender::new("idle", |context| run(context, false))],
+        own: Contender::new("saturated", |context| run(context, true)),
         targets: vec![Target::new("p99_ms", Rule::RatioAtMost(2.0))],
         skip: None,
     }

@@ -1,6 +1,7 @@
 //! A fleet of worker processes that begin together, and the worker's end of the conversation.
 //!
-//! A worker reads its job from the first line of stdin, says `ready`, begins at the line `go`, says what it measured, and ends with stdin.
+//! A worker reads its job from the first line of stdin, says `ready` (and where it is reached), begins at the line `go`, says what it
+//! measured, and ends with stdin.
 
 use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, Write};
@@ -9,14 +10,23 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-use crate::load::Outcome;
-use crate::{Failure, db};
+use crate::case::Context;
+use crate::load::{Outcome, Pace};
+use crate::{Failure, db, events, growth, memory, rpc};
 
 /// What a worker process is to do.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Job {
     /// A part in a case of [`db`].
     Db(db::Job),
+    /// A part in a case of [`rpc`].
+    Rpc(rpc::Job),
+    /// A part in a case of [`events`].
+    Events(events::Job),
+    /// A part in a case of [`memory`].
+    Memory(memory::Job),
+    /// A part in a case of [`growth`].
+    Growth(growth::Job),
 }
 
 /// Worker processes; those that still run are killed when it is dropped.
@@ -33,23 +43,41 @@ struct Member {
 }
 
 impl Fleet {
-    /// Starts one more worker and waits until it is ready; `preload` is a library for `LD_PRELOAD`.
-    pub(crate) fn start(&mut self, job: &Job, preload: Option<&Path>) -> Result<(), Failure> {
+    /// Starts one more worker and waits until it is ready; returns where it is reached. `preload` is a library for `LD_PRELOAD`.
+    pub(crate) fn start(&mut self, job: &Job, preload: Option<&Path>) -> Result<String, Failure> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("worker").stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.arg("worker");
         if let Some(library) = preload {
             command.env("LD_PRELOAD", library);
         }
-        let mut process = command.spawn()?;
+        self.enter(command, &serde_json::to_string(job)?)
+    }
+
+    /// Starts one more process of libzmq's with these arguments, and waits as [`Fleet::start`] does.
+    pub(crate) fn start_libzmq(
+        &mut self,
+        context: &Context,
+        pace: Pace,
+        arguments: &[&str],
+    ) -> Result<String, Failure> {
+        let libzmq = context.libzmq.as_ref().ok_or("there is no libzmq")?;
+        let mut command = Command::new(&libzmq.program);
+        command.arg(&libzmq.library).args(arguments);
+        self.enter(command, &format!("{} {}", pace.warm_up.as_millis(), pace.time.as_millis()))
+    }
+
+    fn enter(&mut self, mut command: Command, job: &str) -> Result<String, Failure> {
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let (Some(orders), Some(news)) = (process.stdin.take(), process.stdout.take()) else {
             return Err("a worker has no stdin or stdout".into());
         };
         self.members.push(Member { process, orders: Some(orders), news: BufReader::new(news) });
-        let Some(member) = self.members.last_mut() else { return Ok(()) };
-        member.order(&serde_json::to_string(job)?)?;
-        match member.hear()?.as_str() {
-            "ready" => Ok(()),
-            other => Err(format!("a worker said {other:?} instead of being ready").into()),
+        let Some(member) = self.members.last_mut() else { return Err("the worker is not there".into()) };
+        member.order(job)?;
+        let said = member.hear()?;
+        match said.strip_prefix("ready") {
+            Some(place) => Ok(place.trim().trim_end_matches('\0').to_owned()),
+            None => Err(format!("a worker said {said:?} instead of being ready").into()),
         }
     }
 
@@ -102,12 +130,16 @@ impl Member {
 /// Does the job that stands on stdin: all of a worker process.
 pub(crate) fn work() -> Result<(), Failure> {
     let job: Job = serde_json::from_str(&line()?)?;
-    let ready = || {
-        writeln!(io::stdout(), "ready")?;
+    let ready = |place: &str| {
+        writeln!(io::stdout(), "ready {place}")?;
         line().map(drop)
     };
     match job {
-        Job::Db(job) => db::work(&job, ready),
+        Job::Db(job) => db::work(&job, || ready("")),
+        Job::Rpc(job) => rpc::work(job, ready),
+        Job::Events(job) => events::work(job, || ready("")),
+        Job::Memory(job) => memory::work(&job, || ready("")),
+        Job::Growth(job) => growth::work(job, || ready("")),
     }
 }
 

@@ -60,11 +60,81 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
+    /// Returns it as that of a process whose operations are not what is measured.
+    pub(crate) fn into_idle(self) -> Self {
+        Self { is_idle: true, ..self }
+    }
+
     /// Adds what another loop of the same process measured at the same time.
     pub(crate) fn and(mut self, other: Self) -> Self {
         self.failed += other.failed;
         self.latencies.extend(other.latencies);
         self
+    }
+}
+
+/// Deliveries on one process: latencies from when an event was due to when it was received, and how many never came.
+#[derive(Debug)]
+pub(crate) struct Deliveries {
+    cpu_seconds: f64,
+    pace: Pace,
+    counts_from: Instant,
+    end: Instant,
+    last: Option<u64>,
+    tally: Tally,
+}
+
+impl Deliveries {
+    /// Begins now.
+    pub(crate) fn begin(pace: Pace) -> Self {
+        let counts_from = Instant::now() + pace.warm_up;
+        let (cpu_seconds, end) = (cpu_seconds(), counts_from + pace.time);
+        Self { cpu_seconds, pace, counts_from, end, last: None, tally: Tally::new() }
+    }
+
+    /// Returns when it is over.
+    pub(crate) fn end(&self) -> Instant {
+        self.end
+    }
+
+    /// Notes an event: its number, and when it was due on [`monotonic_ns`]. Numbers that were left out were lost.
+    pub(crate) fn received(&mut self, number: u64, due_ns: u64) {
+        let lost = self.last.map_or(0, |last| number.saturating_sub(last + 1));
+        self.tally.failed += lost;
+        self.last = Some(number);
+        let now = Instant::now();
+        if now >= self.counts_from && now < self.end {
+            self.tally.latencies.saturating_record(monotonic_ns().saturating_sub(due_ns).max(1));
+        }
+    }
+
+    /// Notes that so many more are known to be lost.
+    pub(crate) fn lost(&mut self, count: u64) {
+        self.tally.failed += count;
+        self.last = None;
+    }
+
+    /// Returns what was measured.
+    pub(crate) fn outcome(self) -> Outcome {
+        self.tally.outcome(self.pace, self.cpu_seconds)
+    }
+}
+
+/// Returns the time on the clock that all processes of this machine share.
+pub(crate) fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let part = |value: i64| u64::try_from(value).unwrap_or(0);
+    part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
+}
+
+/// Waits until something is due; the system's usual slack of 50 us is taken off.
+pub(crate) fn wait_until(due: Instant) {
+    let left = due.saturating_duration_since(Instant::now());
+    if !left.is_zero() {
+        // Where that fails waits are longer, for every contender alike.
+        rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1)).unwrap_or_default();
+        #[expect(clippy::disallowed_methods, reason = "the load has a pace")]
+        std::thread::sleep(left);
     }
 }
 
@@ -120,17 +190,8 @@ impl Course {
 
     /// Returns what was measured.
     pub(crate) fn outcome(self) -> Outcome {
-        let recorded = self.tally.latencies.iter_recorded();
-        let seconds = (self.end - self.counts_from).as_secs_f64();
-        // The warm-up is work of the same kind.
-        let share = seconds / (seconds + self.warm_up.as_secs_f64());
-        Outcome {
-            is_idle: false,
-            cpu_seconds: (cpu_seconds() - self.cpu_seconds) * share,
-            failed: self.tally.failed,
-            seconds,
-            latencies: recorded.map(|step| (step.value_iterated_to(), step.count_at_value())).collect(),
-        }
+        let pace = Pace { warm_up: self.warm_up, time: self.end - self.counts_from, per_second: None, seed: 0 };
+        self.tally.outcome(pace, self.cpu_seconds)
     }
 }
 
@@ -158,6 +219,21 @@ impl Tally {
         #[expect(clippy::expect_used, reason = "the bounds are constants that fit")]
         let latencies = Histogram::new_with_max(LONGEST_NS, DIGITS).expect("a histogram of these bounds");
         Self { latencies, failed: 0 }
+    }
+
+    /// Returns it as an outcome; `cpu_before` is the processor time that the process had used at the start.
+    fn outcome(self, pace: Pace, cpu_before: f64) -> Outcome {
+        let recorded = self.latencies.iter_recorded();
+        let seconds = pace.time.as_secs_f64();
+        // The warm-up is work of the same kind.
+        let share = seconds / (seconds + pace.warm_up.as_secs_f64());
+        Outcome {
+            is_idle: false,
+            cpu_seconds: (cpu_seconds() - cpu_before) * share,
+            failed: self.failed,
+            seconds,
+            latencies: recorded.map(|step| (step.value_iterated_to(), step.count_at_value())).collect(),
+        }
     }
 }
 

@@ -2,11 +2,14 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::case::{Context, Libzmq};
+
 /// Returns the machine and the versions, as they stand in every report.
-pub(crate) fn describe(dir: &Path) -> Value {
+pub(crate) fn describe(context: &Context) -> Value {
     let cpu = line("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".to_owned());
     let memory = line("/proc/meminfo", "MemTotal").unwrap_or_else(|| "unknown".to_owned());
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_else(|_| "unknown".to_owned());
@@ -15,11 +18,18 @@ pub(crate) fn describe(dir: &Path) -> Value {
         "cores": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
         "memory": memory,
         "kernel": kernel.trim(),
-        "file_system": file_system(dir).unwrap_or_else(|| "unknown".to_owned()),
+        "file_system": file_system(&context.dir).unwrap_or_else(|| "unknown".to_owned()),
         "pando": env!("CARGO_PKG_VERSION"),
         "sqlite": rusqlite::version(),
+        "libzmq": context.libzmq.as_ref().and_then(libzmq).unwrap_or_else(|| "none".to_owned()),
         "build": if cfg!(debug_assertions) { "debug" } else { "release" },
     })
+}
+
+/// Asks libzmq for its version.
+fn libzmq(peer: &Libzmq) -> Option<String> {
+    let output = Command::new(&peer.program).arg(&peer.library).arg("version").output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// Returns the value behind the first line that begins with `key`.

@@ -1,26 +1,25 @@
-//! From runs to medians, ratios and targets: for people as tables, for programs as JSON.
+//! From runs to medians, ratios and targets: for people as tables and a chart, for programs as JSON.
+
+mod chart;
+mod table;
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fs;
 use std::io::{self, Write};
+use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::Failure;
 use crate::case::{Case, Contender, Context, Metrics, Rule, Target};
 use crate::machine;
 
-/// Columns of the table, in order: metric and heading.
-const COLUMNS: [(&str, &str); 8] = [
-    ("per_s", "per s"),
-    ("p50_ms", "p50 ms"),
-    ("p99_ms", "p99 ms"),
-    ("p99.9_ms", "p99.9 ms"),
-    ("max_ms", "max ms"),
-    ("cpu_us", "CPU us each"),
-    ("failed", "failed"),
-    ("most_to_fewest", "most:fewest"),
-];
+use chart::chart;
+
+/// The file that all subjects share, for programs.
+const REPORT: &str = "report.json";
+/// The file with the chart.
+const CHART: &str = "report.svg";
 
 /// The middle of several runs, and how far they lie apart.
 #[derive(Debug, Clone, Copy)]
@@ -48,17 +47,30 @@ impl Summary {
     }
 }
 
+/// Returns the middle and the ends of some times in milliseconds.
+pub(crate) fn spread(times: Vec<f64>) -> Metrics {
+    let Summary { median, min, max } = Summary::of(times);
+    Metrics::from([("p50_ms", median), ("min_ms", min), ("max_ms", max)])
+}
+
 type Summaries = BTreeMap<&'static str, Summary>;
+
+/// What came out of one contender.
+struct Side {
+    name: &'static str,
+    metrics: Summaries,
+    /// Our own divided by this, run by run.
+    ratios: Summaries,
+}
 
 /// What came out of one case.
 struct Row {
     name: &'static str,
     about: String,
-    peer: (&'static str, Summaries),
-    own: (&'static str, Summaries),
-    /// Own divided by peer, run by run.
-    ratios: Summaries,
-    targets: Vec<(Target, f64)>,
+    peers: Vec<Side>,
+    own: Side,
+    /// What was measured of each target; nothing where its peer could not run.
+    targets: Vec<(Target, Option<f64>)>,
 }
 
 /// What came out of all cases of a subject.
@@ -67,7 +79,7 @@ pub(crate) struct Report {
     machine: Value,
     settings: Value,
     rows: Vec<Row>,
-    skipped: Vec<(&'static str, String)>,
+    skipped: Vec<(String, String)>,
 }
 
 impl Report {
@@ -79,64 +91,97 @@ impl Report {
             "seconds": context.time.as_secs_f64(),
             "warm_up_seconds": context.warm_up.as_secs_f64(),
         });
-        let machine = machine::describe(&context.dir);
+        let machine = machine::describe(context);
         let mut report = Self { subject, machine, settings, rows: Vec::new(), skipped: Vec::new() };
         for (at, case) in cases.iter().enumerate() {
             if let Some(why) = &case.skip {
-                report.skipped.push((case.name, why.clone()));
+                report.skipped.push((case.name.to_owned(), why.clone()));
                 continue;
             }
-            let mut runs = [Vec::new(), Vec::new()];
+            let mut contenders: Vec<&Contender> = Vec::new();
+            for peer in &case.peers {
+                match &peer.skip {
+                    Some(why) => report.skipped.push((format!("{} in {}", peer.name, case.name), why.clone())),
+                    None => contenders.push(peer),
+                }
+            }
+            contenders.push(&case.own);
+            let mut runs = vec![Vec::new(); contenders.len()];
             for turn in 0..context.repetitions {
-                for (runs, contender) in runs.iter_mut().zip([&case.peer, &case.own]) {
+                for (runs, contender) in runs.iter_mut().zip(&contenders) {
                     let metrics = run(contender, case.name, context)?;
-                    let (rate, max) = (metrics["per_s"], metrics["max_ms"]);
-                    writeln!(
-                        io::stderr(),
-                        "[{}/{}] {} {} {}: {rate:.0}/s, max {max:.1} ms",
-                        at + 1,
-                        cases.len(),
-                        case.name,
-                        turn + 1,
-                        contender.name
-                    )?;
+                    let (of, turn) = (cases.len(), turn + 1);
+                    let glance = table::glance(&metrics);
+                    let name = format!("{subject} {}", case.name);
+                    writeln!(io::stderr(), "[{}/{of}] {name} {turn} {}: {glance}", at + 1, contender.name)?;
                     runs.push(metrics);
                 }
             }
-            report.rows.push(Row::of(case, &runs));
+            let names: Vec<_> = contenders.iter().map(|contender| contender.name).collect();
+            report.rows.push(Row::of(case, &names, &runs));
         }
         Ok(report)
     }
 
+    /// Fails when something is grossly off that no busy machine explains: something of ours failed, or nothing happened at all.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        for row in &self.rows {
+            let median = |metric| row.own.metrics.get(metric).map(|summary| summary.median);
+            if median("per_s").is_some_and(|rate| rate <= 0.0) {
+                return Err(format!("{} {}: nothing was done", self.subject, row.name).into());
+            }
+            if median("failed").is_some_and(|failed| failed > 0.0) {
+                return Err(format!("{} {}: {:?} failed", self.subject, row.name, median("failed")).into());
+            }
+        }
+        Ok(())
+    }
+
     /// Returns the report for programs.
     pub(crate) fn to_json(&self) -> Value {
-        let summaries = |of: &Summaries| {
-            of.iter().map(|(name, summary)| ((*name).to_owned(), summary.to_json())).collect::<Value>()
-        };
+        let summaries =
+            |of: &Summaries| of.iter().map(|(name, it)| ((*name).to_owned(), it.to_json())).collect::<Map<_, _>>();
         let rows = self.rows.iter().map(|row| {
             let targets = row.targets.iter().map(|(target, measured)| {
                 json!({
-                    "metric": target.metric, "rule": target.rule.to_string(), "measured": measured,
-                    "met": target.rule.is_met(*measured),
+                    "metric": target.metric,
+                    "peer": row.peer_of(*target).map(|peer| peer.name),
+                    "rule": target.rule.to_string(),
+                    "measured": measured,
+                    "met": measured.map(|measured| target.rule.is_met(measured)),
                 })
+            });
+            let peers = row.peers.iter().map(|peer| {
+                json!({"name": peer.name, "metrics": summaries(&peer.metrics), "ratios": summaries(&peer.ratios)})
             });
             json!({
                 "name": row.name,
                 "about": row.about,
-                "peer": {"name": row.peer.0, "metrics": summaries(&row.peer.1)},
-                "own": {"name": row.own.0, "metrics": summaries(&row.own.1)},
-                "ratios": summaries(&row.ratios),
+                "peers": peers.collect::<Vec<_>>(),
+                "own": {"name": row.own.name, "metrics": summaries(&row.own.metrics)},
                 "targets": targets.collect::<Vec<_>>(),
             })
         });
         let skipped = self.skipped.iter().map(|(name, why)| json!({"name": name, "why": why}));
         json!({
-            "subject": self.subject,
             "machine": self.machine,
             "settings": self.settings,
             "cases": rows.collect::<Vec<_>>(),
             "skipped": skipped.collect::<Vec<_>>(),
         })
+    }
+
+    /// Puts this subject into the report in `dir`, where the others stay as they were, and draws the chart anew.
+    pub(crate) fn save(&self, dir: &Path) -> Result<(), Failure> {
+        let path = dir.join(REPORT);
+        let before = fs::read_to_string(&path).ok().and_then(|text| serde_json::from_str::<Value>(&text).ok());
+        let mut subjects = match before {
+            Some(Value::Object(subjects)) => subjects,
+            _ => Map::new(),
+        };
+        subjects.insert(self.subject.to_owned(), self.to_json());
+        fs::write(dir.join(CHART), chart(&subjects)?)?;
+        Ok(fs::write(path, serde_json::to_string_pretty(&subjects)? + "\n")?)
     }
 }
 
@@ -145,134 +190,44 @@ fn run(contender: &Contender, case: &str, context: &Context) -> Result<Metrics, 
 }
 
 impl Row {
-    fn of(case: &Case, [peer, own]: &[Vec<Metrics>; 2]) -> Self {
+    /// Sums up the runs; those of our own come last.
+    fn of(case: &Case, names: &[&'static str], runs: &[Vec<Metrics>]) -> Self {
         let summaries = |runs: &[Metrics]| -> Summaries {
             let names = runs.first().into_iter().flat_map(BTreeMap::keys);
             names.map(|name| (*name, Summary::of(runs.iter().map(|run| run[name]).collect()))).collect()
         };
-        let ratios: Vec<Metrics> = own
+        let own_runs = runs.last().map_or(&[][..], Vec::as_slice);
+        let mut sides: Vec<Side> = names
             .iter()
-            .zip(peer)
-            .map(|(own, peer)| own.iter().map(|(name, value)| (*name, value / peer[name])).collect())
+            .zip(runs)
+            .map(|(name, runs)| {
+                let ratio = |(own, peer): (&Metrics, &Metrics)| -> Metrics {
+                    let both = own.iter().filter_map(|(name, value)| Some((*name, value / peer.get(name)?)));
+                    both.collect()
+                };
+                let ratios: Vec<Metrics> = own_runs.iter().zip(runs).map(ratio).collect();
+                Side { name, metrics: summaries(runs), ratios: summaries(&ratios) }
+            })
             .collect();
-        let (peer, own, ratios) = (summaries(peer), summaries(own), summaries(&ratios));
-        let targets = case.targets.iter().map(|target| {
-            let measured = if matches!(target.rule, Rule::AtMost(_)) { &own } else { &ratios };
-            (*target, measured[target.metric].median)
-        });
-        let targets = targets.collect();
-        let (peer, own) = ((case.peer.name, peer), (case.own.name, own));
-        Self { name: case.name, about: case.about.clone(), peer, own, ratios, targets }
+        let own =
+            sides.pop().unwrap_or(Side { name: case.own.name, metrics: Summaries::new(), ratios: Summaries::new() });
+        let mut row = Self { name: case.name, about: case.about.clone(), peers: sides, own, targets: Vec::new() };
+        row.targets = case.targets.iter().map(|target| (*target, row.measured(*target))).collect();
+        row
     }
-}
 
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::RatioAtLeast(bound) => write!(f, "at least {bound}x"),
-            Self::RatioAtMost(bound) if bound < 0.5 => write!(f, "at most 1/{:.0}", 1.0 / bound),
-            Self::RatioAtMost(bound) => write!(f, "at most {bound}x"),
-            Self::AtMost(bound) => write!(f, "at most {bound}"),
-        }
+    /// Returns the peer that a target is about; none where that one could not run, or there is none.
+    fn peer_of(&self, target: Target) -> Option<&Side> {
+        let is_it = |peer: &&Side| target.peer.is_empty() || peer.name == target.peer;
+        if target.rule.is_ratio() { self.peers.iter().find(is_it) } else { None }
     }
-}
 
-/// A figure with about three digits.
-struct Figure(f64);
-
-impl fmt::Display for Figure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(value) = *self;
-        let digits = match value.abs() {
-            100.0.. => 0,
-            10.0.. => 1,
-            1.0.. => 2,
-            0.0 => 0,
-            _ => 3,
+    fn measured(&self, target: Target) -> Option<f64> {
+        let of = match target.rule {
+            Rule::AtLeast(_) | Rule::AtMost(_) => &self.own.metrics,
+            Rule::RatioAtLeast(_) | Rule::RatioAtMost(_) => &self.peer_of(target)?.ratios,
         };
-        f.pad(&format!("{value:.digits$}"))
-    }
-}
-
-/// The report in Markdown, which reads well on a terminal, too.
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let field = |of: &Value, key: &str| of[key].as_str().map_or_else(|| of[key].to_string(), str::to_owned);
-        let machine = |key| field(&self.machine, key);
-        writeln!(
-            f,
-            "{} cores of {}, {}, Linux {}, {}; pando {} ({}), SQLite {}",
-            machine("cores"),
-            machine("cpu"),
-            machine("memory"),
-            machine("kernel"),
-            machine("file_system"),
-            machine("pando"),
-            machine("build"),
-            machine("sqlite")
-        )?;
-        let setting = |key| field(&self.settings, key);
-        writeln!(
-            f,
-            "{} interleaved repetitions of {} s each after {} s: median (min to max)\n",
-            setting("repetitions"),
-            setting("seconds"),
-            setting("warm_up_seconds")
-        )?;
-        for row in &self.rows {
-            writeln!(f, "### {}\n\n{}\n", row.name, row.about)?;
-            row.table(f)?;
-        }
-        writeln!(f, "### Targets\n\n| case | metric | target | measured | met |\n|---|---|---|---|---|")?;
-        for row in &self.rows {
-            for (target, measured) in &row.targets {
-                let met = if target.rule.is_met(*measured) { "yes" } else { "**no**" };
-                let unit = if matches!(target.rule, Rule::AtMost(_)) { "" } else { "x" };
-                writeln!(
-                    f,
-                    "| {} | {} | {} | {}{unit} | {met} |",
-                    row.name,
-                    target.metric,
-                    target.rule,
-                    Figure(*measured)
-                )?;
-            }
-        }
-        for (name, why) in &self.skipped {
-            writeln!(f, "\nskipped: {name}: {why}")?;
-        }
-        Ok(())
-    }
-}
-
-impl Row {
-    fn table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut lines = vec![vec![String::new()]];
-        lines[0].extend(COLUMNS.map(|(_, heading)| heading.to_owned()));
-        for (name, summaries) in [&self.peer, &self.own, &("ratio", self.ratios.clone())] {
-            let mut line = vec![(*name).to_owned()];
-            line.extend(COLUMNS.map(|(metric, _)| cell(summaries, metric)));
-            lines.push(line);
-        }
-        let width = |at: usize| lines.iter().map(|line| line[at].len()).max().unwrap_or(0);
-        let widths: Vec<_> = (0..=COLUMNS.len()).map(width).collect();
-        for (number, line) in lines.iter().enumerate() {
-            let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-            writeln!(f, "| {} |", cells.collect::<Vec<_>>().join(" | "))?;
-            if number == 0 {
-                writeln!(f, "|{}|", widths.iter().map(|width| "-".repeat(width + 2)).collect::<Vec<_>>().join("|"))?;
-            }
-        }
-        writeln!(f)
-    }
-}
-
-fn cell(summaries: &Summaries, metric: &str) -> String {
-    match summaries.get(metric) {
-        Some(Summary { median, .. }) if median.is_nan() || median.is_infinite() => "-".to_owned(),
-        Some(Summary { median, min, max }) if (max - min).abs() < f64::EPSILON => Figure(*median).to_string(),
-        Some(Summary { median, min, max }) => format!("{} ({} to {})", Figure(*median), Figure(*min), Figure(*max)),
-        None => "-".to_owned(),
+        of.get(target.metric).map(|summary| summary.median)
     }
 }
 
@@ -287,11 +242,18 @@ mod tests {
     }
 
     #[test]
-    fn rules_and_figures_read_well() {
-        let rules = [Rule::RatioAtLeast(0.95), Rule::RatioAtMost(0.01), Rule::RatioAtMost(2.0), Rule::AtMost(1.2)];
-        let texts: Vec<_> = rules.iter().map(ToString::to_string).collect();
-        assert_eq!(texts, ["at least 0.95x", "at most 1/100", "at most 2x", "at most 1.2"]);
-        let figures: Vec<_> = [12_345.6, 12.34, 1.234, 0.0123, 0.0].map(|value| Figure(value).to_string()).into();
-        assert_eq!(figures, ["12346", "12.3", "1.23", "0.012", "0"]);
+    fn a_target_is_about_its_own_peer() {
+        let case = Case {
+            name: "case",
+            about: String::new(),
+            peers: vec![],
+            own: Contender::new("pando", |_| Ok(Metrics::new())),
+            targets: ["", "b", "gone"].map(|peer| Target::new("per_s", Rule::RatioAtLeast(1.0)).to(peer)).into(),
+            skip: None,
+        };
+        let rate = |rate: f64| vec![Metrics::from([("per_s", rate)])];
+        let row = Row::of(&case, &["a", "b", "pando"], &[rate(1.0), rate(2.0), rate(6.0)]);
+        let measured: Vec<_> = row.targets.iter().map(|(_, measured)| *measured).collect();
+        assert_eq!(measured, [Some(6.0), Some(3.0), None]);
     }
 }

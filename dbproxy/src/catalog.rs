@@ -187,7 +187,7 @@ fn stats(connection: &Connection, path: &Path) -> rusqlite::Result<Stats> {
         tables: count(&format!("SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND {NOT_OURS}"))?,
         oldest_event,
         head,
-        ops: count("SELECT count(*) FROM _pando_op")?,
+        ops: count("SELECT (SELECT count(*) FROM _pando_op) + (SELECT count(*) FROM _pando_op_named)")?,
     })
 }
 

@@ -37,6 +37,8 @@ struct State {
     /// Commits happened since the last checkpoint.
     dirty: bool,
     stop: bool,
+    /// At the end the WAL is cut to nothing.
+    cut: bool,
 }
 
 #[derive(Debug, Default)]
@@ -59,20 +61,23 @@ pub(crate) struct Checkpointer {
 }
 
 impl Checkpointer {
-    /// Starts the thread with a connection of its own. `instance` is who writes; `pinned` tells while a reader keeps the log large.
+    /// Starts the thread with a connection of its own, from [`connect`]; the first checkpoint comes after `calm`. `instance` is who writes;
+    /// `pinned` tells while a reader keeps the log large.
     pub(crate) fn start(
         path: &Path,
+        connection: Connection,
+        calm: Duration,
         instance: &str,
         announce: Announce,
         pinned: watch::Sender<Option<Pinned>>,
     ) -> Result<Self, StoreError> {
-        let worker = Worker::open(path, instance, announce, pinned);
+        let worker = Worker::new(path, connection, instance, announce, pinned);
         let mut worker = worker.map_err(|source| StoreError::Sqlite { path: path.to_owned(), source })?;
         let shared = Arc::new(Shared::default());
         let own = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name(NAME.to_owned())
-            .spawn(move || worker.run(&own))
+            .spawn(move || worker.run(&own, calm))
             .map_err(|source| StoreError::Thread { name: NAME, source })?;
         Ok(Self { shared, thread })
     }
@@ -86,9 +91,12 @@ impl Checkpointer {
         }
     }
 
-    /// Moves what is left, cuts the WAL to nothing, and ends the thread.
-    pub(crate) fn finish(self) {
-        self.shared.lock().stop = true;
+    /// Ends the thread. With `cut` it moves what is left and cuts the WAL to nothing first.
+    pub(crate) fn finish(self, cut: bool) {
+        {
+            let mut state = self.shared.lock();
+            (state.stop, state.cut) = (true, cut);
+        }
         self.shared.changed.notify_one();
         if self.thread.join().is_err() {
             tracing::error!("the checkpoint thread panicked; the next writer moves what is left");
@@ -109,19 +117,25 @@ struct Worker {
     pinned: watch::Sender<Option<Pinned>>,
 }
 
+/// Opens the connection that a checkpointer works with.
+pub(crate) fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = schema::connect(path)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
+    // A connection that has read nothing does not know that there is a WAL, and would do nothing.
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+    Ok(connection)
+}
+
 impl Worker {
-    fn open(
+    fn new(
         path: &Path,
+        connection: Connection,
         instance: &str,
         announce: Announce,
         pinned: watch::Sender<Option<Pinned>>,
     ) -> rusqlite::Result<Self> {
-        let connection = schema::connect(path)?;
-        connection.busy_timeout(BUSY_TIMEOUT)?;
-        connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
         let page_bytes = connection.query_row("PRAGMA page_size", [], |row| row.get(0))?;
-        // A connection that has read nothing does not know that there is a WAL, and would do nothing.
-        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
         Ok(Self {
             connection,
             path: path.to_owned(),
@@ -135,7 +149,8 @@ impl Worker {
         })
     }
 
-    fn run(&mut self, shared: &Shared) {
+    fn run(&mut self, shared: &Shared, calm: Duration) {
+        drop(shared.changed.wait_timeout_while(shared.lock(), calm, |state| !state.stop));
         loop {
             let mut state = shared.lock();
             while !state.dirty && !state.stop {
@@ -156,6 +171,9 @@ impl Worker {
             let state = shared.lock();
             let paused = shared.changed.wait_timeout_while(state, EVERY, |state| !state.stop);
             drop(paused);
+        }
+        if !shared.lock().cut {
+            return;
         }
         match self.connection.wal_checkpoint_v2(DEFAULT_NAME, CheckpointMode::TRUNCATE) {
             Ok(_) => {}
@@ -244,8 +262,15 @@ mod tests {
     #[test]
     fn frames_move_to_the_database_and_the_wal_is_cut_at_the_end() {
         let loaded = loaded();
-        let checkpointer =
-            Checkpointer::start(&loaded.path, "inst-A", Box::new(|_, _| true), watch::Sender::default()).unwrap();
+        let checkpointer = Checkpointer::start(
+            &loaded.path,
+            connect(&loaded.path).unwrap(),
+            Duration::ZERO,
+            "inst-A",
+            Box::new(|_, _| true),
+            watch::Sender::default(),
+        )
+        .unwrap();
         loaded.write(3);
         checkpointer.wake();
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -254,7 +279,7 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(loaded.wal_bytes() > 3 << 20);
-        checkpointer.finish();
+        checkpointer.finish(true);
         assert_eq!(loaded.wal_bytes(), 0);
     }
 
@@ -271,7 +296,8 @@ mod tests {
             }
             room
         });
-        (Worker::open(&loaded.path, "inst-A", announce, watch::Sender::default()).unwrap(), told, room)
+        let connection = connect(&loaded.path).unwrap();
+        (Worker::new(&loaded.path, connection, "inst-A", announce, watch::Sender::default()).unwrap(), told, room)
     }
 
     #[test]

@@ -1,29 +1,26 @@
 //! The journal of durable events: numbered by the writer, read by everyone.
 
+mod history;
 mod retention;
 
 use std::collections::HashMap;
 
-use pando_ipc::client::{Page, Resync};
-use pando_ipc::{Envelope, Pattern, Timestamp};
-use rusqlite::{Connection, OptionalExtension, params};
-use serde_json::Value;
+use pando_ipc::Envelope;
+use rusqlite::{Connection, params};
 
-use crate::schema::database_id;
-
+pub use history::{MAX_PAGE_BYTES, MAX_PAGE_EVENTS};
+pub(crate) use history::{bounds, count, epoch, head, last_before, since};
 pub use retention::Retention;
 use retention::{Ages, Sizes};
 
 /// Events removed at once, beside a commit: one large DELETE would stall the writer.
 pub(crate) const PRUNE_CHUNK: u64 = 1_000;
-/// Most events in one [`Page`].
-pub const MAX_PAGE_EVENTS: usize = 10_000;
-/// Events that are looked at for one [`Page`]: a read transaction keeps the WAL from shrinking.
-const MAX_PAGE_LOOKED_AT: u64 = 100_000;
-/// Size at which a [`Page`] ends early, in bytes. With the largest event behind it, it still fits into an answer.
-pub const MAX_PAGE_BYTES: usize = 1 << 20;
-/// Topics whose last number is kept in memory; when there are more, all are read anew.
+/// Events after which the last number of each topic is written down: as many are read again when a term begins.
+const SAVE_EVERY: u64 = 1_000;
+/// Topics whose last number is kept in memory although it is written down.
 const MAX_TOPICS: usize = 10_000;
+/// Key of the event up to which the last numbers of topics are written down.
+const TOPICS: &str = "topics";
 
 /// The writer's end: hands out numbers and appends.
 #[derive(Debug)]
@@ -31,8 +28,10 @@ pub(crate) struct Journal {
     epoch: u64,
     head: u64,
     oldest: u64,
-    /// The last number of each topic seen.
+    /// The last number of topics: of all that have an event after `saved`.
     last: HashMap<Box<str>, u64>,
+    /// The event up to which the last numbers are written down.
+    saved: u64,
     /// How to take back what the open transaction appended: topic and its number before.
     undo: Vec<(Box<str>, u64)>,
     /// Bytes that the open transaction appended.
@@ -53,11 +52,17 @@ impl Journal {
     /// Reads where the journal stands.
     pub(crate) fn load(connection: &Connection, epoch: u64) -> rusqlite::Result<Self> {
         let (oldest, head) = bounds(connection)?;
+        let sql = "SELECT coalesce((SELECT value FROM _pando_meta WHERE key = ?1), 0)";
+        let saved = connection.prepare_cached(sql)?.query_row([TOPICS], |row| row.get(0))?;
+        let mut statement =
+            connection.prepare_cached("SELECT topic, seq FROM _pando_event WHERE seq > ?1 ORDER BY seq")?;
+        let last = statement.query_map([saved], |row| Ok((row.get::<_, Box<str>>(0)?, row.get(1)?)))?;
         Ok(Self {
             epoch,
             head,
             oldest,
-            last: HashMap::new(),
+            last: last.collect::<rusqlite::Result<_>>()?,
+            saved,
             undo: Vec::new(),
             bytes: 0,
             sizes: Sizes::default(),
@@ -94,8 +99,7 @@ impl Journal {
         if let Some(seq) = self.last.get(topic) {
             return Ok(*seq);
         }
-        let sql = "SELECT coalesce((SELECT max(seq) FROM _pando_event WHERE topic = ?1),
-                                   (SELECT seq FROM _pando_topic WHERE topic = ?1), 0)";
+        let sql = "SELECT coalesce((SELECT seq FROM _pando_topic WHERE topic = ?1), 0)";
         connection.prepare_cached(sql)?.query_row([topic], |row| row.get(0))
     }
 
@@ -119,9 +123,23 @@ impl Journal {
         }
         self.undo.clear();
         self.bytes = 0;
-        if self.last.len() > MAX_TOPICS {
-            self.last.clear();
+    }
+
+    /// Tells whether it is time to write down the last numbers of topics.
+    pub(crate) fn is_savable(&self) -> bool {
+        self.head >= self.saved + SAVE_EVERY
+    }
+
+    /// Writes down the last numbers of topics, in the open transaction; [`Self::is_kept`] follows when it is committed.
+    pub(crate) fn save(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let sql = "INSERT INTO _pando_topic (topic, seq) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET seq = excluded.seq";
+        let mut statement = connection.prepare_cached(sql)?;
+        for (topic, seq) in self.last.iter().filter(|(_, seq)| **seq > self.saved) {
+            statement.execute(params![topic, seq])?;
         }
+        let sql =
+            "INSERT INTO _pando_meta (key, value) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value";
+        connection.prepare_cached(sql)?.execute(params![TOPICS, self.head]).map(drop)
     }
 
     /// Tells whether the oldest chunk exceeds a limit. What is kept is measured here, at most a chunk each time.
@@ -147,179 +165,54 @@ impl Journal {
         Ok(self.sizes.keep_from(max_bytes).unwrap_or(0))
     }
 
-    /// Removes the oldest chunk, in the open transaction.
-    pub(crate) fn prune(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        let below = self.oldest + PRUNE_CHUNK;
-        remove_below(connection, below)?;
-        self.oldest = below;
-        Ok(())
+    /// Removes the oldest chunk, in the open transaction, after a [`Self::save`]; [`Self::is_kept`] follows when it is committed.
+    pub(crate) fn prune(&self, connection: &Connection) -> rusqlite::Result<()> {
+        remove_below(connection, self.oldest + PRUNE_CHUNK)
+    }
+
+    /// Takes note that the last numbers are written down, and the oldest chunk removed, if it was.
+    pub(crate) fn is_kept(&mut self, pruned: bool) {
+        self.saved = self.head;
+        if pruned {
+            self.oldest += PRUNE_CHUNK;
+        }
+        if self.last.len() > MAX_TOPICS {
+            self.last.clear();
+        }
     }
 
     /// Removes all events, in the open transaction; the next one is number `behind` + 1. Topics remember their last event.
     pub(crate) fn begin_anew(&mut self, connection: &Connection, behind: u64) -> rusqlite::Result<()> {
+        self.save(connection)?;
         remove_below(connection, self.head + 1)?;
         (self.head, self.oldest) = (behind, behind + 1);
         self.last.clear();
         self.sizes.clear();
         Ok(())
     }
-
-    /// Forgets which event is the oldest: a transaction that may have pruned was rolled back.
-    pub(crate) fn forget_oldest(&mut self) {
-        self.oldest = 0;
-    }
 }
 
-/// Removes the events before `below`; their topics remember their last one.
 fn remove_below(connection: &Connection, below: u64) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached(
-            "INSERT INTO _pando_topic (topic, seq) SELECT topic, max(seq) FROM _pando_event WHERE seq < ?1 GROUP BY topic
-             ON CONFLICT (topic) DO UPDATE SET seq = excluded.seq",
-        )?
-        .execute([below])?;
-    connection.prepare_cached("DELETE FROM _pando_event WHERE seq < ?1")?.execute([below])?;
-    Ok(())
-}
-
-/// Returns the numbers of the oldest and the last event, 0 when there is none.
-pub(crate) fn bounds(connection: &Connection) -> rusqlite::Result<(u64, u64)> {
-    let sql =
-        "SELECT coalesce((SELECT min(seq) FROM _pando_event), 0), coalesce((SELECT max(seq) FROM _pando_event), 0)";
-    connection.prepare_cached(sql)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
-}
-
-/// Returns the number of the last event and the term in which it, or the latest primary, began.
-pub(crate) fn head(connection: &Connection) -> rusqlite::Result<(u64, u64)> {
-    let sql = "SELECT coalesce((SELECT max(seq) FROM _pando_event), 0),
-                      coalesce((SELECT value FROM _pando_meta WHERE key = 'epoch'), 0)";
-    connection.prepare_cached(sql)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
-}
-
-/// Reads the events after `after` that match any pattern, at most `limit`, in one read transaction.
-pub(crate) fn since(connection: &Connection, after: u64, patterns: &[Pattern], limit: usize) -> rusqlite::Result<Page> {
-    let transaction = connection.unchecked_transaction()?;
-    let (oldest, head) = bounds(&transaction)?;
-    let database = database_id(&transaction)?;
-    if after > head {
-        let reason = format!("the journal ends at {head}, before position {after}");
-        let resync = Some(Resync { from: head + 1, to: after, reason });
-        return Ok(Page { events: Vec::new(), upto: head, head, database, resync });
-    }
-    let resync = (oldest > after + 1).then(|| Resync {
-        from: after + 1,
-        to: oldest - 1,
-        reason: format!("the journal begins at {oldest}: older events were pruned"),
-    });
-    // Single topics have an index; anything else reads along the journal.
-    let exact: Option<Vec<_>> = patterns.iter().map(exactly).collect();
-    let (events, upto) = if let Some(topics) = exact {
-        let sql = "SELECT seq, topic, envelope FROM _pando_event
-                   WHERE topic IN (SELECT value FROM json_each(?2)) AND seq > ?1 ORDER BY seq LIMIT ?3";
-        let (topics, most) = (Value::from(topics).to_string(), limit.clamp(1, MAX_PAGE_EVENTS));
-        collect(transaction.prepare_cached(sql)?.query(params![after, topics, most])?, patterns, limit, head)?
-    } else {
-        let last = head.min(after.max(oldest) + MAX_PAGE_LOOKED_AT);
-        let sql = "SELECT seq, topic, envelope FROM _pando_event WHERE seq > ?1 AND seq <= ?2 ORDER BY seq";
-        collect(transaction.prepare_cached(sql)?.query([after, last])?, patterns, limit, last)?
-    };
-    Ok(Page { events, upto, head, database, resync })
-}
-
-fn exactly(pattern: &Pattern) -> Option<&str> {
-    match pattern {
-        Pattern::Exactly(topic) => Some(topic.as_str()),
-        Pattern::All | Pattern::Glob(_) => None,
-    }
-}
-
-/// Collects what matches from rows that end at `last`. Returns it, and up to where it is complete.
-fn collect(
-    mut rows: rusqlite::Rows<'_>,
-    patterns: &[Pattern],
-    limit: usize,
-    last: u64,
-) -> rusqlite::Result<(Vec<Envelope>, u64)> {
-    let limit = limit.clamp(1, MAX_PAGE_EVENTS);
-    let (mut events, mut bytes) = (Vec::new(), 0);
-    while let Some(row) = rows.next()? {
-        let topic = row.get_ref(1)?.as_str()?;
-        if patterns.iter().any(|pattern| pattern.matches(topic)) {
-            let text = row.get_ref(2)?.as_str()?;
-            bytes += text.len();
-            events.push(serde_json::from_str(text).map_err(|why| {
-                rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Text, Box::new(why))
-            })?);
-            if events.len() >= limit || bytes >= MAX_PAGE_BYTES {
-                return Ok((events, row.get(0)?));
-            }
-        }
-    }
-    Ok((events, last))
-}
-
-/// Counts the events after `after` that match any pattern and are still there.
-pub(crate) fn count(connection: &Connection, after: u64, patterns: &[Pattern]) -> rusqlite::Result<u64> {
-    let transaction = connection.unchecked_transaction()?;
-    if patterns.contains(&Pattern::All) {
-        let (oldest, head) = bounds(&transaction)?;
-        return Ok(head.saturating_sub(after.max(oldest.saturating_sub(1))));
-    }
-    let mut statement = transaction.prepare_cached("SELECT topic FROM _pando_event WHERE seq > ?1")?;
-    let mut rows = statement.query([after])?;
-    let mut count = 0;
-    while let Some(row) = rows.next()? {
-        let topic = row.get_ref(0)?.as_str()?;
-        count += u64::from(patterns.iter().any(|pattern| pattern.matches(topic)));
-    }
-    Ok(count)
-}
-
-/// Returns the number of the last event before `time`; of those that were pruned, the last.
-///
-/// The search halves the journal: its times ascend with its numbers, as far as the clock did.
-pub(crate) fn last_before(connection: &Connection, time: Timestamp) -> rusqlite::Result<u64> {
-    let transaction = connection.unchecked_transaction()?;
-    let (oldest, head) = bounds(&transaction)?;
-    if head == 0 {
-        return Ok(0);
-    }
-    let mut statement = transaction.prepare_cached("SELECT at, envelope FROM _pando_event WHERE seq = ?1")?;
-    let mut is_before = |seq: u64| {
-        statement.query_row([seq], |row| {
-            let at: i64 = row.get(0)?;
-            if at != time.unix_seconds() {
-                return Ok(at < time.unix_seconds());
-            }
-            let event: Envelope = serde_json::from_str(row.get_ref(1)?.as_str()?).map_err(|why| {
-                rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, Box::new(why))
-            })?;
-            Ok(event.timestamp < time)
-        })
-    };
-    let (mut before, mut behind) = (oldest - 1, head + 1);
-    while behind - before > 1 {
-        let middle = before + (behind - before) / 2;
-        if is_before(middle)? { before = middle } else { behind = middle }
-    }
-    Ok(before)
-}
-
-/// Returns the term that the database is in, by which a writer notices its successor.
-pub(crate) fn epoch(connection: &Connection) -> rusqlite::Result<Option<u64>> {
-    let mut statement = connection.prepare_cached("SELECT value FROM _pando_meta WHERE key = 'epoch'")?;
-    statement.query_row([], |row| row.get(0)).optional()
+    connection.prepare_cached("DELETE FROM _pando_event WHERE seq < ?1")?.execute([below]).map(drop)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::history::MAX_PAGE_LOOKED_AT;
     use super::*;
-    use pando_ipc::Topic;
+    use pando_ipc::client::Page;
+    use pando_ipc::{Pattern, Timestamp, Topic};
     use serde_json::json;
 
     fn fresh() -> (Connection, Journal) {
         let connection = Connection::open_in_memory().unwrap();
-        connection.execute_batch(include_str!("migrations/0001_pando.sql")).unwrap();
+        for migration in [
+            include_str!("migrations/0001_pando.sql"),
+            include_str!("migrations/0003_op_clients.sql"),
+            include_str!("migrations/0005_fewer_pages.sql"),
+        ] {
+            connection.execute_batch(migration).unwrap();
+        }
         let meta = "INSERT INTO _pando_meta VALUES ('database', '67e55044-10b1-426f-9247-bb680e5fe0c8')";
         connection.execute_batch(meta).unwrap();
         let journal = Journal::load(&connection, 1).unwrap();
@@ -353,6 +246,31 @@ mod tests {
         let mut journal = Journal::load(&connection, 2).unwrap();
         assert_eq!(append(&connection, &mut journal, "b"), (5, 2));
         assert_eq!(append(&connection, &mut journal, "a"), (6, 3));
+    }
+
+    #[test]
+    fn prev_is_right_whatever_was_written_down() {
+        let (connection, mut journal) = fresh();
+        assert_eq!(append(&connection, &mut journal, "rare"), (1, 0));
+        append_many(&connection, &mut journal, SAVE_EVERY);
+        journal.commit();
+        assert!(journal.is_savable());
+        journal.save(&connection).unwrap();
+        journal.is_kept(false);
+        assert!(!journal.is_savable());
+        let head = journal.head();
+        assert_eq!(append(&connection, &mut journal, "late"), (head + 1, 0));
+        journal.commit();
+        // Written down, read again, or in memory.
+        for mut journal in [Journal::load(&connection, 2).unwrap(), journal] {
+            let mark = journal.mark();
+            connection.execute_batch("BEGIN").unwrap();
+            assert_eq!(append(&connection, &mut journal, "rare"), (head + 2, 1));
+            assert_eq!(append(&connection, &mut journal, "late"), (head + 3, head + 1));
+            assert_eq!(append(&connection, &mut journal, "many"), (head + 4, head));
+            connection.execute_batch("ROLLBACK").unwrap();
+            journal.roll_back(mark);
+        }
     }
 
     #[test]
@@ -415,13 +333,19 @@ mod tests {
         assert_eq!(before(&connection, "36"), 2, "nothing older is left");
     }
 
+    fn prune_all(connection: &Connection, journal: &mut Journal, keep: Retention) {
+        while journal.is_prunable(connection, &keep).unwrap() {
+            journal.save(connection).unwrap();
+            journal.prune(connection).unwrap();
+            journal.is_kept(true);
+        }
+    }
+
     /// Prunes a journal of 5,000 events, loaded anew, and returns how many are kept.
     fn kept(connection: &Connection, keep: Retention) -> u64 {
         let mut journal = Journal::load(connection, 1).unwrap();
         while journal.sizes.measure(connection, journal.oldest, journal.head).unwrap() {}
-        while journal.is_prunable(connection, &keep).unwrap() {
-            journal.prune(connection).unwrap();
-        }
+        prune_all(connection, &mut journal, keep);
         connection.query_row("SELECT count(*) FROM _pando_event", [], |row| row.get(0)).unwrap()
     }
 
@@ -456,9 +380,7 @@ mod tests {
         }
         journal.commit();
         let keep = Retention { max_events: 10, ..Retention::default() };
-        while journal.is_prunable(&connection, &keep).unwrap() {
-            journal.prune(&connection).unwrap();
-        }
+        prune_all(&connection, &mut journal, keep);
         let page = all(&connection, 5, "*", 1);
         assert_eq!(page.events[0].seq, Some(PRUNE_CHUNK + 1));
         let resync = page.resync.unwrap();

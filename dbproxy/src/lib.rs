@@ -34,6 +34,7 @@ pub mod row;
 mod run;
 mod schema;
 pub mod settings;
+mod standby;
 pub mod store;
 #[cfg(test)]
 mod tests;
@@ -61,6 +62,7 @@ pub use readers::{Head, QueryLimits, QueryResult, ReadError, Readers};
 pub use row::{Column, FromValue, Row, RowError};
 pub use schema::{StoreError, tidy};
 pub use settings::Settings;
+pub use standby::Standby;
 pub use store::{DbError, Querier};
 pub use track::MAX_ROW_EVENTS;
 pub use tracked::Tracked;

@@ -14,6 +14,7 @@ use crate::deliver::WriteError;
 use crate::named::Named;
 use crate::refusal::{Word, internal, invalid, refuse};
 use crate::schema::checksum;
+use crate::tracked::{Tracked, set_tracked};
 use crate::tx::Tx;
 
 /// The write's name.
@@ -41,18 +42,28 @@ pub struct Migrations {
     pub app: String,
     /// The steps, in ascending order.
     pub steps: Vec<Migration>,
+    /// Tables whose rows have events of their own; in force from the step on that was applied last.
+    #[serde(default)]
+    pub tracked: Vec<Tracked>,
 }
 
 impl Migrations {
     /// Returns the schema of an application without any step.
     pub fn of(app: impl Into<String>) -> Self {
-        Self { app: app.into(), steps: Vec::new() }
+        Self { app: app.into(), steps: Vec::new(), tracked: Vec::new() }
     }
 
     /// Adds the next step.
     #[must_use]
     pub fn step(mut self, id: u32, name: impl Into<String>, sql: impl Into<String>) -> Self {
         self.steps.push(Migration { id, name: name.into(), sql: sql.into() });
+        self
+    }
+
+    /// Asks for events of each row of a table that changes, from the first row on; see [`Db::track`]. What is asked for anew takes a further step.
+    #[must_use]
+    pub fn track(mut self, tracked: Tracked) -> Self {
+        self.tracked.push(tracked);
         self
     }
 
@@ -180,6 +191,9 @@ impl Named for Migrate {
                     params![app, step.id, step.name, checksum(&step.sql), Timestamp::now().to_string(), tx.source()],
                 )
             })?;
+        }
+        for wish in migrations.tracked.iter().filter(|_| !missing.is_empty()) {
+            set_tracked(tx, wish)?;
         }
         let applied: Vec<u32> = missing.iter().map(|step| step.id).collect();
         let migrated = Migrated { version: migrations.newest(), applied };

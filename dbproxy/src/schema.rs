@@ -1,5 +1,7 @@
 //! Opening the database for writing: file checks, settings, migrations, and the term.
 
+mod error;
+
 use std::fs::{self, File, OpenOptions};
 use std::hash::Hasher;
 use std::io;
@@ -11,164 +13,21 @@ use fnv::FnvHasher;
 use pando_ipc::Timestamp;
 use pando_ipc::failpoint::{self, Point};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, DEFAULT_NAME, ErrorCode, FileControl, OpenFlags, TransactionBehavior, params};
+use rusqlite::{Connection, DEFAULT_NAME, FileControl, OpenFlags, TransactionBehavior, params};
 use uuid::Uuid;
 
 use crate::file_system::FileSystem;
 use crate::guard::Guard;
 use crate::incarnation::{self, Standing};
-use crate::trouble::Trouble;
 use crate::write::Durability;
+pub use error::StoreError;
 
 /// How long opening waits for another program that writes.
-const OPEN_BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const OPEN_BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Size to which the WAL is cut when it begins anew, in bytes.
 const JOURNAL_SIZE_LIMIT: u32 = 32 << 20;
 /// Prepared statements that a connection keeps.
 pub(crate) const STATEMENTS_KEPT: usize = 128;
-
-/// Why the database cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The file system refused.
-    #[error("cannot use database {path}: {source}")]
-    File {
-        /// The database file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A symbolic link, a directory, ..: an alias of a database would get a WAL of its own.
-    #[error("database {path} is not a regular file; remove it or put the file itself there")]
-    NotAFile {
-        /// The path.
-        path: PathBuf,
-    },
-    /// A second name leads to the same file: it would get a WAL of its own.
-    #[error("database {path} has {links} hard links; two names of one database corrupt it: keep one")]
-    HardLinked {
-        /// The database file.
-        path: PathBuf,
-        /// How many names it has.
-        links: u64,
-    },
-    /// The file system cannot be trusted with locks.
-    #[error("database {path} lies on a file system ({file_system}) where two primaries could lead at once: {why}")]
-    UnsafeFileSystem {
-        /// The database file.
-        path: PathBuf,
-        /// What kind it is.
-        file_system: String,
-        /// Why it is not safe.
-        why: &'static str,
-    },
-    /// The file system cannot do WAL.
-    #[error("database {path} stays in journal mode {mode:?}: its file system cannot hold a WAL (no shared memory?)")]
-    NoWal {
-        /// The database file.
-        path: PathBuf,
-        /// The journal mode it is in.
-        mode: String,
-    },
-    /// A newer binary has migrated the database.
-    #[error(
-        "database {path} has schema version {found}, made by pando {made_by}; this is pando {own} and knows up to {known}: upgrade it"
-    )]
-    NewerSchema {
-        /// The database file.
-        path: PathBuf,
-        /// Its schema's version.
-        found: u32,
-        /// The release that migrated it.
-        made_by: String,
-        /// The newest version this binary knows.
-        known: u32,
-        /// This binary's release.
-        own: &'static str,
-    },
-    /// The primary's binary is older than this one, and has not brought the database as far as this one needs it.
-    #[error(
-        "database {path} has schema version {found}, made by pando {made_by}; this is pando {own} and needs {needed}: its primary is older"
-    )]
-    OlderSchema {
-        /// The database file.
-        path: PathBuf,
-        /// Its schema's version.
-        found: u32,
-        /// The release that migrated it.
-        made_by: String,
-        /// The version this binary needs.
-        needed: u32,
-        /// This binary's release.
-        own: &'static str,
-    },
-    /// A migration that was applied is not the one this binary has under that number.
-    #[error("migration {id} ({name}) of database {path} is not the one this binary knows: another product's database?")]
-    MigrationDiffers {
-        /// The database file.
-        path: PathBuf,
-        /// The migration's number.
-        id: u32,
-        /// Its name in the database.
-        name: String,
-    },
-    /// A migration failed; it was rolled back.
-    #[error("migration {id} ({name}) of database {path} failed: {source}")]
-    MigrationFailed {
-        /// The database file.
-        path: PathBuf,
-        /// The migration's number.
-        id: u32,
-        /// Its name.
-        name: &'static str,
-        /// What SQLite said.
-        source: rusqlite::Error,
-    },
-    /// The workdir's settings cannot be read.
-    #[error("cannot read the settings {path}: {why}")]
-    Settings {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// SQLite refused.
-    #[error("cannot open database {path}: {source}")]
-    Sqlite {
-        /// The database file.
-        path: PathBuf,
-        /// What SQLite said.
-        source: rusqlite::Error,
-    },
-    /// A thread could not be started.
-    #[error("cannot start the {name} thread: {source}")]
-    Thread {
-        /// Its name.
-        name: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
-}
-
-impl StoreError {
-    /// Returns what the disk did, when it did.
-    pub fn trouble(&self) -> Option<Trouble> {
-        self.sqlite().and_then(Trouble::of)
-    }
-
-    /// Tells whether another program is in the middle of a write: the database itself is well.
-    pub fn is_busy(&self) -> bool {
-        let busy = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked];
-        self.sqlite().and_then(rusqlite::Error::sqlite_error_code).is_some_and(|code| busy.contains(&code))
-    }
-
-    fn sqlite(&self) -> Option<&rusqlite::Error> {
-        match self {
-            Self::Sqlite { source, .. } | Self::MigrationFailed { source, .. } => Some(source),
-            _ => None,
-        }
-    }
-}
 
 struct Migration {
     id: u32,
@@ -182,6 +41,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { id: 2, name: "agent_store", sql: include_str!("migrations/0002_agent_store.sql") },
     Migration { id: 3, name: "op_clients", sql: include_str!("migrations/0003_op_clients.sql") },
     Migration { id: 4, name: "app_migration", sql: include_str!("migrations/0004_app_migration.sql") },
+    Migration { id: 5, name: "fewer_pages", sql: include_str!("migrations/0005_fewer_pages.sql") },
 ];
 
 /// An open database at the beginning of a term.
@@ -195,17 +55,41 @@ pub(crate) struct Opened {
     pub(crate) durability: Durability,
 }
 
+/// A writable connection with all its settings; nothing was written by it.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) connection: Connection,
+    pub(crate) guard: Guard,
+    pub(crate) path: PathBuf,
+}
+
 /// Opens or creates the database, migrates it, and begins a new term.
 pub(crate) fn open(path: &Path, durability: Durability) -> Result<Opened, StoreError> {
     failpoint::hit(Point::StoreOpen);
-    let path = prepare_file(path)?;
+    begin(ready(prepare_file(path)?)?, durability)
+}
+
+/// Opens a database that exists and sets the connection up for writing.
+pub(crate) fn ready(path: PathBuf) -> Result<Ready, StoreError> {
     let failed = |source| StoreError::Sqlite { path: path.clone(), source };
     let mut connection = connect(&path).map_err(failed)?;
     let guard = Guard::install(&mut connection).map_err(failed)?;
-    let mode = configure(&connection, durability).map_err(failed)?;
+    let mode = configure(&connection).map_err(failed)?;
     if !mode.eq_ignore_ascii_case("wal") {
         return Err(StoreError::NoWal { path, mode });
     }
+    Ok(Ready { connection, guard, path })
+}
+
+/// Migrates the database and begins a new term.
+pub(crate) fn begin(ready: Ready, durability: Durability) -> Result<Opened, StoreError> {
+    let Ready { mut connection, guard, path } = ready;
+    let failed = |source| StoreError::Sqlite { path: path.clone(), source };
+    let synchronous = match durability {
+        Durability::Disk => "FULL",
+        Durability::Os => "NORMAL",
+    };
+    connection.execute_batch(&format!("PRAGMA synchronous = {synchronous}")).map_err(failed)?;
     migrate(&mut connection, &path, MIGRATIONS)?;
     let identity = incarnation::identity(&path).map_err(|source| StoreError::File { path: path.clone(), source })?;
     let (database, epoch) = begin_term(&mut connection, &identity).map_err(failed)?;
@@ -239,7 +123,7 @@ pub fn tidy(path: &Path) -> Result<(), StoreError> {
 }
 
 /// Makes the file (0600) or checks it. Returns its canonical path.
-fn prepare_file(path: &Path) -> Result<PathBuf, StoreError> {
+pub(crate) fn prepare_file(path: &Path) -> Result<PathBuf, StoreError> {
     let failed = |source| StoreError::File { path: path.to_owned(), source };
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(failed(io::Error::from(io::ErrorKind::InvalidInput)));
@@ -269,19 +153,14 @@ fn prepare_file(path: &Path) -> Result<PathBuf, StoreError> {
 }
 
 /// Sets the connection up for writing. Returns the journal mode.
-fn configure(connection: &Connection, durability: Durability) -> rusqlite::Result<String> {
+fn configure(connection: &Connection) -> rusqlite::Result<String> {
     connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
     let mode = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
-    let synchronous = match durability {
-        Durability::Disk => "FULL",
-        Durability::Os => "NORMAL",
-    };
-    connection.execute_batch(&format!(
-        "PRAGMA synchronous = {synchronous};
-         PRAGMA foreign_keys = ON;
+    connection.execute_batch(
+        "PRAGMA foreign_keys = ON;
          PRAGMA recursive_triggers = ON;
-         PRAGMA temp_store = MEMORY;"
-    ))?;
+         PRAGMA temp_store = MEMORY;",
+    )?;
     connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
     connection.query_row(&format!("PRAGMA journal_size_limit = {JOURNAL_SIZE_LIMIT}"), [], |_| Ok(()))?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true)?;

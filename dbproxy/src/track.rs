@@ -1,10 +1,14 @@
-//! Which rows a write changed: TEMP triggers on the writer's connection report to a collector in memory.
+//! What a write changed: TEMP triggers on the writer's connection report to a collector in memory.
 //!
 //! SQLite's `update_hook` misses rows that REPLACE removes and reports what was rolled back. Triggers see every row,
 //! also those of cascades and of the schema's own triggers, and being TEMP they leave no trace in the schema.
+//!
+//! Each write that changed rows makes one [`SUMMARY`] with the tables and the operations. A table that is tracked has an event for each
+//! row besides, before it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pando_ipc::Topic;
@@ -16,6 +20,8 @@ use crate::guard::{CHANGED, RESERVED, TRACKER, begins};
 use crate::tracked::Tracked;
 use crate::value::SqlValue;
 
+/// Topic of the event that each write makes that changed rows.
+pub(crate) const SUMMARY: &str = "db.changed";
 /// Most row events of one table in one write; beyond it a single `db.<entity>.bulk` event carries counts.
 pub const MAX_ROW_EVENTS: usize = 1_000;
 /// Room for an entity's name in a topic, in bytes; a longer one is cut.
@@ -31,6 +37,10 @@ pub(crate) enum Operation {
 
 impl Operation {
     const ALL: [Self; 3] = [Self::Created, Self::Updated, Self::Deleted];
+
+    fn of(number: usize) -> Option<Self> {
+        Self::ALL.get(number).copied()
+    }
 
     fn as_str(self) -> &'static str {
         match self {
@@ -63,8 +73,18 @@ struct Row {
 #[derive(Debug)]
 struct Table {
     name: String,
+    /// Changed rows by operation.
     counts: [u64; 3],
+    /// Rows that have an event, or would have if they were fewer.
     rows: usize,
+}
+
+impl Table {
+    /// Returns the counts by name, with or without those that are 0.
+    fn counts(&self, with_none: bool) -> Map<String, Value> {
+        let each = Operation::ALL.into_iter().map(|operation| (operation.as_str(), self.counts[operation as usize]));
+        each.filter(|(_, count)| with_none || *count > 0).map(|(name, count)| (name.to_owned(), json!(count))).collect()
+    }
 }
 
 /// The rows changed by the write at hand.
@@ -77,13 +97,19 @@ struct Collector {
 }
 
 impl Collector {
-    fn push(&mut self, name: &str, operation: Operation, key: String, session: String, columns: Map<String, Value>) {
+    /// Counts a changed row. Returns its table's place.
+    fn count(&mut self, name: &str, operation: Operation) -> usize {
         let table = self.tables.iter().position(|table| table.name == name).unwrap_or_else(|| {
             self.tables.push(Table { name: name.to_owned(), counts: [0; 3], rows: 0 });
             self.tables.len() - 1
         });
+        self.tables[table].counts[operation as usize] += 1;
+        table
+    }
+
+    fn push(&mut self, name: &str, operation: Operation, key: String, session: String, columns: Map<String, Value>) {
+        let table = self.count(name, operation);
         let entry = &mut self.tables[table];
-        entry.counts[operation as usize] += 1;
         if entry.rows > MAX_ROW_EVENTS {
             return;
         }
@@ -146,7 +172,9 @@ impl Track {
         let tables = strings(connection, sql, "main")?;
         let ordinary = tables.iter().filter(|table| !begins(table, RESERVED) && !begins(table, "sqlite_"));
         for (number, table) in ordinary.enumerate() {
-            triggers(&mut script, number, table, &columns(connection, table)?);
+            let wish = Tracked::of(connection, table)?;
+            let rows = if wish.rows { Some(columns(connection, table, &wish)?) } else { None };
+            triggers(&mut script, number, table, rows.as_ref());
         }
         connection.execute_batch(&script.concat())
     }
@@ -156,10 +184,13 @@ impl Track {
         lock(&self.collector).clear();
     }
 
-    /// Takes the change events of the write, in the order in which rows changed first.
+    /// Takes the change events of the write: rows in the order in which they changed first, and the summary; none when no row changed.
     pub(crate) fn take(&self) -> Vec<Change> {
         let mut collector = lock(&self.collector);
         let Collector { tables, rows, .. } = &*collector;
+        if tables.is_empty() {
+            return Vec::new();
+        }
         let single = rows.iter().filter(|row| tables[row.table].rows <= MAX_ROW_EVENTS).map(|row| {
             let table = &tables[row.table].name;
             let mut detail = Map::from_iter([("table".to_owned(), json!(table)), ("key".to_owned(), json!(row.key))]);
@@ -170,12 +201,18 @@ impl Track {
         });
         let bulk = tables.iter().filter(|table| table.rows > MAX_ROW_EVENTS).map(|table| {
             let mut detail = Map::from_iter([("table".to_owned(), json!(table.name))]);
-            for operation in Operation::ALL {
-                detail.insert(operation.as_str().to_owned(), json!(table.counts[operation as usize]));
-            }
+            detail.extend(table.counts(true));
             Change { topic: topic(&table.name, "bulk"), session_id: String::new(), detail }
         });
-        let changes = single.chain(bulk).collect();
+        let all: Map<_, _> = tables.iter().map(|table| (table.name.clone(), json!(table.counts(false)))).collect();
+        let mut sessions = rows.iter().map(|row| row.session.as_str());
+        let session = sessions.next().filter(|first| sessions.all(|session| session == *first));
+        let summary = Change {
+            topic: Topic::known(SUMMARY),
+            session_id: session.unwrap_or_default().to_owned(),
+            detail: Map::from_iter([("tables".to_owned(), Value::Object(all))]),
+        };
+        let changes = single.chain(bulk).chain([summary]).collect();
         collector.clear();
         changes
     }
@@ -185,36 +222,37 @@ fn lock(collector: &Mutex<Collector>) -> MutexGuard<'_, Collector> {
     collector.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes a call of the triggers: table, operation, session, number of key columns, the key; for an update the old key; then names and values of more columns.
+/// Takes a call of the triggers: table and operation; of a tracked table also session, number of key columns, the key, for an update the old
+/// key, then names and values of more columns.
 fn report(context: &Context<'_>, collector: &mut Collector) {
     let value = |at: usize| SqlValue::from_ref(context.get_raw(at));
     let text = |at: usize| match value(at) {
         SqlValue::Null => String::new(),
         value => value.to_string(),
     };
+    let Some(operation) = context.get(1).ok().and_then(Operation::of) else { return };
+    if context.len() == 2 {
+        if let Ok(table) = context.get_raw(0).as_str() {
+            collector.count(table, operation);
+        }
+        return;
+    }
     let (table, session) = (text(0), text(2));
-    let SqlValue::Integer(operation) = value(1) else { return };
     let SqlValue::Integer(count) = value(3) else { return };
     let Ok(count) = usize::try_from(count) else { return };
     let keys = |first: usize| key(&(first..first + count).map(value).collect::<Vec<_>>());
     let new = keys(4);
-    let is_update = operation == Operation::Updated as i64;
-    let rest = 4 + if is_update { 2 * count } else { count };
+    let rest = 4 + if operation == Operation::Updated { 2 * count } else { count };
     let columns = (rest..context.len().saturating_sub(1)).step_by(2);
     let columns: Map<_, _> = columns.map(|at| (text(at), value(at + 1).to_json())).collect();
-    match operation {
-        0 => collector.push(&table, Operation::Created, new, session, columns),
-        1 => {
-            let old = keys(4 + count);
-            if new == old {
-                collector.push(&table, Operation::Updated, new, session, columns);
-            } else {
-                collector.push(&table, Operation::Deleted, old, session.clone(), Map::new());
-                collector.push(&table, Operation::Created, new, session, columns);
-            }
+    if operation == Operation::Updated {
+        let old = keys(4 + count);
+        if new != old {
+            collector.push(&table, Operation::Deleted, old, session.clone(), Map::new());
+            return collector.push(&table, Operation::Created, new, session, columns);
         }
-        _ => collector.push(&table, Operation::Deleted, new, session, columns),
     }
+    collector.push(&table, operation, new, session, columns);
 }
 
 /// Returns a row's key as text; several columns are a JSON array.
@@ -233,9 +271,8 @@ struct Columns {
     carried: Vec<String>,
 }
 
-fn columns(connection: &Connection, table: &str) -> rusqlite::Result<Columns> {
+fn columns(connection: &Connection, table: &str, wish: &Tracked) -> rusqlite::Result<Columns> {
     let all = strings(connection, "SELECT name FROM pragma_table_xinfo(?1)", table)?;
-    let wish = Tracked::of(connection, table)?;
     // A column that was dropped or renamed since is none any more.
     let known = |wished: &[String]| -> Vec<String> {
         wished.iter().filter(|name| all.iter().any(|column| column.eq_ignore_ascii_case(name))).cloned().collect()
@@ -260,26 +297,25 @@ fn columns(connection: &Connection, table: &str) -> rusqlite::Result<Columns> {
     Ok(Columns { key, session, carried: known(&wish.columns) })
 }
 
-fn triggers(script: &mut Vec<String>, number: usize, table: &str, columns: &Columns) {
-    let keys =
-        |row: &str| columns.key.iter().fold(String::new(), |list, column| list + ", " + row + "." + &quoted(column));
-    let session =
-        |row: &str| columns.session.as_ref().map_or("NULL".to_owned(), |column| format!("{row}.{}", quoted(column)));
+/// Adds the triggers of a table, which report its rows when they are given.
+fn triggers(script: &mut Vec<String>, number: usize, table: &str, rows: Option<&Columns>) {
     let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
-    let carried = |row: &str| {
-        let one = |list, column: &String| format!("{list}, {}, {row}.{}", literal(column), quoted(column));
-        columns.carried.iter().fold(String::new(), one)
-    };
-    let (count, name) = (columns.key.len(), literal(table));
-    for (event, operation, row, keys) in [
-        ("INSERT", Operation::Created, "NEW", keys("NEW")),
-        ("UPDATE", Operation::Updated, "NEW", keys("NEW") + &keys("OLD")),
-        ("DELETE", Operation::Deleted, "OLD", keys("OLD")),
-    ] {
-        let (table, session, carried, operation) = (quoted(table), session(row), carried(row), operation as usize);
+    let name = literal(table);
+    for (event, operation) in ["INSERT", "UPDATE", "DELETE"].into_iter().zip(Operation::ALL) {
+        let mut report = format!("{name}, {}", operation as usize);
+        if let Some(Columns { key, session, carried }) = rows {
+            let row = if operation == Operation::Deleted { "OLD" } else { "NEW" };
+            let session = session.as_ref().map_or("NULL".to_owned(), |column| format!("{row}.{}", quoted(column)));
+            let _infallible = write!(report, ", {session}, {}", key.len());
+            let former = (operation == Operation::Updated).then_some("OLD");
+            for row in [row].into_iter().chain(former) {
+                report.extend(key.iter().map(|column| format!(", {row}.{}", quoted(column))));
+            }
+            report.extend(carried.iter().map(|column| format!(", {}, {row}.{}", literal(column), quoted(column))));
+        }
         script.push(format!(
-            "CREATE TEMP TRIGGER {TRACKER}{number}_{event} AFTER {event} ON main.{table} \
-             BEGIN SELECT {CHANGED}({name}, {operation}, {session}, {count}{keys}{carried}); END;"
+            "CREATE TEMP TRIGGER {TRACKER}{number}_{event} AFTER {event} ON main.{} BEGIN SELECT {CHANGED}({report}); END;",
+            quoted(table)
         ));
     }
 }
@@ -322,11 +358,25 @@ mod tests {
         connection.execute_batch("CREATE TABLE _pando_meta (key TEXT PRIMARY KEY, value ANY) STRICT").unwrap();
         connection.execute_batch(schema).unwrap();
         let track = Track::install(&connection).unwrap();
+        wish_for_all(&connection);
         (connection, track)
     }
 
+    /// Tracks each table.
+    fn wish_for_all(connection: &Connection) {
+        for table in strings(connection, "SELECT name FROM sqlite_schema WHERE type = ?1", "table").unwrap() {
+            let wish = json!(Tracked::table(table.as_str())).to_string();
+            let sql = "INSERT INTO _pando_meta VALUES ('track.' || ?1, ?2) ON CONFLICT DO NOTHING";
+            connection.execute(sql, [table, wish]).unwrap();
+        }
+        Track::renew(connection).unwrap();
+    }
+
+    /// Takes the changes of rows; the last one, the summary, is looked at by tests of its own.
     fn taken(track: &Track) -> Vec<String> {
-        let seen = track.take().into_iter().map(|change| {
+        let mut changes = track.take();
+        assert_eq!(changes.pop().unwrap().topic.as_str(), SUMMARY);
+        let seen = changes.into_iter().map(|change| {
             let key = change.detail.get("key").and_then(Value::as_str).unwrap_or("-").to_owned();
             format!("{} {key}", change.topic)
         });
@@ -382,9 +432,30 @@ mod tests {
     fn odd_names_and_a_new_table_are_followed() {
         let (connection, track) = tracked("CREATE TABLE \"a b\"\"'*\" (\"k k\" PRIMARY KEY)");
         connection.execute_batch("CREATE TABLE later (rowid TEXT)").unwrap();
-        Track::renew(&connection).unwrap();
+        wish_for_all(&connection);
         connection.execute_batch("INSERT INTO \"a b\"\"'*\" VALUES (1.5); INSERT INTO later VALUES ('x')").unwrap();
         assert_eq!(taken(&track), ["db.a_b\"'_.created 1.5", "db.later.created 1"]);
+    }
+
+    #[test]
+    fn one_event_tells_the_tables_and_operations_of_a_write() {
+        let (connection, track) = tracked(
+            "CREATE TABLE p (id TEXT PRIMARY KEY); CREATE TABLE c (id TEXT PRIMARY KEY, p REFERENCES p ON DELETE CASCADE);
+             INSERT INTO p VALUES ('p'); INSERT INTO c VALUES ('c1', 'p'), ('c2', 'p')",
+        );
+        connection.execute("DELETE FROM _pando_meta", []).unwrap();
+        Track::renew(&connection).unwrap();
+        let summary = |sql: &str| {
+            connection.execute_batch(sql).unwrap();
+            track.take().into_iter().map(|change| (change.topic.to_string(), json!(change.detail))).collect::<Vec<_>>()
+        };
+        let one = |tables: Value| vec![(SUMMARY.to_owned(), json!({"tables": tables}))];
+        let gone = summary("DELETE FROM p; INSERT INTO p VALUES ('q')");
+        assert_eq!(gone, one(json!({"c": {"deleted": 2}, "p": {"created": 1, "deleted": 1}})));
+        let more = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 5000)
+                    INSERT INTO c SELECT x, 'q' FROM n";
+        assert_eq!(summary(more), one(json!({"c": {"created": 5000}})));
+        assert_eq!(summary("UPDATE p SET id = 'r' WHERE id = 'none'; SELECT 1"), []);
     }
 
     #[test]
@@ -398,13 +469,13 @@ mod tests {
             connection.execute("INSERT OR IGNORE INTO u VALUES (1)", []).unwrap();
         };
         insert(MAX_ROW_EVENTS);
-        assert_eq!(track.take().len(), MAX_ROW_EVENTS + 1);
+        assert_eq!(track.take().len(), MAX_ROW_EVENTS + 2);
         connection.execute_batch("DELETE FROM t; DELETE FROM u").unwrap();
         track.clear();
         insert(MAX_ROW_EVENTS + 1);
         connection.execute("UPDATE t SET b = 1 WHERE a < 3", []).unwrap();
         let changes = track.take();
-        assert_eq!(changes.len(), 2);
+        assert_eq!(changes.len(), 3);
         assert_eq!(changes[1].topic.as_str(), "db.t.bulk");
         let counts = json!({"table": "t", "created": MAX_ROW_EVENTS + 1, "updated": 2, "deleted": 0});
         assert_eq!(Value::Object(changes[1].detail.clone()), counts);

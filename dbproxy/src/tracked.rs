@@ -1,4 +1,4 @@
-//! Which columns the change events of a table carry, as an application wishes.
+//! Which tables have an event for each row that changes, and what it carries: as an application wishes.
 
 use pando_ipc::Fault;
 use pando_ipc::fault::Code;
@@ -19,7 +19,11 @@ pub const TRACK: &str = "Track";
 /// Most columns that the events of a table carry. More are refused as invalid.
 pub const MAX_TRACKED_COLUMNS: usize = 32;
 
-/// What the events of a table carry besides the row's key. Without it every table has events, with its primary key or its rowid.
+/// Tables whose rows are tracked without anybody's wish: those of the agent store.
+const AGENT_STORE: &[&str] =
+    &["sessions", "messages", "files", "projects", "prompt_templates", "session_scores", "skills"];
+
+/// Asks for an event for each row of a table that changes, and says what it carries besides the row's key: the primary key or the rowid.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tracked {
     /// The table.
@@ -31,12 +35,24 @@ pub struct Tracked {
     /// longer carried.
     #[serde(default)]
     pub columns: Vec<String>,
+    /// Whether there are such events at all.
+    #[serde(default = "yes")]
+    pub rows: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Tracked {
-    /// Returns what a table's events are without any wish.
+    /// Asks for events that carry nothing but the row's key.
     pub fn table(table: impl Into<String>) -> Self {
-        Self { table: table.into(), key: Vec::new(), columns: Vec::new() }
+        Self { table: table.into(), key: Vec::new(), columns: Vec::new(), rows: true }
+    }
+
+    /// Asks for no events of rows: only the summary of each write names the table.
+    pub fn none(table: impl Into<String>) -> Self {
+        Self { rows: false, ..Self::table(table) }
     }
 
     /// Names the row by these columns.
@@ -53,16 +69,27 @@ impl Tracked {
         self
     }
 
-    /// Reads the wish for a table; what cannot be read is none.
+    fn check(&self, method: &str) -> Result<(), Fault> {
+        for (field, list) in [("params.key", &self.key), ("params.columns", &self.columns)] {
+            if list.len() > MAX_TRACKED_COLUMNS {
+                let what = format!("has {} columns, not {MAX_TRACKED_COLUMNS} at most", list.len());
+                return Err(invalid(method, field, what));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the wish for a table, or the usual one.
     pub(crate) fn of(connection: &Connection, table: &str) -> rusqlite::Result<Self> {
         let sql = "SELECT value FROM main._pando_meta WHERE key = 'track.' || ?1";
         let text: Option<String> = connection.prepare_cached(sql)?.query_row([table], |row| row.get(0)).optional()?;
-        Ok(text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_else(|| Self::table(table)))
+        let usual = || if AGENT_STORE.contains(&table) { Self::table(table) } else { Self::none(table) };
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_else(usual))
     }
 }
 
 impl Db {
-    /// Chooses what the change events of a table carry, from now on and for every instance; stated again, it is replaced.
+    /// Asks for events of each row of a table that changes, from now on and for every instance; stated again, it is replaced.
     pub async fn track(&self, tracked: &Tracked) -> Result<(), WriteError> {
         self.named(TRACK, &json!(tracked)).await.map(drop)
     }
@@ -71,49 +98,48 @@ impl Db {
 /// The named write.
 pub(crate) struct SetTracked;
 
-fn read(params: &Value) -> Result<Tracked, Fault> {
-    serde_json::from_value(params.clone()).map_err(|why| invalid(TRACK, "params", why))
+fn read(method: &str, params: &Value) -> Result<Tracked, Fault> {
+    serde_json::from_value(params.clone()).map_err(|why| invalid(method, "params", why))
 }
 
 impl Named for SetTracked {
     fn read(&self, params: &Value) -> Result<Value, Fault> {
-        let tracked = read(params)?;
-        for (field, list) in [("params.key", &tracked.key), ("params.columns", &tracked.columns)] {
-            if list.len() > MAX_TRACKED_COLUMNS {
-                return Err(invalid(
-                    TRACK,
-                    field,
-                    format!("has {} columns, not {MAX_TRACKED_COLUMNS} at most", list.len()),
-                ));
-            }
-        }
+        let tracked = read(TRACK, params)?;
+        tracked.check(TRACK)?;
         Ok(json!(tracked))
     }
 
     fn run(&self, tx: &Tx<'_>, params: &Value) -> Result<Value, Fault> {
-        let tracked = read(params)?;
-        let missing = |what: String| refuse(Code::NotFound, Word::InvalidParams, TRACK, what);
-        let table = tx.own(|connection| {
-            let sql = "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'table' AND name = ?1 COLLATE NOCASE";
-            connection.query_row(sql, [&tracked.table], |row| row.get::<_, String>(0)).optional()
-        })?;
-        let table = table
-            .filter(|table| !begins(table, RESERVED))
-            .ok_or_else(|| missing(format!("no table {:?}", tracked.table)))?;
-        for column in tracked.key.iter().chain(&tracked.columns) {
-            let known = tx.own(|connection| {
-                let sql = "SELECT count(*) FROM pragma_table_xinfo(?1) WHERE name = ?2 COLLATE NOCASE";
-                connection.query_row(sql, [&table, column], |row| row.get::<_, u32>(0))
-            })?;
-            if known == 0 {
-                return Err(missing(format!("table {table} has no column {column:?}")));
-            }
-        }
-        tx.own(|connection| {
-            let sql = "INSERT INTO main._pando_meta (key, value) VALUES ('track.' || ?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
-            connection.execute(sql, [&table, &json!(tracked).to_string()])?;
-            Track::renew(connection)
-        })?;
+        set_tracked(tx, &read(TRACK, params)?)?;
         Ok(Value::Null)
     }
+}
+
+/// Notes a wish and makes the triggers for it, in the open transaction.
+pub(crate) fn set_tracked(tx: &Tx<'_>, tracked: &Tracked) -> Result<(), Fault> {
+    let method = tx.method();
+    tracked.check(method)?;
+    let missing = |what: String| refuse(Code::NotFound, Word::InvalidParams, method, what);
+    let table = tx.own(|connection| {
+        let sql =
+            "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'table' AND name = ?1 COLLATE NOCASE";
+        connection.query_row(sql, [&tracked.table], |row| row.get::<_, String>(0)).optional()
+    })?;
+    let table = table
+        .filter(|table| !begins(table, RESERVED))
+        .ok_or_else(|| missing(format!("no table {:?}", tracked.table)))?;
+    for column in tracked.key.iter().chain(&tracked.columns) {
+        let known = tx.own(|connection| {
+            let sql = "SELECT count(*) FROM pragma_table_xinfo(?1) WHERE name = ?2 COLLATE NOCASE";
+            connection.query_row(sql, [&table, column], |row| row.get::<_, u32>(0))
+        })?;
+        if known == 0 {
+            return Err(missing(format!("table {table} has no column {column:?}")));
+        }
+    }
+    tx.own(|connection| {
+        let sql = "INSERT INTO main._pando_meta (key, value) VALUES ('track.' || ?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+        connection.execute(sql, [&table, &json!(tracked).to_string()])?;
+        Track::renew(connection)
+    })
 }

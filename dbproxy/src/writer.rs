@@ -22,10 +22,11 @@ use crate::meter::WriterMeter;
 use crate::named::Writes;
 use crate::op::OpId;
 use crate::refusal::{died, fenced, not_primary, queue_is_full, too_large, wal_is_full};
-use crate::schema::{self, StoreError};
+use crate::schema::StoreError;
 use crate::settings::Settings;
+use crate::standby::{self, Standby};
 use crate::write::{Ack, Durability, Work, WriteRequest};
-pub use dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR};
+pub use dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR, MAX_OPS};
 pub(crate) use thread::Tuning;
 use thread::{Command, Desk, Job, Place, Signals};
 
@@ -119,6 +120,7 @@ struct Inner {
     queue: mpsc::Sender<Command>,
     queued_bytes: Arc<AtomicUsize>,
     refusing: AtomicBool,
+    leave_log: Arc<AtomicBool>,
     epoch: u64,
     database: Uuid,
     durability: Durability,
@@ -138,38 +140,56 @@ impl Writer {
         Self::open_with(path, options, Tuning::default())
     }
 
+    /// Does the same with what was prepared before the lock was won; where that does not fit any more, it is not used.
+    pub fn open_prepared(path: &Path, standby: Option<Standby>, options: WriterOptions) -> Result<Self, StoreError> {
+        Self::open_as(path, standby, options, Tuning::default())
+    }
+
     pub(crate) fn open_with(path: &Path, options: WriterOptions, tuning: Tuning) -> Result<Self, StoreError> {
+        Self::open_as(path, None, options, tuning)
+    }
+
+    fn open_as(
+        path: &Path,
+        standby: Option<Standby>,
+        options: WriterOptions,
+        tuning: Tuning,
+    ) -> Result<Self, StoreError> {
         let settings = Settings::of(path)?;
         let retention = tuning.retention.unwrap_or(settings.journal);
         let durability = options.durability.unwrap_or(settings.durability);
-        let opened = schema::open(path, durability)?;
+        let (begun, checkpoints) = standby::open(path, standby, durability)?;
         if durability != settings.durability {
             // A successor keeps the promise.
             Settings { durability, ..settings }.write(path)?;
         }
-        let (epoch, database) = (opened.epoch, opened.database);
+        let (epoch, database) = (begun.opened.epoch, begun.opened.database);
         let (queue, commands) = mpsc::channel(tuning.queue_writes);
         let (pinning, pinned) = watch::channel(None);
         let announce = announce(queue.downgrade(), options.instance_id.clone());
-        let checkpointer = Checkpointer::start(&opened.path, &options.instance_id, announce, pinning)?;
+        let checkpointer =
+            Checkpointer::start(&begun.opened.path, checkpoints, begun.calm, &options.instance_id, announce, pinning)?;
         let queued_bytes = Arc::new(AtomicUsize::new(0));
         let (signals, watched) = Signals::new();
         let fenced = signals.fenced.clone();
         let thread_error = |source| StoreError::Thread { name: thread::NAME, source };
-        let path = opened.path.clone();
-        let desk = Desk::new(opened, options, checkpointer, signals, tuning, retention)
+        let path = begun.opened.path.clone();
+        let desk = Desk::new(begun, options, checkpointer, signals, tuning, retention)
             .map_err(|source| StoreError::Sqlite { path, source })?;
         let place = Arc::new(Mutex::new(Some(desk)));
         let (own, bytes) = (Arc::clone(&place), Arc::clone(&queued_bytes));
+        let leave_log = Arc::<AtomicBool>::default();
+        let leaves = Arc::clone(&leave_log);
         let handle = std::thread::Builder::new()
             .name(thread::NAME.to_owned())
-            .spawn(move || thread::run(&own, commands, &bytes))
+            .spawn(move || thread::run(&own, commands, &bytes, &leaves))
             .map_err(thread_error)?;
         Ok(Self(Arc::new(Inner {
             place,
             queue,
             queued_bytes,
             refusing: AtomicBool::new(false),
+            leave_log,
             epoch,
             database,
             durability,
@@ -326,6 +346,12 @@ impl Writer {
     /// Answers `E_NOT_PRIMARY` (retryable) to every later write; what is queued is still applied.
     pub fn refuse_new(&self) {
         self.0.refusing.store(true, Ordering::Release);
+    }
+
+    /// Ends the writer as [`Writer::close`] does, and leaves the WAL to the next one, which everybody waits for.
+    pub async fn close_for_successor(self) {
+        self.0.leave_log.store(true, Ordering::Release);
+        self.close().await;
     }
 
     /// Ends the writer: refuses new writes, applies and answers what is queued, cuts the WAL, and waits for the threads.

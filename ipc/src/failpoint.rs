@@ -1,7 +1,8 @@
 //! Named places where tests end, stop or slow a process, and known mistakes which tests must notice.
 //!
 //! Only with the cargo feature `failpoints`, which the shipped binary is built without: there [`hit`] is empty and
-//! [`has`] is always false, so that nothing of either remains in the code.
+//! [`has`] is always false, so that nothing of either remains in the code. Neither does [`protocol`], by which a test makes a
+//! binary another release's.
 
 /// Declares an enum whose variants have names that a person can type.
 macro_rules! named {
@@ -145,6 +146,12 @@ mod facility {
     #[inline]
     pub const fn has(_: Flaw) -> bool {
         false
+    }
+
+    /// Returns `None`: the feature `failpoints` is off.
+    #[inline]
+    pub const fn protocol() -> Option<u32> {
+        None
     }
 }
 

@@ -6,8 +6,16 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::failpoint;
+
 /// Version of the wire that this build speaks.
 pub const PROTOCOL: u32 = 1;
+
+/// Returns the version of the wire that this process speaks: [`PROTOCOL`], unless a test makes it another release's.
+pub fn protocol() -> u32 {
+    failpoint::protocol().unwrap_or(PROTOCOL)
+}
+
 /// Method of the handshake.
 pub const HELLO: &str = "instance.hello";
 /// Method that asks whether the primary is alive; also the handshake of servers that know no [`HELLO`].

@@ -2,7 +2,7 @@
 
 mod view;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pando_dbproxy::Readers;
@@ -134,24 +134,7 @@ fn in_place_of_the_last(text: &str) -> String {
 
 /// Looks at the lock and asks the primary.
 async fn look(workdir: &Workdir, context: &Context, diag: bool) -> Result<(Report, Option<Failure>), Failure> {
-    let mut report = Report {
-        workdir: workdir.path().to_owned(),
-        state: State::Free,
-        primary: None,
-        holder: None,
-        executable: None,
-        process_state: None,
-        last_holder: None,
-        instances: vec![],
-        gone: vec![],
-        metrics: vec![],
-        followers: vec![],
-        database: None,
-        diag: diag.then(Diag::default),
-        file_system: None,
-        problem: None,
-        hints: vec![],
-    };
+    let mut report = Report { diag: diag.then(Diag::default), ..Report::empty(workdir.path()) };
     if let Ok(FileSystem { name, objection }) = FileSystem::of(workdir.path()) {
         report.problem = objection.map(|why| format!("no primary can lead on this file system ({name}): {why}"));
         report.file_system = Some(name);
@@ -232,6 +215,28 @@ async fn ask(context: &Context, workdir: &Workdir) -> Result<Answers, Failure> {
 }
 
 impl Report {
+    /// Returns the report on a workdir of which nothing is known yet.
+    fn empty(workdir: &Path) -> Self {
+        Self {
+            workdir: workdir.to_owned(),
+            state: State::Free,
+            primary: None,
+            holder: None,
+            executable: None,
+            process_state: None,
+            last_holder: None,
+            instances: vec![],
+            gone: vec![],
+            metrics: vec![],
+            followers: vec![],
+            database: None,
+            diag: None,
+            file_system: None,
+            problem: None,
+            hints: vec![],
+        }
+    }
+
     fn take(&mut self, answers: Answers) {
         let Answers { info, mut list, mut metrics, mut doors } = answers;
         let array = |value: &mut Value| match value.take() {

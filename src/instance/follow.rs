@@ -18,7 +18,8 @@ use tokio_util::task::TaskTracker;
 use super::lead::LOCK_CHECK;
 use super::route::Route;
 use super::terms::Ended;
-use super::{HEARTBEAT, JoinError, Role, Shared, silence};
+use super::warm::Warm;
+use super::{HEARTBEAT, JoinError, Role, Shared, lead, silence};
 
 enum Step {
     Stop,
@@ -54,6 +55,7 @@ pub(super) async fn follow(
     tasks.close();
 
     let mut link = client.link();
+    let mut warm = Warm::new(shared.workdir.database_path());
     let mut beat = interval(HEARTBEAT);
     let mut check = interval(LOCK_CHECK);
     for timer in [&mut beat, &mut check] {
@@ -68,14 +70,19 @@ pub(super) async fn follow(
             _ = check.tick() => Step::CheckLock,
         };
         match step {
-            Step::Stop => break Ok(Ended::Stopped),
+            Step::Stop => break Ok(None),
             Step::Won(won) => {
                 failpoint::hit(Point::CandidateWon);
-                break won.map(Ended::Elected).map_err(JoinError::Lock);
+                break won.map(Some).map_err(JoinError::Lock);
             }
             Step::Link => {
                 failed.take();
-                shared.role.send_replace(role_of(link.borrow_and_update().as_ref()));
+                let role = role_of(link.borrow_and_update().as_ref());
+                let is_led = matches!(role, Role::Secondary { .. });
+                shared.role.send_replace(role);
+                if is_led {
+                    warm.look().await;
+                }
             }
             Step::Beat if link.borrow().is_some() => {
                 let payload = shared.heartbeat("secondary", shared.hub.position()).await;
@@ -92,6 +99,9 @@ pub(super) async fn follow(
                 {
                     break Err(JoinError::Version(cause));
                 }
+                if link.borrow().is_some() {
+                    warm.look().await;
+                }
             }
             Step::CheckLock => {
                 tracing::warn!("the lock file was removed or replaced: racing for the new one");
@@ -104,13 +114,24 @@ pub(super) async fn follow(
     };
     shared.routes.clear();
     term.cancel();
-    match &ended {
+    match ended {
         // Every moment counts, and nobody is left to read our last words.
-        Ok(Ended::Elected(_)) => client.hang_up().await,
-        _ => client.close().await,
+        Ok(Some(lease)) => {
+            let wind_down = async {
+                client.hang_up().await;
+                tasks.wait().await;
+            };
+            let (opened, ()) = tokio::join!(lead::open(shared, warm), wind_down);
+            Ok(Ended::Elected(lease, Box::new(opened?)))
+        }
+        ended => {
+            client.close().await;
+            tasks.wait().await;
+            // An open database would keep the last one to leave from cleaning up.
+            drop(warm.take().await);
+            ended.map(|_| Ended::Stopped)
+        }
     }
-    tasks.wait().await;
-    ended
 }
 
 fn role_of(link: Option<&Link>) -> Role {

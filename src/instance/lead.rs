@@ -11,7 +11,7 @@ use pando_ipc::failpoint::{self, Point};
 use pando_ipc::lock::Lease;
 use pando_ipc::methods::{Caller, Door};
 use pando_ipc::process::ProcessId;
-use pando_ipc::{Code, Envelope, Fault, Hello, LockInfo, PROTOCOL, Timestamp, Topic, read_lock_for_path, topic};
+use pando_ipc::{Code, Envelope, Fault, Hello, LockInfo, Timestamp, Topic, hello, read_lock_for_path, topic};
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
@@ -21,6 +21,7 @@ use super::rates::Rates;
 use super::roster::{Member, Roster};
 use super::route::Route;
 use super::terms::Ended;
+use super::warm::Warm;
 use super::{HEARTBEAT, JoinError, Role, Shared};
 use crate::methods;
 
@@ -29,8 +30,11 @@ pub(super) const LOCK_CHECK: Duration = Duration::from_millis(500);
 /// How often refused and cut-off peers are told of: at most one log line and one event per reason and look, so that nobody
 /// fills the log or the journal by knocking.
 const REFUSALS_LOOK: Duration = Duration::from_secs(1);
-/// How long a leaving primary waits for its subscribers to read the last events, and for calls in flight.
+/// How long a leaving primary waits for calls in flight.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long it waits for peers to read the last events and answers; and again for the last word to each. Everybody else's writes wait meanwhile. Who reads
+/// nothing for so long has the journal, and its calls are sent again.
+const LAST_WORDS: Duration = Duration::from_millis(250);
 /// The same for one that has lost its place, and must be gone within a second.
 const SHORT_FAREWELL: Duration = Duration::from_millis(200);
 /// Arrivals that wait to be told to everyone. When it is full an arrival is not announced; it still shows in `instance.list`.
@@ -155,13 +159,18 @@ struct Incoming {
 pub(super) async fn lead(
     shared: &Arc<Shared>,
     lease: Lease,
+    opened: Option<Box<Opened>>,
     stop: &CancellationToken,
     failed: &mut Option<oneshot::Sender<JoinError>>,
 ) -> Result<Ended, JoinError> {
     let previous = read_lock_for_path(&shared.workdir).ok();
     let (arrivals, arrived) = mpsc::channel(ARRIVALS);
     let (successor, chosen) = mpsc::channel(1);
-    let (primary, bus) = begin(shared, &lease, arrivals, successor).await?;
+    let opened = match opened {
+        Some(opened) => *opened,
+        None => open(shared, Warm::new(shared.workdir.database_path())).await?,
+    };
+    let (primary, bus) = begin(shared, &lease, opened, arrivals, successor).await?;
     failed.take();
     failpoint::hit(Point::TermServes);
     let incoming = Incoming { arrived, departures: bus.departures(), chosen };
@@ -189,13 +198,16 @@ pub(super) async fn lead(
     Ok(ended)
 }
 
-/// Runs the winning order: database, epoch, bind, advertise, serve.
-async fn begin(
-    shared: &Arc<Shared>,
-    lease: &Lease,
-    arrivals: mpsc::Sender<Hello>,
-    successor: mpsc::Sender<String>,
-) -> Result<(Arc<Primary>, Bus), JoinError> {
+/// The database at the beginning of a term: its epoch is counted up, and nobody is served yet.
+#[derive(Debug)]
+pub(super) struct Opened {
+    writer: Writer,
+    outbound: Arc<Outbound>,
+}
+
+/// Opens the database and begins an epoch, with what was prepared for it. The lock is held.
+pub(super) async fn open(shared: &Arc<Shared>, warm: Warm) -> Result<Opened, JoinError> {
+    let standby = warm.take().await;
     let outbound = Arc::new(Outbound::new(shared.hub.clone()));
     let carrier = Arc::clone(&outbound);
     let options = WriterOptions {
@@ -205,8 +217,23 @@ async fn begin(
         writes: shared.options.writes.clone(),
         on_commit: Box::new(move |events: &[Arc<Envelope>]| carrier.carry(events)),
     };
-    let writer = open_writer(shared, options).await?;
+    let path = shared.workdir.database_path();
+    let writer = match tokio::task::spawn_blocking(move || Writer::open_prepared(&path, standby, options)).await {
+        Ok(opened) => opened?,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    };
     failpoint::hit(Point::TermOpened);
+    Ok(Opened { writer, outbound })
+}
+
+/// Runs the rest of the winning order: bind, advertise, serve.
+async fn begin(
+    shared: &Arc<Shared>,
+    lease: &Lease,
+    Opened { writer, outbound }: Opened,
+    arrivals: mpsc::Sender<Hello>,
+    successor: mpsc::Sender<String>,
+) -> Result<(Arc<Primary>, Bus), JoinError> {
     shared.place_hub(writer.head());
     catch_up(shared, &shared.readers).await;
     failpoint::hit(Point::TermCaughtUp);
@@ -245,7 +272,7 @@ async fn begin(
         started_at: primary.since,
         epoch: Some(writer.epoch()),
         workdir: Some(shared.workdir.path().to_owned()),
-        protocol: Some(PROTOCOL),
+        protocol: Some(hello::protocol()),
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         endpoints: Some(endpoints.clone()),
         process: ProcessId::of(std::process::id()),
@@ -254,14 +281,6 @@ async fn begin(
     shared.routes.set(Route::Local(table), Some(Arc::new(writer.clone())));
     shared.role.send_replace(Role::Primary { epoch: writer.epoch(), ports, endpoints });
     Ok((primary, bus))
-}
-
-async fn open_writer(shared: &Arc<Shared>, options: WriterOptions) -> Result<Writer, JoinError> {
-    let path = shared.workdir.database_path();
-    match tokio::task::spawn_blocking(move || Writer::open(&path, options)).await {
-        Ok(opened) => Ok(opened?),
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    }
 }
 
 /// Delivers what former primaries committed and subscribers of this instance have not seen.
@@ -334,6 +353,8 @@ async fn serve(primary: &Arc<Primary>, lease: &Lease, stop: &CancellationToken, 
 /// write, then everything is written out and closed. A primary that lost its place only closes.
 async fn finish(primary: &Primary, bus: &Bus, end: &End) {
     failpoint::hit(Point::ShutdownBegin);
+    // Who comes next waits for the lock; what is in the log is moved later, by it.
+    let is_followed = matches!(end, End::Deposed(_)) || primary.roster.newest_instance(None).is_some();
     let farewell = match end {
         End::Deposed(why) => {
             tracing::error!(%why, "stepping down");
@@ -351,8 +372,13 @@ async fn finish(primary: &Primary, bus: &Bus, end: &End) {
         primary.announce(topic::SHUTDOWN, goodbye).await;
     }
     failpoint::hit(Point::ShutdownGoodbye);
-    primary.writer.clone().close().await;
+    if is_followed {
+        primary.writer.clone().close_for_successor().await;
+    } else {
+        primary.writer.clone().close().await;
+    }
     failpoint::hit(Point::ShutdownDrained);
+    let farewell = farewell.min(LAST_WORDS);
     if !bus.flush(farewell).await {
         tracing::warn!("a subscriber did not read the last events");
     }

@@ -8,6 +8,7 @@ use pando_ipc::lock::{self, Claim, Lease};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use super::lead::Opened;
 use super::{JoinError, Role, Shared, depart, follow, lead};
 
 /// Pause after a term that could not begin, so that a broken disk is not hammered and a healthy instance may win.
@@ -19,12 +20,15 @@ pub(super) enum Ended {
     /// The instance leaves.
     Stopped,
     /// The primary went, and the lock is ours.
-    Elected(Lease),
+    Elected(Lease, Box<Opened>),
     /// The role was handed to another instance.
     HandedOver,
     /// The lock or the database is no longer ours; somebody else leads.
     Deposed,
 }
+
+/// The lock, if it was won, and the database, if it is open already.
+type Won = Option<(Lease, Option<Box<Opened>>)>;
 
 /// Leads or follows, term after term, until `stop`. When the very first term cannot begin, says why and ends.
 pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, failed: oneshot::Sender<JoinError>) {
@@ -33,16 +37,16 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, failed: on
     let mut claim = first_claim(&shared).await;
     loop {
         let ended = match claim {
-            Ok(Some(lease)) => lead::lead(&shared, lease, &stop, &mut failed).await,
+            Ok(Some((lease, opened))) => lead::lead(&shared, lease, opened, &stop, &mut failed).await,
             Ok(None) => follow::follow(&shared, &stop, &mut failed).await,
             Err(error) => Err(error),
         };
         shared.role.send_replace(Role::Seeking);
         claim = match ended {
             Ok(Ended::Stopped) => break,
-            Ok(Ended::Elected(lease)) => {
+            Ok(Ended::Elected(lease, opened)) => {
                 said.clear();
-                Ok(Some(lease))
+                Ok(Some((lease, Some(opened))))
             }
             // Whoever else waits for the lock comes first; where nobody does, following ends at once.
             Ok(Ended::Deposed | Ended::HandedOver) => Ok(None),
@@ -70,17 +74,18 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, failed: on
 }
 
 /// Races once for the lock; one that is meant for another instance is left to it.
-fn claim_once(shared: &Shared) -> Result<Option<Lease>, JoinError> {
-    Ok(lock::try_lock(&shared.workdir)?.filter(|lease| lease.meant_for_another(&shared.id).is_none()))
+fn claim_once(shared: &Shared) -> Result<Won, JoinError> {
+    let won = lock::try_lock(&shared.workdir)?.filter(|lease| lease.meant_for_another(&shared.id).is_none());
+    Ok(won.map(|lease| (lease, None)))
 }
 
 /// Races for the lock the first time; where the primary's role was demanded, a lost race is an error that says who has it.
-async fn first_claim(shared: &Shared) -> Result<Option<Lease>, JoinError> {
+async fn first_claim(shared: &Shared) -> Result<Won, JoinError> {
     if !shared.options.require_primary {
         return claim_once(shared);
     }
     match acquire_lock(&shared.workdir, shared.options.dial_timeout).await? {
-        Claim::Won(lease) => Ok(Some(lease)),
+        Claim::Won(lease) => Ok(Some((lease, None))),
         Claim::Lost(info) => Err(JoinError::PrimaryExists(Box::new(info))),
     }
 }

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use pando_dbproxy::Durability;
 use pando_ipc::access::Capability::{Control, Read};
 use pando_ipc::bus::PeerStats;
-use pando_ipc::hello::{HELLO, PING, STEP_DOWN};
+use pando_ipc::hello::{HELLO, PING, STEP_DOWN, protocol};
 use pando_ipc::methods::Call;
 use pando_ipc::metrics::Metric;
-use pando_ipc::{Code, Fault, Hello, Kind, PROTOCOL, Topic, topic};
+use pando_ipc::{Code, Fault, Hello, Kind, Topic, topic};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -244,23 +244,24 @@ pub(super) fn methods() -> Vec<Method> {
 
 fn hello(primary: &Primary, call: Call) -> Result<Value, Fault> {
     let hello: Hello = read_params(call.params)?;
-    if hello.protocol != PROTOCOL {
+    if hello.protocol != protocol() {
         let why = format!(
-            "protocol {} of {} {} does not fit protocol {PROTOCOL} of pando {}",
+            "protocol {} of {} {} does not fit protocol {} of pando {}",
             hello.protocol,
             hello.instance_id,
             hello.version,
+            protocol(),
             env!("CARGO_PKG_VERSION")
         );
         let fault = Fault::new(Code::Version, why).with("version", env!("CARGO_PKG_VERSION"));
-        return Err(fault.with("protocol", PROTOCOL));
+        return Err(fault.with("protocol", protocol()));
     }
     primary.welcome(call.caller.peer, call.caller.introduce(hello).clone());
     write_result(WelcomeResult {
         instance_id: primary.shared.id.clone(),
         epoch: primary.writer.epoch(),
         version: env!("CARGO_PKG_VERSION"),
-        protocol: PROTOCOL,
+        protocol: protocol(),
         workdir: primary.shared.workdir.path().to_owned(),
         database: primary.writer.database().to_string(),
     })
@@ -315,7 +316,7 @@ async fn info(primary: &Primary) -> Result<Info, Fault> {
         epoch: primary.writer.epoch(),
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION"),
-        protocol: PROTOCOL,
+        protocol: protocol(),
         workdir: shared.workdir.path().to_owned(),
         database: primary.writer.database().to_string(),
         started_at: primary.since.to_string(),

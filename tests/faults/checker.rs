@@ -19,6 +19,14 @@ pub(crate) const DATABASE_GONE: &str = "database-gone";
 pub(crate) const DATABASE_MOVED: &str = "database-moved";
 /// Fault after which the lock of the primary is worth nothing: its file was removed or moved away.
 pub(crate) const LOCK_LOST: &str = "lock-lost";
+/// Fault during which nothing of the primary's can reach the disk, so that nothing may be acknowledged; it names the epoch at its end.
+pub(crate) const DISK_FAILS: &str = "disk-fails";
+/// Its end.
+pub(crate) const DISK_WORKS: &str = "disk-works";
+/// Fault during which the write-ahead log grows: the harness itself reads for long.
+pub(crate) const LOG_PINNED: &str = "log-pinned";
+/// Its end.
+pub(crate) const LOG_RELEASED: &str = "log-released";
 /// How soon a primary without its lock steps down.
 pub(crate) const STEP_DOWN_WITHIN: Duration = Duration::from_secs(1);
 /// What a busy machine may add to any time that is promised.
@@ -49,6 +57,8 @@ pub(crate) enum Invariant {
     Fencing,
     /// Every acknowledged write is there.
     NothingLost,
+    /// Nothing is acknowledged while it cannot be on disk.
+    OnDisk,
     /// No write is there twice.
     NothingTwice,
     /// Nothing is there that nobody wrote, or whose writer was told that it failed.

@@ -1,5 +1,7 @@
 //! The faults by name. Each is caused in a world whose instances write, and leaves behind one that serves again.
 
+mod machine;
+
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::UnixListener;
@@ -9,10 +11,11 @@ use std::time::Duration;
 use pando_ipc::ports_for_path;
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
-use crate::checker::{DATABASE_GONE, DATABASE_MOVED, LOCK_LOST};
+use crate::checker::{DATABASE_GONE, DATABASE_MOVED, LOCK_LOST, LOG_PINNED, LOG_RELEASED};
 use crate::history::Deed;
 use crate::support::{RawPeer, pando, pass};
 use crate::world::{Instance, World};
+use machine::{fail_disk, jump_clock, start_by_mount, start_other_version};
 
 /// Instances that write.
 const INSTANCES: usize = 3;
@@ -55,10 +58,14 @@ faults! {
     replace_primary,
     evict_primary,
     start_by_alias,
+    start_by_mount,
+    start_other_version,
     spoil_lock_file,
     squat_ports,
     litter_sockets,
+    jump_clock,
     fill_disk,
+    fail_disk,
     slow_disk,
     exhaust_descriptors,
     stop_subscriber,
@@ -364,8 +371,10 @@ fn long_reader(world: &mut World) {
     let mut reader = world.sandbox.database();
     let transaction = reader.transaction().unwrap();
     let _rows: i64 = transaction.query_row("SELECT count(*) FROM trial", [], |row| row.get(0)).unwrap();
-    world.fault("long-reader", &format!("for {time:?}"));
+    world.fault(LOG_PINNED, &format!("for {time:?}"));
     pass(time);
+    drop(transaction);
+    world.fault(LOG_RELEASED, "the reader is done");
 }
 
 /// Simultaneous starts in a workdir without a database.

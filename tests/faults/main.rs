@@ -14,6 +14,7 @@ mod points;
 mod random;
 #[path = "../../src/cli/up/trial/record.rs"]
 mod record;
+mod shim;
 mod soak;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "shared with the other integration tests, which need more of it")]

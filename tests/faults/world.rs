@@ -1,12 +1,13 @@
 //! One trial: a workdir, the instances that write in it, those who watch, and the record of all that is done to them.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use pando_ipc::lock;
@@ -17,7 +18,8 @@ use serde::Deserialize;
 use crate::checker::{Invariant, Violation, check};
 use crate::history::{Database, Dated, Deed, History};
 use crate::random::Random;
-use crate::record::{Outcome, What};
+use crate::record::{Outcome, Record, What};
+use crate::shim::Shim;
 use crate::support::{Process, RoleLine, Sandbox, binary, eventually};
 
 /// How long anything may take that normally takes milliseconds: the machine may be busy, Pando must not be stuck.
@@ -48,10 +50,15 @@ pub(crate) struct World {
 pub(crate) struct Instance {
     pub(crate) name: String,
     pub(crate) process: Process,
+    pub(crate) shim: Shim,
     pub(crate) role: Option<RoleLine>,
     /// The latest epoch in which a write of its was acknowledged.
     pub(crate) acked: u64,
 }
+
+/// How far the record of each instance went at some time.
+#[derive(Debug)]
+pub(crate) struct Mark(Vec<(String, u64)>);
 
 /// The line that tells of the first acknowledgement in an epoch.
 #[derive(Debug, Deserialize)]
@@ -117,16 +124,74 @@ impl World {
 
     /// Starts an instance under load; `args` are more arguments of `pando up`. Returns its place.
     pub(crate) fn start(&mut self, args: &[&str]) -> usize {
-        self.started += 1;
-        let name = format!("{}{}", char::from(b'a' + u8::try_from(self.seed % 26).unwrap()), self.started);
-        let record = self.report.join(format!("{name}.instance.jsonl"));
-        let mut command = binary(self.sandbox.path());
-        command.args(["--json", "up", "--name", &name, "--record"]).arg(record).args(args);
+        let name = self.next_name();
+        let command = self.command(&name, self.sandbox.path(), args);
+        self.spawn(name, command, args)
+    }
+
+    /// Starts an instance that sees the workdir at another place only, where it is mounted once more for this process alone.
+    pub(crate) fn start_at_mount(&mut self, mount: &Path, args: &[&str]) -> usize {
+        let name = self.next_name();
+        let pando = self.command(&name, mount, args);
+        let script = "mount --bind \"$0\" \"$1\" && cd \"$1\" && shift && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["-rm", "sh", "-c", script]).args([self.sandbox.path(), mount]);
+        command.arg(pando.get_program()).args(pando.get_args());
+        for (key, value) in pando.get_envs() {
+            match value {
+                Some(value) => command.env(key, value),
+                None => command.env_remove(key),
+            };
+        }
+        self.spawn(name, command, args)
+    }
+
+    fn spawn(&mut self, name: String, mut command: Command, args: &[&str]) -> usize {
+        let shim = Shim::preload(&mut command, &self.sandbox.root().join(format!("{name}.wishes")));
         let process = Process::spawn(&self.sandbox, &name, command);
         let args = args.iter().map(|&arg| arg.to_owned()).collect();
         self.note(Deed::Start { who: name.clone(), pid: process.pid(), args });
-        self.instances.push(Instance { name, process, role: None, acked: 0 });
+        self.instances.push(Instance { name, process, shim, role: None, acked: 0 });
         self.instances.len() - 1
+    }
+
+    fn next_name(&mut self) -> String {
+        self.started += 1;
+        format!("{}{}", char::from(b'a' + u8::try_from(self.seed % 26).unwrap()), self.started)
+    }
+
+    fn command(&self, name: &str, workdir: &Path, args: &[&str]) -> Command {
+        let mut command = binary(workdir);
+        command.args(["--json", "up", "--name", name, "--record"]).arg(self.record(name)).args(args);
+        command
+    }
+
+    fn record(&self, name: &str) -> PathBuf {
+        self.report.join(format!("{name}.instance.jsonl"))
+    }
+
+    /// Returns how far the instances' records go now.
+    pub(crate) fn mark(&self) -> Mark {
+        let length = |name: &str| fs::metadata(self.record(name)).map_or(0, |meta| meta.len());
+        Mark(self.instances.iter().map(|it| (it.name.clone(), length(&it.name))).collect())
+    }
+
+    /// Returns how the writes ended that were begun and have ended since.
+    pub(crate) fn outcomes_since(&self, mark: &Mark) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        for (name, length) in &mark.0 {
+            let text = fs::read(self.record(name)).unwrap_or_default();
+            let new = String::from_utf8_lossy(text.get(usize::try_from(*length).unwrap()..).unwrap_or_default());
+            let mut begun = HashSet::new();
+            for line in new.lines() {
+                match serde_json::from_str(line).map(|Record { what, .. }| what) {
+                    Ok(What::Invoke { op, .. }) => drop(begun.insert(op)),
+                    Ok(What::Return { op, outcome }) if begun.contains(&op) => outcomes.push(outcome),
+                    _ => {}
+                }
+            }
+        }
+        outcomes
     }
 
     /// Starts an observer that follows from the first event on, and waits until it does.

@@ -87,7 +87,11 @@ fn a_paused_primary_whose_lock_was_broken_is_fenced_by_the_epoch() {
     scene.first.signal(Signal::CONT);
     scene.check_fenced(since);
     scene.check_follows(&leader);
-    assert_eq!(scene.sandbox.count("SELECT count(*) FROM _pando_op WHERE op = 'late'"), 0, "nothing was applied");
+    assert_eq!(
+        scene.sandbox.count("SELECT count(*) FROM _pando_op_named WHERE name = 'late'"),
+        0,
+        "nothing was applied"
+    );
 }
 
 #[test]

@@ -9,12 +9,13 @@ use crate::support::{Sandbox, pando};
 /// Longest file of code, in lines, tests not counted.
 const MAX_LINES: usize = 500;
 /// The members of the workspace, and what each of them may depend on.
-const LAYERS: [(&str, &str, &[&str]); 5] = [
+const LAYERS: [(&str, &str, &[&str]); 6] = [
     ("ipc", "pando-ipc", &[]),
     ("bridge", "pando-bridge", &["pando-ipc"]),
     ("dbproxy", "pando-dbproxy", &["pando-ipc"]),
     (".", "pando", &["pando-ipc", "pando-bridge", "pando-dbproxy"]),
-    ("bench", "pando-bench", &["pando", "pando-dbproxy"]),
+    ("bench", "pando-bench", &["pando", "pando-ipc", "pando-bridge", "pando-dbproxy"]),
+    ("bench/inner", "pando-bench-inner", &["pando-ipc", "pando-bridge", "pando-dbproxy"]),
 ];
 /// Crates that only one member may use, tests and the bench aside: it plays the peers, too.
 const SOLE_USERS: [(&str, &str); 3] = [("zeromq", "ipc"), ("fs2", "ipc"), ("rusqlite", "dbproxy")];
@@ -47,7 +48,7 @@ fn files(dir: &str, extension: &str) -> Vec<PathBuf> {
 
 /// Returns every source file of the members, without their tests.
 fn sources() -> Vec<(PathBuf, String)> {
-    let dirs = ["ipc/src", "bridge/src", "dbproxy/src", "src", "bench/src"];
+    let dirs = ["ipc/src", "bridge/src", "dbproxy/src", "src", "bench/src", "bench/inner/src"];
     let all = dirs.iter().flat_map(|dir| files(dir, "rs")).map(|path| {
         let text = without_tests(&read(&path));
         (path, text)

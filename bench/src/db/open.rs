@@ -8,7 +8,7 @@ use pando::Durability;
 use rusqlite::{Connection, TransactionBehavior, params};
 
 use super::{Activity, BODY_BYTES, COUNT, FILL, INSERT, Job, SCHEMA};
-use crate::load::Course;
+use crate::load::{Course, wait_until};
 use crate::{Failure, fleet};
 
 /// The database in the workdir.
@@ -51,12 +51,6 @@ fn write(connection: &mut Connection, number: u32, body: &str) -> rusqlite::Resu
     transaction.prepare_cached(INSERT)?.execute(params![number, micros(), body])?;
     transaction.prepare_cached(COUNT)?.execute([number])?;
     transaction.commit()
-}
-
-/// Waits until an operation is due.
-pub(super) fn wait_until(due: Instant) {
-    #[expect(clippy::disallowed_methods, reason = "the load has a pace")]
-    std::thread::sleep(due.saturating_duration_since(Instant::now()));
 }
 
 /// Returns the microseconds since this process first asked, as they stand in the rows.

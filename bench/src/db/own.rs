@@ -8,9 +8,9 @@ use pando_dbproxy::Statement;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-use super::open::{micros, wait_until};
+use super::open::micros;
 use super::{Activity, BODY_BYTES, COUNT, Engine, FILL, FILLED_ENTRIES, INSERT, Job, READ, SCHEMA};
-use crate::load::{Course, Outcome};
+use crate::load::{Course, Outcome, wait_until};
 use crate::{Failure, fleet};
 
 /// Joins, and does what the job says.

@@ -101,18 +101,18 @@ async fn a_secondary_writes_over_the_wire_and_reads_its_own_writes() {
     let (db, _route) = db(&bench, Some(Arc::new(remote)), LONG);
     for at in 0..50 {
         let ack = db.write(session(&format!("s{at}"))).await.unwrap();
-        assert_eq!((ack.seq, ack.epoch, ack.durability), (at + 1, 1, Durability::Os));
+        assert_eq!((ack.seq, ack.epoch, ack.durability), (2 * at + 2, 1, Durability::Os));
         assert_eq!(ack.results["parent_session_id"], Value::Null);
         let seen = db.query_one("SELECT count(*) FROM sessions", (), |row| row.get::<u64>(0)).await.unwrap();
         assert_eq!(seen, Some(at + 1), "the write is seen after its ack");
     }
     let topic = pando_ipc::Topic::known("tool.end");
-    assert_eq!(db.publish(topic, json!({"x": 1}), "s1").await.unwrap(), 51);
+    assert_eq!(db.publish(topic, json!({"x": 1}), "s1").await.unwrap(), 101);
     let ack = db.execute("UPDATE sessions SET title = ?1 WHERE id = ?2", ["new", "s1"]).await.unwrap();
     assert_eq!(ack.results.rows_affected, 1);
-    let event = bench.events.lock().unwrap().last().unwrap().clone();
+    let event = bench.events.lock().unwrap()[101].clone();
     assert_eq!((event.instance_id.as_str(), event.topic.as_str()), ("inst-B", "db.session.updated"));
-    assert_eq!(db.read_at(52).await.unwrap().seq(), 52);
+    assert_eq!(db.read_at(103).await.unwrap().seq(), 103);
 }
 
 #[tokio::test]

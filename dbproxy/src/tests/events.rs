@@ -52,6 +52,41 @@ async fn replace_and_a_bare_delete_emit_the_rows_they_remove() {
     assert_eq!(bench.seen(), ["db.session.deleted s"]);
 }
 
+/// Returns the tables of the summaries.
+fn summaries(bench: &Bench) -> Vec<Value> {
+    let events = bench.events.lock().unwrap();
+    let summaries = events.iter().filter(|event| event.topic.as_str() == "db.changed");
+    summaries.map(|event| event.payload["payload"]["tables"].clone()).collect()
+}
+
+#[tokio::test]
+async fn every_write_that_changes_rows_makes_one_event_with_the_tables_and_operations() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, ddl(&["CREATE TABLE plain (a INTEGER PRIMARY KEY)"])).await;
+    apply(&writer, exec(&["INSERT INTO plain VALUES (1), (2)", "DELETE FROM plain WHERE a = 1"])).await;
+    apply(&writer, session("s")).await;
+    apply(&writer, message("m", "s")).await;
+    apply(&writer, exec(&["DELETE FROM sessions"])).await;
+    assert!(submit(&writer, exec(&["DELETE FROM plain", "SELECT missing"])).await.is_err());
+    apply(&writer, exec(&["DELETE FROM plain WHERE a = 9", "SELECT 1"])).await;
+    let changed = [
+        json!({"plain": {"created": 2, "deleted": 1}}),
+        json!({"sessions": {"created": 1}}),
+        json!({"messages": {"created": 1}, "sessions": {"updated": 1}}),
+        json!({"messages": {"deleted": 1}, "sessions": {"deleted": 1}}),
+    ];
+    assert_eq!(summaries(&bench), changed);
+    let rows = ["db.session.created s", "db.message.created m", "db.session.updated s"];
+    assert_eq!(bench.seen()[..3], rows, "the tables of the agent store are tracked");
+    bench.check_journal().await;
+    let untracked = named("Track", &json!({"table": "sessions", "rows": false}));
+    apply(&writer, untracked).await;
+    bench.forget();
+    apply(&writer, session("t")).await;
+    assert_eq!((summaries(&bench), bench.seen()), (vec![json!({"sessions": {"created": 1}})], vec![]));
+}
+
 #[tokio::test]
 async fn a_new_a_renamed_and_a_dropped_table_are_followed() {
     let bench = Bench::new();
@@ -59,7 +94,9 @@ async fn a_new_a_renamed_and_a_dropped_table_are_followed() {
     apply(&writer, ddl(&["CREATE TABLE notes (k TEXT PRIMARY KEY, v)", "INSERT INTO notes VALUES ('a', 1)"])).await;
     apply(&writer, ddl(&["ALTER TABLE notes RENAME TO memos", "UPDATE memos SET v = 2"])).await;
     apply(&writer, ddl(&["ALTER TABLE memos RENAME COLUMN k TO id", "DELETE FROM memos"])).await;
-    assert_eq!(bench.seen(), ["db.notes.created a", "db.memos.updated a", "db.memos.deleted a"]);
+    let changed =
+        [json!({"notes": {"created": 1}}), json!({"memos": {"updated": 1}}), json!({"memos": {"deleted": 1}})];
+    assert_eq!(summaries(&bench), changed);
     bench.forget();
     let failing = ddl(&["CREATE TABLE gone (a)", "INSERT INTO gone VALUES (1)", "SELECT missing"]);
     assert!(submit(&writer, failing).await.is_err());
@@ -67,7 +104,8 @@ async fn a_new_a_renamed_and_a_dropped_table_are_followed() {
         .await;
     apply(&writer, exec(&["INSERT INTO gone VALUES (1)"])).await;
     apply(&writer, session("still")).await;
-    assert_eq!(bench.seen(), ["db.gone.created 1", "db.session.created still"]);
+    assert_eq!(summaries(&bench), [json!({"gone": {"created": 1}}), json!({"sessions": {"created": 1}})]);
+    assert_eq!(bench.seen(), ["db.session.created still"]);
     assert_eq!(bench.value("SELECT count(*) FROM sqlite_schema WHERE name LIKE '%track%'").await, 0);
     bench.check_journal().await;
 }
@@ -79,7 +117,7 @@ async fn many_rows_become_one_bulk_event() {
     let many = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 1001)
                 INSERT INTO sessions (id, title) SELECT x, '' FROM n";
     let ack = apply(&writer, exec(&[many])).await;
-    assert_eq!((bench.seen(), ack.seq), (vec!["db.session.bulk".to_owned()], 1));
+    assert_eq!((bench.seen(), ack.seq), (vec!["db.session.bulk".to_owned()], 2));
     let payload = bench.events.lock().unwrap()[0].payload["payload"].clone();
     let expected = json!({"method": "exec", "table": "sessions", "created": 1001, "updated": 0, "deleted": 0});
     assert_eq!(payload, expected);
@@ -104,8 +142,8 @@ async fn numbers_are_dense_over_failures_restarts_and_terms() {
             writer.close().await;
         }
     }
-    // 10 sessions a round, and once "same"; 10 messages, each of which also changes its session.
-    assert_eq!(bench.check_journal().await, 4 * 10 + 1 + 4 * 20);
+    // 10 sessions a round, and once "same"; 10 messages, each of which also changes its session; and a summary of each write.
+    assert_eq!(bench.check_journal().await, (4 * 10 + 1) * 2 + 4 * 10 * 3);
 }
 
 #[tokio::test]
@@ -114,7 +152,7 @@ async fn a_write_and_its_events_are_committed_together() {
     let writer = bench.writer();
     let readers = bench.readers();
     let count = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM _pando_event WHERE topic = 'db.session.created'),
-                        (SELECT count(*) FROM _pando_op)";
+                        (SELECT count(*) FROM _pando_op_named)";
     let work = async {
         for at in 0..200 {
             apply(&writer, session(&format!("s{at}"))).await;
@@ -144,8 +182,8 @@ async fn a_tracked_table_tells_the_columns_that_were_asked_for() {
     apply(&writer, track(&["name"], &["done", "twice", "data"])).await;
     let told = |bench: &Bench| {
         let events = bench.events.lock().unwrap();
-        let last: Vec<_> =
-            events.iter().map(|event| (event.topic.to_string(), event.payload["payload"].clone())).collect();
+        let rows = events.iter().filter(|event| event.topic.as_str() != "db.changed");
+        let last: Vec<_> = rows.map(|event| (event.topic.to_string(), event.payload["payload"].clone())).collect();
         last.into_iter().map(|(topic, change)| json!([topic, change["key"], change["columns"]])).collect::<Vec<_>>()
     };
     apply(&writer, exec(&["INSERT INTO tasks (name, done, data) VALUES ('a', 0, x'00ff')"])).await;

@@ -55,7 +55,7 @@ async fn a_registered_write_reads_changes_and_tells_in_one_transaction() {
     let writer = bank(&bench).await;
     let (db, _route) = secondary(&bench, &writer);
     assert_eq!(db.named("charge", &json!({"account": 1, "cents": 30})).await.unwrap(), json!({"left": 70}));
-    assert_eq!(bench.seen(), ["db.account.updated 1", "account.charged"]);
+    assert_eq!(bench.seen(), ["account.charged"]);
     let event = bench.events.lock().unwrap()[1].clone();
     assert_eq!((event.instance_id.as_str(), event.payload["left"].as_i64()), ("inst-B", Some(70)));
     let refused = db.named("charge", &json!({"account": 1, "cents": 71})).await.unwrap_err();
@@ -64,7 +64,7 @@ async fn a_registered_write_reads_changes_and_tells_in_one_transaction() {
     assert_eq!(fault.message, "dbproxy: CONFLICT (charge): insufficient funds");
     assert_eq!(fault.data.as_ref().unwrap()["balance"], 70);
     assert_eq!(bench.value("SELECT cents FROM account").await, 70);
-    assert_eq!(bench.seen().len(), 2, "what was refused told nobody");
+    assert_eq!(bench.seen().len(), 1, "what was refused told nobody");
     bench.check_journal().await;
 }
 

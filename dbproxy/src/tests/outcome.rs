@@ -77,9 +77,14 @@ async fn a_forgotten_op_is_never_run_again() {
     writer.submit(request("req-1", insert())).await.unwrap();
     let asked = |op_id: &str| request(op_id, Work::Settle);
     // What is old is a matter of whole seconds.
-    while bench.value("SELECT count(*) FROM _pando_op WHERE op = 'req-1'").await != 0 {
-        let others = (0..1_000).map(|_| submit(&writer, exec(&["DELETE FROM n WHERE v = 0"])));
-        assert!(futures::future::join_all(others).await.iter().all(Result::is_ok));
+    let kept = "SELECT (SELECT count(*) FROM _pando_op_named WHERE name = 'req-1') + (SELECT count(*) FROM _pando_op WHERE n = 1)";
+    while bench.value(kept).await != 0 {
+        let nothing = || exec(&["DELETE FROM n WHERE v = 0"]);
+        let client = uuid::Uuid::now_v7();
+        let counted = (0..500).map(|n| writer.submit(request(&format!("{client}-{n}"), nothing())));
+        let others = (0..500).map(|_| submit(&writer, nothing()));
+        let all = futures::future::join(futures::future::join_all(counted), futures::future::join_all(others)).await;
+        assert!(all.0.iter().chain(&all.1).all(Result::is_ok));
     }
     for _ in 0..2 {
         let fault = writer.submit(request(&counted, insert())).await.unwrap_err();

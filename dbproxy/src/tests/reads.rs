@@ -71,7 +71,7 @@ async fn readers_wait_for_a_database_and_follow_a_replaced_one() {
     assert!(matches!(readers.head().await, Err(ReadError::NotReady { .. })));
     let writer = bench.writer();
     apply(&writer, session("a")).await;
-    assert_eq!(readers.head().await.unwrap(), crate::Head { seq: 1, epoch: 1 });
+    assert_eq!(readers.head().await.unwrap(), crate::Head { seq: 2, epoch: 1 });
     let first = readers.database().await.unwrap();
     assert_eq!(first, writer.database());
     writer.close().await;
@@ -92,10 +92,10 @@ async fn a_wait_ends_when_the_event_is_there_or_says_how_far_it_came() {
     let readers = bench.readers();
     let behind = readers.wait_for(1, Instant::now() + Duration::from_millis(20)).await;
     assert_eq!(behind, Err(ReadError::Behind { wanted: 1, head: 0 }));
-    let wait = readers.wait_for(2, Instant::now() + Duration::from_secs(20));
+    let wait = readers.wait_for(4, Instant::now() + Duration::from_secs(20));
     let write = async {
         apply(&writer, session("a")).await;
         apply(&writer, session("b")).await;
     };
-    assert_eq!(futures::future::join(wait, write).await.0, Ok(2));
+    assert_eq!(futures::future::join(wait, write).await.0, Ok(4));
 }

@@ -85,7 +85,9 @@ fn comes_to_a_step_and_waits() {
         }),
         ..WriterOptions::new("child", "/w")
     };
-    let writer = Writer::open(std::path::Path::new(&path), options).unwrap();
+    // However slow the machine is, what is queued together is one transaction.
+    let tuning = Tuning { batch_time: Duration::from_secs(60), ..Tuning::default() };
+    let writer = Writer::open_with(std::path::Path::new(&path), options, tuning).unwrap();
     let epoch = writer.epoch();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {

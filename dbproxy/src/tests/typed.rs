@@ -119,7 +119,7 @@ async fn a_read_bound_to_an_event_waits_for_it_or_says_how_far_it_came() {
     assert!(read.seq() >= ack.seq);
     assert_eq!(read.query_one("SELECT id FROM sessions", (), |row| row.get::<String>(0)).await.unwrap().unwrap(), "a");
     let short = db.with_options(DbOptions { timeout: Duration::from_millis(20), ..DbOptions::default() });
-    assert_eq!(short.read_at(9).await.unwrap_err(), ReadError::Behind { wanted: 9, head: 1 });
+    assert_eq!(short.read_at(9).await.unwrap_err(), ReadError::Behind { wanted: 9, head: 2 });
 }
 
 #[tokio::test]

@@ -75,7 +75,7 @@ impl Desk {
             events.push(self.journal.append(&self.connection, event).map_err(sqlite)?);
         }
         let seq = self.journal.head();
-        dedup::store(&self.connection, request, self.epoch, seq, Some(&results)).map_err(sqlite)?;
+        self.ops.store(&self.connection, request, self.epoch, seq, Some(&results)).map_err(sqlite)?;
         let ack = Ack { seq, epoch: self.epoch, durability: self.durability, results, replayed: false };
         Ok(Applied::Now(ack, events))
     }
@@ -95,7 +95,7 @@ impl Desk {
     }
 
     /// Tells what became of an op id, and sees that it stays so.
-    fn settle(&self, request: &WriteRequest, found: Found) -> Result<Applied, Fault> {
+    fn settle(&mut self, request: &WriteRequest, found: Found) -> Result<Applied, Fault> {
         let sqlite = |error: rusqlite::Error| from_sqlite(request.work.label(), &error, None);
         let outcome = match found {
             Found::Stored(stored) => self.ack_of(&stored).map_or(Outcome::NotApplied, |ack| Outcome::Applied { ack }),
@@ -108,7 +108,7 @@ impl Desk {
                     Outcome::Unknown { reason }
                 } else {
                     let seq = self.journal.head();
-                    dedup::store(&self.connection, request, self.epoch, seq, None).map_err(sqlite)?;
+                    self.ops.store(&self.connection, request, self.epoch, seq, None).map_err(sqlite)?;
                     Outcome::NotApplied
                 }
             }

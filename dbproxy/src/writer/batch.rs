@@ -15,8 +15,9 @@ use rusqlite::{DEFAULT_NAME, Error, ErrorCode, FileControl};
 
 use super::Fenced;
 use super::apply::Applied;
-use super::thread::{BATCH_TIME, Desk, Job};
-use crate::journal::{self, Mark};
+use super::dedup::OpsMark;
+use super::thread::{Desk, Job};
+use crate::journal;
 use crate::refusal::{Word, commit_unknown, fenced, from_sqlite, panicked, refuse};
 use crate::trouble::may_have_committed;
 use crate::write::{Ack, WriteRequest};
@@ -30,6 +31,13 @@ struct Slot {
     outcome: Option<Result<Ack, Fault>>,
     /// Whether the outcome stands whatever becomes of the transaction: refused, or committed earlier.
     settled: bool,
+}
+
+/// A point in a transaction.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    journal: journal::Mark,
+    ops: OpsMark,
 }
 
 /// How a failing write is kept from the others of its transaction.
@@ -93,7 +101,7 @@ impl Desk {
             return Attempt::Failed(from_sqlite(&label, &error, None));
         }
         failpoint::hit(Point::BeginAfter);
-        let start = self.journal.mark();
+        let start = self.mark();
         if let Some(fault) = self.check_fence(&label) {
             self.abandon(start);
             return Attempt::Failed(fault);
@@ -102,7 +110,7 @@ impl Desk {
         let began = Instant::now();
         let (mut events, mut taken, mut fresh) = (Vec::new(), slots.len(), HashSet::new());
         for (at, slot) in slots.iter_mut().enumerate() {
-            if at > 0 && began.elapsed() > BATCH_TIME {
+            if at > 0 && began.elapsed() > self.tuning.batch_time {
                 taken = at;
                 break;
             }
@@ -141,6 +149,7 @@ impl Desk {
             Ok(()) => {
                 failpoint::hit(Point::CommitAfter);
                 self.journal.commit();
+                self.ops.commit();
                 Attempt::Committed { taken, events }
             }
             Err(error) => {
@@ -160,11 +169,11 @@ impl Desk {
 
     /// Applies a write without a savepoint. When it fails after it has changed something, the whole transaction is rolled back.
     fn in_place(&mut self, request: &WriteRequest) -> Result<Applied, Fault> {
-        let (mark, changes) = (self.journal.mark(), self.connection.total_changes());
+        let (mark, changes) = (self.mark(), self.connection.total_changes());
         let applied = self.apply_caught(request);
         if applied.is_err() {
             if self.connection.total_changes() == changes {
-                self.journal.roll_back(mark);
+                self.take_back(mark);
                 self.track.clear();
             } else {
                 self.abandon(mark);
@@ -176,7 +185,7 @@ impl Desk {
     /// Applies a write in a savepoint of its own; a fault leaves nothing of it.
     fn in_savepoint(&mut self, request: &WriteRequest) -> Result<Applied, Fault> {
         let sqlite = |error: Error| from_sqlite(request.work.label(), &error, None);
-        let mark = self.journal.mark();
+        let mark = self.mark();
         self.control("SAVEPOINT pando_write").map_err(sqlite)?;
         let applied = self.apply_caught(request).and_then(|applied| {
             self.control("RELEASE pando_write").map_err(sqlite)?;
@@ -184,7 +193,7 @@ impl Desk {
         });
         if applied.is_err() && !self.connection.is_autocommit() {
             let back = self.control("ROLLBACK TO pando_write").and_then(|()| self.control("RELEASE pando_write"));
-            self.journal.roll_back(mark);
+            self.take_back(mark);
             if let Err(error) = back {
                 // The savepoint cannot be trusted: all of the transaction goes, which the caller notices.
                 tracing::error!(%error, "rolling back a savepoint failed");
@@ -213,6 +222,16 @@ impl Desk {
         self.connection.execute(sql, []).inspect_err(|error| tracing::error!(%error, "the disk still fails")).is_ok()
     }
 
+    fn mark(&self) -> Mark {
+        Mark { journal: self.journal.mark(), ops: self.ops.mark() }
+    }
+
+    /// Takes what is kept in memory back to a point, as the database was.
+    fn take_back(&mut self, mark: Mark) {
+        self.journal.roll_back(mark.journal);
+        self.ops.roll_back(mark.ops);
+    }
+
     /// Rolls the transaction back, if SQLite has not done so, and takes the journal back to its start.
     fn abandon(&mut self, start: Mark) {
         if !self.connection.is_autocommit()
@@ -220,7 +239,7 @@ impl Desk {
         {
             tracing::error!(%error, "rolling back failed");
         }
-        self.journal.roll_back(start);
+        self.take_back(start);
         self.track.clear();
     }
 

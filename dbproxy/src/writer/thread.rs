@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use super::batch::Answered;
-use super::dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR, Keep, Ops};
+use super::dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR, Keep, MAX_OPS, Ops};
 use super::{Fenced, OnCommit, QUEUE_WRITES, WriterOptions};
 use crate::checkpoint::Checkpointer;
 use crate::guard::Guard;
@@ -28,8 +28,8 @@ use crate::meter::WriterMeter;
 use crate::named::Writes;
 use crate::refusal::died;
 use crate::schema::Opened;
+use crate::standby::{Begun, Tracking};
 use crate::track::Track;
-use crate::tx::reserved_names;
 use crate::write::{Ack, Durability, WriteRequest};
 
 /// The thread's name.
@@ -39,7 +39,7 @@ pub(super) const BATCH_WRITES: usize = 64;
 /// Size at which a transaction takes no further write, in bytes.
 pub(super) const BATCH_BYTES: usize = 1 << 20;
 /// Time after which a transaction takes no further write.
-pub(super) const BATCH_TIME: Duration = Duration::from_millis(5);
+const BATCH_TIME: Duration = Duration::from_millis(5);
 /// How long a transaction waits for another program that writes, before it is answered `E_BUSY` (retryable). A primary that lost its
 /// place must be gone within a second, and may have to wait twice: for the write it is in, and for its end.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(250);
@@ -58,6 +58,7 @@ pub(crate) struct Tuning {
     pub(crate) keep_ops_for: Duration,
     pub(crate) keep_clients_for: Duration,
     pub(crate) write_time: Duration,
+    pub(crate) batch_time: Duration,
 }
 
 impl Default for Tuning {
@@ -69,6 +70,7 @@ impl Default for Tuning {
             keep_ops_for: KEPT_OPS_FOR,
             keep_clients_for: KEPT_CLIENTS_FOR,
             write_time: WRITE_TIME,
+            batch_time: BATCH_TIME,
         }
     }
 }
@@ -140,6 +142,8 @@ pub(super) struct Desk {
     checkpointer: Checkpointer,
     retention: Retention,
     ops_since_pruning: u64,
+    /// Nothing is pruned before.
+    prune_from: Instant,
 }
 
 impl fmt::Debug for Desk {
@@ -150,20 +154,20 @@ impl fmt::Debug for Desk {
 
 impl Desk {
     pub(super) fn new(
-        opened: Opened,
+        begun: Begun,
         options: WriterOptions,
         checkpointer: Checkpointer,
         signals: Signals,
         tuning: Tuning,
         retention: Retention,
     ) -> rusqlite::Result<Self> {
+        let Begun { opened, tracking, calm } = begun;
         let Opened { connection, guard, database, epoch, durability, .. } = opened;
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        let track = Track::install(&connection)?;
+        let Tracking { track, reserved, .. } = tracking;
         let journal = Journal::load(&connection, epoch)?;
         signals.head.send_replace(journal.head());
         tracing::info!(instance = options.instance_id, %database, epoch, head = journal.head(), "writer opened");
-        let reserved = reserved_names(&connection)?;
         Ok(Self {
             connection,
             guard,
@@ -183,6 +187,7 @@ impl Desk {
             checkpointer,
             retention,
             ops_since_pruning: 0,
+            prune_from: Instant::now() + calm,
         })
     }
 
@@ -235,32 +240,40 @@ impl Desk {
         }
     }
 
-    /// Removes a chunk of what is too old, after the answers. A failure costs nothing but space.
+    /// Keeps house after the answers: removes a chunk of what is too old, writes down what a successor would have to read. A failure costs
+    /// nothing but space.
     fn prune(&mut self) {
+        if Instant::now() < self.prune_from {
+            return;
+        }
         let ops = self.ops_since_pruning >= PRUNE_CHUNK;
         let events = self.journal.is_prunable(&self.connection, &self.retention).unwrap_or_else(|why| {
             tracing::warn!(%why, "cannot tell how much the journal holds");
             false
         });
-        if !ops && !events || self.signals.fenced.borrow().is_some() {
+        if !(ops || events || self.journal.is_savable()) || self.signals.fenced.borrow().is_some() {
             return;
         }
         self.ops_since_pruning = if ops { 0 } else { self.ops_since_pruning };
         let pruned = self.connection.unchecked_transaction().and_then(|transaction| {
+            self.journal.save(&transaction)?;
             if events {
                 self.journal.prune(&transaction)?;
             }
             if ops {
                 let Tuning { keep_ops, keep_ops_for, keep_clients_for, .. } = self.tuning;
-                let keep = Keep { ops: keep_ops, ops_for: keep_ops_for, clients_for: keep_clients_for };
+                let keep =
+                    Keep { ops: keep_ops, ops_at_most: MAX_OPS, ops_for: keep_ops_for, clients_for: keep_clients_for };
                 self.ops.prune(&transaction, keep)?;
             }
             transaction.commit()
         });
-        if let Err(why) = pruned {
-            self.journal.forget_oldest();
-            self.ops.reload();
-            tracing::warn!(%why, "pruning the journal failed");
+        match pruned {
+            Ok(()) => self.journal.is_kept(events),
+            Err(why) => {
+                self.ops.reload();
+                tracing::warn!(%why, "keeping house failed");
+            }
         }
     }
 
@@ -271,7 +284,13 @@ impl Desk {
 }
 
 /// Serves the queue until it is closed, then closes the database. Whatever happens, the handle learns that the thread has ended.
-pub(super) fn run(place: &Place, commands: mpsc::Receiver<Command>, queued_bytes: &AtomicUsize) {
+/// With `leave_log` the log stays as it is.
+pub(super) fn run(
+    place: &Place,
+    commands: mpsc::Receiver<Command>,
+    queued_bytes: &AtomicUsize,
+    leave_log: &AtomicBool,
+) {
     let served = catch_unwind(AssertUnwindSafe(|| serve(place, commands, queued_bytes)));
     let Some(desk) = lock(place).take() else { return };
     if served.is_err() {
@@ -279,7 +298,7 @@ pub(super) fn run(place: &Place, commands: mpsc::Receiver<Command>, queued_bytes
         desk.fence(Fenced::Died);
     }
     let Desk { connection, checkpointer, signals, .. } = desk;
-    checkpointer.finish();
+    checkpointer.finish(!leave_log.load(Ordering::Acquire));
     drop(connection);
     signals.ended.send_replace(true);
 }

@@ -11,7 +11,7 @@ use super::error::Cause;
 use super::options::Options;
 use super::socket::{Dealer, failed};
 use crate::fault::{Code, Fault};
-use crate::hello::{HELLO, Hello, PING, PROTOCOL, Welcome};
+use crate::hello::{self, HELLO, Hello, PING, Welcome};
 use crate::lock::{InfoError, LockInfo, is_held, read_lock_for_path};
 use crate::rpc::{Id, Request, parse_response};
 use crate::workdir::Workdir;
@@ -76,7 +76,7 @@ async fn introduce(endpoint: &str, info: &LockInfo, options: &Options) -> Result
         kind: options.kind,
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        protocol: PROTOCOL,
+        protocol: hello::protocol(),
         headless: options.headless,
     };
     let asking = async {
@@ -126,7 +126,7 @@ fn welcome(result: Value, info: &LockInfo) -> Result<Option<Welcome>, Cause> {
     // The version is looked at first: what else an incompatible peer says may have another shape.
     let protocol = result.get("protocol").and_then(Value::as_u64).and_then(|it| u32::try_from(it).ok()).unwrap_or(0);
     let text = |key| result.get(key).and_then(Value::as_str).unwrap_or_default();
-    if protocol != 0 && protocol != PROTOCOL && text("instance_id") == info.instance_id {
+    if protocol != 0 && protocol != hello::protocol() && text("instance_id") == info.instance_id {
         return Err(Cause::Version {
             instance_id: info.instance_id.clone(),
             version: text("version").to_owned(),
@@ -166,6 +166,7 @@ fn refused(dealer: &Dealer, fault: &Fault, info: &LockInfo) -> Cause {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hello::PROTOCOL;
 
     fn info(epoch: Option<u64>) -> LockInfo {
         let golden = include_str!("../../../tests/golden/ipc.lock");

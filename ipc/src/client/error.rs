@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::fault::Fault;
-use crate::hello::PROTOCOL;
+use crate::hello;
 use crate::lock::Holder;
 
 /// Why a call has no result, told so that the caller can act.
@@ -87,13 +87,13 @@ pub enum Cause {
         silent: Duration,
     },
     /// The primary speaks another version of the wire.
-    #[error("primary {instance_id} (release {version}) speaks protocol {protocol}, this build speaks {PROTOCOL}")]
+    #[error("primary {instance_id} (release {version}) speaks protocol {protocol}, this build speaks {ours}", ours = hello::protocol())]
     Version {
         /// The primary.
         instance_id: String,
         /// Its release; empty when it did not say.
         version: String,
-        /// Its wire version; ours is [`PROTOCOL`].
+        /// Its wire version; ours is [`hello::protocol`].
         protocol: u32,
     },
     /// Too many calls wait to be sent.

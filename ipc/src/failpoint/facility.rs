@@ -59,6 +59,8 @@ pub struct Plan {
     pub armed: Vec<Armed>,
     /// The mistakes that are made.
     pub flaws: Vec<Flaw>,
+    /// The version of the wire that is spoken, where it is another release's.
+    pub protocol: Option<u32>,
     /// Told of each point that is passed, before anything happens; the action is `None` where nothing does.
     pub witness: Box<dyn Fn(Point, Option<Action>) + Send + Sync>,
 }
@@ -101,6 +103,11 @@ pub fn hit(point: Point) {
 /// Tells whether this process makes the mistake.
 pub fn has(flaw: Flaw) -> bool {
     PLAN.get().is_some_and(|(plan, _)| plan.flaws.contains(&flaw))
+}
+
+/// Returns the version of the wire that this process is to speak, where it is not its own.
+pub fn protocol() -> Option<u32> {
+    PLAN.get().and_then(|(plan, _)| plan.protocol)
 }
 
 fn signal(signal: Signal) {

@@ -206,24 +206,7 @@ mod tests {
     use crate::cli::output::looks;
 
     fn report(state: State) -> Report {
-        Report {
-            workdir: "/home/user/projects/pando".into(),
-            state,
-            primary: None,
-            holder: None,
-            executable: None,
-            process_state: None,
-            last_holder: None,
-            instances: vec![],
-            gone: vec![],
-            metrics: vec![],
-            followers: vec![],
-            database: None,
-            diag: None,
-            file_system: None,
-            problem: None,
-            hints: vec![],
-        }
+        Report { state, ..Report::empty("/home/user/projects/pando".as_ref()) }
     }
 
     fn stats() -> Stats {

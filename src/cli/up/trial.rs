@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use pando::{Delivery, Instance, Options, Pattern, Role, Topic};
-use pando_dbproxy::{Ack, SqlValue, Statement, WriteError};
+use pando_dbproxy::{Ack, Migrations, SqlValue, Statement, Tracked, WriteError};
 use pando_ipc::failpoint::{self, Armed, Flaw, Plan, Point};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
@@ -52,6 +52,9 @@ pub(super) struct Args {
     /// `point[@time][=kill|stop|sleep:MS]`: what happens where
     #[arg(long, hide = true)]
     arm: Vec<Armed>,
+    /// Speak this version of the wire, as another release would
+    #[arg(long, hide = true)]
+    protocol: Option<u32>,
     /// Make a known mistake
     #[arg(long, hide = true, value_parser = flaw)]
     flaw: Vec<Flaw>,
@@ -98,6 +101,7 @@ impl Args {
         failpoint::plan(Plan {
             armed: self.arm.clone(),
             flaws: self.flaw.clone(),
+            protocol: self.protocol,
             witness: Box::new(move |point, action| {
                 if action.is_some() || point == Point::LockRelease {
                     let action = action.map(|action| format!("{action:?}"));
@@ -137,14 +141,14 @@ impl Args {
         stop: &CancellationToken,
         epoch_acked: &AtomicU64,
     ) -> Result<(), Failure> {
+        let schema = Migrations::of("trial").step(1, "trial", TABLE).track(Tracked::table("trial"));
         let mut has_table = false;
         for n in 1_u64.. {
             if stop.is_cancelled() {
                 break;
             }
             if !has_table {
-                let made = instance.db().exec_ddl(vec![Statement::new(TABLE, ())]).await;
-                has_table = made.is_ok();
+                has_table = instance.db().migrate(&schema).await.is_ok();
                 if !has_table {
                     tokio::time::sleep(AFTER_FAILURE).await;
                     continue;
@@ -222,7 +226,7 @@ async fn read_back(instance: &Instance, recorder: &Recorder, op: String, ack: &A
     }
 }
 
-const TABLE: &str = "CREATE TABLE IF NOT EXISTS trial (op TEXT NOT NULL)";
+const TABLE: &str = "CREATE TABLE trial (op TEXT NOT NULL)";
 
 fn work_of(work: Work, op: &str) -> pando_dbproxy::Work {
     match work {

@@ -124,6 +124,15 @@ fn a_write_that_nobody_made_or_that_failed_is_named() {
 fn an_acknowledgement_of_another_event_is_named() {
     check_named(&[Invariant::AckNamesItsEvent, Invariant::RealTimeOrder], |it| of(it, "b")[3] = acked(40, "b-1", 2, 2));
     check_named(&[Invariant::AckNamesItsEvent, Invariant::Fencing], |it| of(it, "b")[3] = acked(40, "b-1", 3, 1));
+    let summary = |it: &mut History| {
+        it.databases[0].events.push(Journaled { prev: 0, event: event(4, 2, "db.changed", "") });
+        it.tails.clear();
+    };
+    check_named(&[Invariant::AckNamesItsEvent], summary);
+    check_named(&[], |it| {
+        summary(it);
+        of(it, "b")[3] = acked(40, "b-1", 4, 2);
+    });
 }
 
 #[test]
@@ -217,9 +226,43 @@ fn what_is_read_too_early_used_too_much_or_left_behind_is_named() {
         of(it, "b")[4] = record(41, What::Read { op: "b-1".to_owned(), found: false });
     });
     check_named(&[Invariant::Integrity], |it| it.databases[0].integrity = "row 7 missing".to_owned());
-    check_named(&[Invariant::Bounded], |it| it.deeds[1] = deed(60, Deed::Wal { bytes: (1 << 30) + 1 }));
     check_named(&[Invariant::Bounded], |it| {
         it.deeds[1] = deed(60, Deed::Usage { who: "a".to_owned(), resident_kib: 1, descriptors: 10_000 });
     });
     check_named(&[Invariant::NothingLeft], |it| it.deeds[1] = deed(60, Deed::Left { what: "a socket".to_owned() }));
+}
+
+#[test]
+fn a_large_log_is_named_unless_the_harness_pins_it() {
+    const LARGE: u64 = (64 << 20) + 1;
+    let pin = |at_ms, name: &str| deed(at_ms, Deed::Fault { name: name.to_owned(), detail: String::new() });
+    let wal = |at_ms, bytes| deed(at_ms, Deed::Wal { bytes });
+    let named = &[Invariant::Bounded];
+    check_named(named, |it| it.deeds.push(wal(61, LARGE)));
+    check_named(&[], |it| it.deeds.extend([pin(61, super::LOG_PINNED), wal(9_000, LARGE)]));
+    check_named(named, |it| it.deeds.extend([wal(61, LARGE), pin(62, super::LOG_PINNED)]));
+    check_named(named, |it| it.deeds.extend([pin(61, super::LOG_PINNED), wal(62, (1 << 30) + 1)]));
+    // It has some seconds to shrink.
+    let released = |it: &mut History| it.deeds.extend([pin(61, super::LOG_PINNED), pin(70, super::LOG_RELEASED)]);
+    check_named(&[], |it| {
+        released(it);
+        it.deeds.push(wal(5_070, LARGE));
+    });
+    check_named(named, |it| {
+        released(it);
+        it.deeds.push(wal(5_071, LARGE));
+    });
+}
+
+#[test]
+fn what_is_acknowledged_while_the_disk_fails_is_named() {
+    let fault =
+        |at_ms, name: &str| deed(at_ms, Deed::Fault { name: name.to_owned(), detail: "EIO in epoch 2".to_owned() });
+    let failing = |from, to| [fault(from, super::DISK_FAILS), fault(to, super::DISK_WORKS)];
+    check_named(&[Invariant::OnDisk], |it| it.deeds.extend(failing(30, 45)));
+    // Begun before, or ended behind it.
+    check_named(&[], |it| it.deeds.extend(failing(32, 45)));
+    check_named(&[], |it| it.deeds.extend(failing(30, 39)));
+    // Another primary's disk.
+    check_named(&[], |it| it.deeds.extend(failing(10, 16)));
 }

@@ -3,7 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::{Call, DATABASE_GONE, DATABASE_MOVED, Invariant, SLACK, STEP_DOWN_WITHIN, Seen, seconds};
+use super::{
+    Call, DATABASE_GONE, DATABASE_MOVED, DISK_FAILS, DISK_WORKS, Invariant, SLACK, STEP_DOWN_WITHIN, Seen, seconds,
+};
 use crate::history::{Database, Deed};
 use crate::record::{Outcome, What};
 
@@ -11,6 +13,8 @@ use crate::record::{Outcome, What};
 const PUBLISHED: &str = "trial.published";
 /// Topic of the events of inserted rows.
 const INSERTED: &str = "db.trial.created";
+/// Topic of the event that ends a write that changed rows.
+const CHANGED: &str = "db.changed";
 
 pub(super) fn check(seen: &mut Seen<'_>) {
     let history = seen.history;
@@ -32,12 +36,42 @@ pub(super) fn check(seen: &mut Seen<'_>) {
     check_calls(seen, &found);
     order(seen);
     reads(seen);
+    on_disk(seen);
 }
 
-/// Returns the `seq` of the events of each op in a database. A row is there by its event.
+/// While the disk of an epoch's primary fails, nothing is acknowledged in that epoch that was begun meanwhile.
+fn on_disk(seen: &mut Seen<'_>) {
+    let mut failing: Option<(u64, &str)> = None;
+    let mut wrong = Vec::new();
+    for dated in &seen.history.deeds {
+        match &dated.deed {
+            Deed::Fault { name, detail } if name == DISK_FAILS => failing = Some((dated.at, detail)),
+            Deed::Fault { name, .. } if name == DISK_WORKS => {
+                let Some((since, failed)) = failing.take() else { continue };
+                for Call { op, invoked, returned, .. } in seen.calls.values() {
+                    if let Some((at, Outcome::Ok { epoch, replayed: false, .. })) = returned
+                        && (since..dated.at).contains(invoked)
+                        && *at < dated.at
+                        && failed.ends_with(&format!(" {epoch}"))
+                    {
+                        wrong.push(format!("{op} was acknowledged at {} in spite of {failed}", seconds(*at)));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    seen.all_violated(Invariant::OnDisk, wrong);
+}
+
+/// Returns the `seq` of the last event of each op in a database. A row is there by its event; the write ends with the summary behind it.
 fn writes_in(database: &Database) -> HashMap<&str, Vec<u64>> {
-    let inserted = database.events.iter().filter(|it| it.event.topic == INSERTED);
-    let seqs: HashMap<u64, u64> = inserted.filter_map(|it| Some((it.event.mark.parse().ok()?, it.event.seq))).collect();
+    let ends =
+        database.events.iter().enumerate().filter(|(_, it)| it.event.topic == INSERTED).filter_map(|(at, it)| {
+            let summary = database.events.get(at + 1).filter(|next| next.event.topic == CHANGED);
+            Some((it.event.mark.parse().ok()?, summary.unwrap_or(it).event.seq))
+        });
+    let seqs: HashMap<u64, u64> = ends.collect();
     let mut found: HashMap<&str, Vec<u64>> = HashMap::new();
     for (rowid, op) in &database.rows {
         // A row without an event has no number: 0 never matches an acknowledgement.

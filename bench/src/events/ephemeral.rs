@@ -1,0 +1,110 @@
+//! Ephemeral events: published by the primary itself, received by Pando's client.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use pando::{Client, Envelope, Pattern, Topic, Workdir};
+use pando_ipc::Kind;
+use pando_ipc::client::{Delivery, Options};
+use tokio::runtime::Runtime;
+
+use super::{EPHEMERAL, payload, stamp};
+use crate::load::{Course, Deliveries, Pace, monotonic_ns, wait_until};
+use crate::plain::Stream;
+use crate::station::Station;
+use crate::{Failure, fleet};
+
+/// Events that are queued before the publisher waits for the sockets.
+const BURST: u32 = 256;
+/// How long it waits at a time.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+fn runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}
+
+/// Publishes, at a pace or as fast as the sockets take it.
+pub(super) fn station(workdir: &Path, pace: Pace, ready: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    let runtime = runtime()?;
+    let station = runtime.block_on(Station::open(Workdir::open(workdir)?))?;
+    let topic = Topic::new(EPHEMERAL)?;
+    let mut bare = Envelope::new("inst-bench", topic.clone(), payload(0, 0, 0));
+    (bare.epoch, bare.n) = (Some(1), Some(100_000));
+    // `payload` alone, with an empty text, has as many bytes in any envelope.
+    let around = bare.to_frame().len() - bare.payload.to_string().len();
+    ready()?;
+    let began = Instant::now();
+    let end = began + pace.warm_up + pace.time;
+    let mut number = 0;
+    let course = Course::begin(pace);
+    while Instant::now() < end {
+        let due_ns = match pace.per_second {
+            None => monotonic_ns(),
+            Some(rate) => {
+                let due = began + Duration::from_secs_f64(f64::from(number + 1) / rate);
+                wait_until(due);
+                monotonic_ns() - u64::try_from(due.elapsed().as_nanos())?
+            }
+        };
+        number += 1;
+        station.publish(Envelope::new("inst-bench", topic.clone(), payload(due_ns, number.into(), around)));
+        if pace.per_second.is_none() && number % BURST == 0 {
+            runtime.block_on(station.flush(PATIENCE));
+        }
+    }
+    fleet::done(Some(&course.outcome().into_idle()))?;
+    runtime.block_on(station.close());
+    Ok(())
+}
+
+/// Receives until the time is over.
+pub(super) fn subscribe(
+    workdir: &Path,
+    topic: &str,
+    pace: Pace,
+    ready: impl FnOnce() -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let runtime = runtime()?;
+    let options = Options::new(format!("subscriber-{}", std::process::id()), Kind::Client);
+    let client = runtime.block_on(Client::connect(Workdir::open(workdir)?, options))?;
+    let mut subscription = runtime.block_on(client.subscribe(Pattern::new(topic)?))?;
+    ready()?;
+    let mut deliveries = Deliveries::begin(pace);
+    // On a task, as in an application, not on the thread that only waits.
+    let task = runtime.spawn(async move {
+        let end = tokio::time::sleep_until(deliveries.end().into());
+        tokio::pin!(end);
+        loop {
+            let delivery = tokio::select! {
+                biased;
+                delivery = subscription.recv() => delivery,
+                () = &mut end => break,
+            };
+            match delivery {
+                Some(Delivery::Event(event)) => {
+                    if let Some((due_ns, number)) = stamp(&event.payload) {
+                        deliveries.received(number, due_ns);
+                    }
+                    if Instant::now() >= deliveries.end() {
+                        break;
+                    }
+                }
+                Some(Delivery::Lagged(count)) => deliveries.lost(count),
+                Some(Delivery::Relinked { .. }) => deliveries.lost(1),
+                None => break,
+            }
+        }
+        deliveries.outcome()
+    });
+    let outcome = runtime.block_on(task)?;
+    fleet::done(Some(&outcome))?;
+    runtime.block_on(client.hang_up());
+    Ok(())
+}
+
+/// Subscribes, and reads nothing.
+pub(super) fn stall(endpoint: &str, pace: Pace, ready: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    let _stream = Stream::subscribe(endpoint, EPHEMERAL.as_bytes())?;
+    ready()?;
+    fleet::done(Some(&Course::idle(pace)))
+}

@@ -1,0 +1,112 @@
+//! What is prepared before an election writes nothing until then, and is not used where it does not fit any more.
+
+use rusqlite::config::DbConfig;
+
+use super::*;
+use crate::{Standby, schema};
+
+fn prepared(bench: &Bench) -> Standby {
+    Standby::prepare(&bench.path()).unwrap()
+}
+
+/// Leads with what was prepared, and tells whether that was used: then the triggers are those of the preparation.
+fn elected(bench: &Bench, standby: Standby) -> (Writer, bool) {
+    let fits = standby.is_current();
+    (Writer::open_prepared(&bench.path(), Some(standby), bench.options()).unwrap(), fits)
+}
+
+#[tokio::test]
+async fn who_was_prepared_leads_in_the_next_epoch_and_goes_on_where_the_last_one_was() {
+    let bench = Bench::new();
+    let first = bench.writer();
+    apply(&first, session("s-1")).await;
+    let standby = prepared(&bench);
+    // The database moves on while somebody waits.
+    let again = request("op-2", session("s-2"));
+    first.submit(again.clone()).await.unwrap();
+    first.close().await;
+    let (second, was_used) = elected(&bench, standby);
+    assert!(was_used);
+    assert_eq!(second.epoch(), 2);
+    assert!(second.submit(again).await.unwrap().replayed);
+    apply(&second, session("s-3")).await;
+    assert_eq!(bench.seen(), ["db.session.created s-1", "db.session.created s-2", "db.session.created s-3"]);
+    assert_eq!(bench.check_journal().await, 6);
+    second.close().await;
+}
+
+#[tokio::test]
+async fn a_standby_writes_nothing() {
+    let bench = Bench::new();
+    assert!(Standby::prepare(&bench.path()).is_err(), "without a database there is nothing to prepare");
+    assert!(!bench.path().exists());
+    let first = bench.writer();
+    apply(&first, session("s-1")).await;
+    let epoch = bench.value("SELECT value FROM _pando_meta WHERE key = 'epoch'").await;
+    let standby = prepared(&bench);
+    for connection in standby.connections() {
+        let refused = connection.execute("UPDATE sessions SET title = 'x'", []).unwrap_err();
+        assert_eq!(refused.sqlite_error_code(), Some(rusqlite::ErrorCode::ReadOnly), "{refused}");
+    }
+    assert_eq!(bench.value("SELECT value FROM _pando_meta WHERE key = 'epoch'").await, epoch);
+    apply(&first, session("s-2")).await;
+    first.close().await;
+}
+
+#[test]
+fn a_standby_that_is_closed_last_moves_nothing() {
+    let bench = Bench::new();
+    let opened = schema::open(&bench.path(), Durability::Os).unwrap();
+    opened.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
+    opened.connection.execute_batch("CREATE TABLE t (a); INSERT INTO t VALUES (zeroblob(100000))").unwrap();
+    let standby = prepared(&bench);
+    // As when it dies.
+    drop(opened);
+    let before = std::fs::metadata(bench.path()).unwrap().len();
+    drop(standby);
+    assert_eq!(std::fs::metadata(bench.path()).unwrap().len(), before);
+    assert!(std::fs::metadata(bench.path().with_extension("db-wal")).unwrap().len() > 100_000);
+}
+
+#[tokio::test]
+async fn a_schema_or_a_wish_that_came_meanwhile_makes_it_unfit_and_is_followed() {
+    let changes = [
+        ddl(&["CREATE TABLE later (id INTEGER PRIMARY KEY)"]),
+        named("Track", &json!({"table": "sessions", "columns": ["title"]})),
+    ];
+    for change in changes {
+        let bench = Bench::new();
+        let first = bench.writer();
+        apply(&first, ddl(&["CREATE TABLE gone (id INTEGER PRIMARY KEY)"])).await;
+        let standby = prepared(&bench);
+        assert!(standby.is_current());
+        apply(&first, change).await;
+        apply(&first, ddl(&["DROP TABLE gone", "CREATE TABLE IF NOT EXISTS later (id INTEGER PRIMARY KEY)"])).await;
+        first.close().await;
+        bench.forget();
+        let (second, was_used) = elected(&bench, standby);
+        assert!(!was_used);
+        apply(&second, exec(&["INSERT INTO later VALUES (7)"])).await;
+        let told = bench.events.lock().unwrap()[0].payload["payload"]["tables"].clone();
+        assert_eq!(told, json!({"later": {"created": 1}}));
+        second.close().await;
+    }
+}
+
+#[tokio::test]
+async fn another_file_in_its_place_makes_it_unfit() {
+    let bench = Bench::new();
+    let first = bench.writer();
+    apply(&first, session("s-1")).await;
+    let (standby, database) = (prepared(&bench), first.database());
+    first.close().await;
+    std::fs::rename(bench.path(), bench.dir.path().join("away.db")).unwrap();
+    for suffix in ["-wal", "-shm"] {
+        std::fs::remove_file(bench.dir.path().join(format!("pando.db{suffix}"))).unwrap();
+    }
+    let (second, was_used) = elected(&bench, standby);
+    assert!(!was_used);
+    assert_ne!(second.database(), database);
+    assert_eq!(second.epoch(), 1);
+    second.close().await;
+}
