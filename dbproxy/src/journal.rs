@@ -16,7 +16,7 @@ use retention::{Ages, Sizes};
 /// Events removed at once, beside a commit: one large DELETE would stall the writer.
 pub(crate) const PRUNE_CHUNK: u64 = 1_000;
 /// Events after which the last number of each topic is written down: as many are read again when a term begins.
-const SAVE_EVERY: u64 = 1_000;
+const SAVE_EVERY: u64 = 250;
 /// Topics whose last number is kept in memory although it is written down.
 const MAX_TOPICS: usize = 10_000;
 /// Key of the event up to which the last numbers of topics are written down.

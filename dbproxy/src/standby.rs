@@ -16,6 +16,7 @@ use crate::schema::{self, Opened, Ready, StoreError};
 use crate::track::Track;
 use crate::tx::reserved_names;
 use crate::write::Durability;
+use crate::writer::Ops;
 
 /// How long the preparation waits for whoever recovers the log: a secondary has time, but not for that.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(100);
@@ -30,6 +31,8 @@ pub struct Standby {
     ready: Ready,
     checkpoints: Connection,
     tracking: Tracking,
+    /// The op ids that are stored, as of the last look.
+    ops: Ops,
 }
 
 /// How changes are tracked on a connection, and what that was made for.
@@ -88,7 +91,15 @@ impl Standby {
         let ready = schema::ready(file)?;
         let checkpoints = checkpoint::connect(&ready.path).map_err(failed)?;
         let tracking = Self::settle(&ready.connection, &checkpoints).map_err(failed)?;
-        Ok(Self { ready, checkpoints, tracking })
+        let mut ops = Ops::default();
+        ops.follow(&ready.connection).map_err(failed)?;
+        Ok(Self { ready, checkpoints, tracking, ops })
+    }
+
+    /// Looks at what was written since, and returns it unless it has become unfit, see [`Self::is_current`].
+    #[must_use]
+    pub fn kept_current(mut self) -> Option<Self> {
+        (self.is_current() && self.ops.follow(&self.ready.connection).is_ok()).then_some(self)
     }
 
     fn settle(connection: &Connection, checkpoints: &Connection) -> rusqlite::Result<Tracking> {
@@ -119,14 +130,14 @@ impl Standby {
     }
 
     /// Lets the connections write: the lock is held now. Returns them, the one of the checkpointer last.
-    pub(crate) fn enlist(self) -> rusqlite::Result<(Ready, Tracking, Connection)> {
-        let Self { ready, checkpoints, tracking } = self;
+    pub(crate) fn enlist(self) -> rusqlite::Result<(Ready, Tracking, Ops, Connection)> {
+        let Self { ready, checkpoints, tracking, ops } = self;
         for idle in [&ready.connection, &checkpoints] {
             idle.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
             idle.execute_batch("PRAGMA query_only = OFF")?;
         }
         ready.connection.busy_timeout(schema::OPEN_BUSY_TIMEOUT)?;
-        Ok((ready, tracking, checkpoints))
+        Ok((ready, tracking, ops, checkpoints))
     }
 }
 
@@ -134,6 +145,7 @@ impl Standby {
 pub(crate) struct Begun {
     pub(crate) opened: Opened,
     pub(crate) tracking: Tracking,
+    pub(crate) ops: Ops,
     /// How long it does nothing but write.
     pub(crate) calm: Duration,
 }
@@ -150,14 +162,14 @@ pub(crate) fn open(
         schema::prepare_file(path).is_ok_and(|file| file == standby.ready.path) && standby.is_current()
     }) {
         failpoint::hit(Point::StoreOpen);
-        let (ready, tracking, checkpoints) = standby.enlist().map_err(failed)?;
+        let (ready, tracking, ops, checkpoints) = standby.enlist().map_err(failed)?;
         let opened = schema::begin(ready, durability)?;
         // A migration of this binary's may have come.
         let tracking = tracking.renewed(&opened.connection).map_err(failed)?;
-        return Ok((Begun { opened, tracking, calm: CALM }, checkpoints));
+        return Ok((Begun { opened, tracking, ops, calm: CALM }, checkpoints));
     }
     let opened = schema::open(path, durability)?;
     let checkpoints = checkpoint::connect(&opened.path).map_err(failed)?;
     let tracking = Tracking::install(&opened.connection).map_err(failed)?;
-    Ok((Begun { opened, tracking, calm: Duration::ZERO }, checkpoints))
+    Ok((Begun { opened, tracking, ops: Ops::default(), calm: Duration::ZERO }, checkpoints))
 }

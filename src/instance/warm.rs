@@ -27,7 +27,7 @@ impl Warm {
         self.settle().await;
         let (ready, database) = (self.ready.take(), self.database.clone());
         self.look = Some(tokio::task::spawn_blocking(move || {
-            ready.filter(Standby::is_current).or_else(|| {
+            ready.and_then(Standby::kept_current).or_else(|| {
                 let prepared = Standby::prepare(&database);
                 prepared.inspect_err(|why| tracing::debug!(%why, "nothing is prepared for an election")).ok()
             })

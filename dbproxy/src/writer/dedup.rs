@@ -3,6 +3,8 @@
 //! Clients that count have many writes and say what they have answers to, so few rows are kept of them; an index in memory finds those, and
 //! the table is only appended to. Op ids that somebody chose are kept for their time, and have an index in the database.
 
+mod prune;
+
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -11,7 +13,6 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::journal::PRUNE_CHUNK;
 use crate::op::OpId;
 use crate::write::WriteRequest;
 
@@ -25,6 +26,8 @@ pub const MAX_OPS: u64 = 1_000_000;
 pub const KEPT_CLIENTS_FOR: Duration = Duration::from_secs(7 * 86_400);
 /// Clients without a stored write whose state is kept in memory; when there are more, it is read anew.
 const MAX_CLIENTS: usize = 10_000;
+/// Rows that a follower of another writer remembers before it reads all that is left of them anew.
+const FOLLOWED_ROWS: usize = 20_000;
 /// Key of the creation time, in Unix milliseconds, of the youngest client that is forgotten.
 const CLIENTS_FORGOTTEN: &str = "clients_forgotten";
 /// Key of the time, in Unix seconds, of the youngest write with a chosen op id that is forgotten.
@@ -60,11 +63,18 @@ pub(super) struct Keep {
 }
 
 /// What the writer knows of the clients that count.
+///
+/// Rows are numbered upwards, and the last one stays when others are removed: so what came after a look is behind it.
 #[derive(Debug, Default)]
-pub(super) struct Ops {
-    /// With all of their writes that are stored, once these are loaded.
+pub(crate) struct Ops {
+    /// With all of their writes that are stored, as of the last look.
     clients: HashMap<Uuid, Client>,
-    is_loaded: bool,
+    /// The last row seen.
+    seen: i64,
+    /// Whether nobody else may have stored anything since.
+    is_current: bool,
+    /// Rows that were seen.
+    rows: usize,
     /// What the open transaction stored.
     undo: Vec<(Uuid, u64)>,
     /// Unix milliseconds; `None` when it is not read yet.
@@ -105,14 +115,15 @@ impl Ops {
         let below = self.below(connection, client)?;
         let client = self.clients.entry(*client).or_default();
         (client.below, client.acked) = (Some(below), client.acked.max(acked));
-        match client.rows.get(counter) {
-            Some(row) => {
-                let sql = "SELECT fingerprint, epoch, seq, results FROM _pando_op WHERE n = ?1";
-                connection.prepare_cached(sql)?.query_row([row], stored).map(Found::Stored)
+        if let Some(row) = client.rows.get(counter) {
+            let sql = "SELECT fingerprint, epoch, seq, results FROM _pando_op WHERE n = ?1";
+            if let Some(stored) = connection.prepare_cached(sql)?.query_row([row], stored).optional()? {
+                return Ok(Found::Stored(stored));
             }
-            None if *counter < below => Ok(Found::Forgotten),
-            None => Ok(Found::New),
+            // A former writer has removed it since.
+            client.rows.remove(counter);
         }
+        Ok(if *counter < below { Found::Forgotten } else { Found::New })
     }
 
     /// Stores the answer to a write, in its own transaction; without results it is settled as not applied.
@@ -169,17 +180,31 @@ impl Ops {
         *self = Self::default();
     }
 
+    /// Looks at what another writer stores, beside it: so that there is little left to read when its term is over. Call it now and then.
+    pub(crate) fn follow(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        if self.rows > FOLLOWED_ROWS {
+            // Most of these are removed by now.
+            self.reload();
+        }
+        self.load(connection)?;
+        self.is_current = false;
+        Ok(())
+    }
+
     fn load(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        if self.is_loaded {
+        if self.is_current {
             return Ok(());
         }
-        let mut statement = connection.prepare_cached("SELECT client, counter, n FROM _pando_op")?;
-        let mut rows = statement.query([])?;
+        let mut statement =
+            connection.prepare_cached("SELECT client, counter, n FROM _pando_op WHERE n > ?1 ORDER BY n")?;
+        let mut rows = statement.query([self.seen])?;
         while let Some(row) = rows.next()? {
             let client = self.clients.entry(Uuid::from_bytes(row.get(0)?)).or_default();
-            client.rows.insert(row.get(1)?, row.get(2)?);
+            self.seen = row.get(2)?;
+            client.rows.insert(row.get(1)?, self.seen);
+            self.rows += 1;
         }
-        self.is_loaded = true;
+        self.is_current = true;
         Ok(())
     }
 
@@ -200,98 +225,12 @@ impl Ops {
         self.clients_forgotten = Some(forgotten);
         Ok(if made(client) > forgotten { 0 } else { u64::MAX })
     }
-
-    /// Removes a chunk of what is forgotten, in the open transaction: what its client has the answer to, and what is both beyond the count and older
-    /// than the age. Which op ids of a client that is, is kept.
-    pub(super) fn prune(&mut self, connection: &Connection, keep: Keep) -> rusqlite::Result<()> {
-        let now = Timestamp::now().unix_seconds();
-        self.load(connection)?;
-        self.prune_acked(connection, now)?;
-        self.prune_old(connection, keep, now)?;
-        prune_old_named(connection, keep, now)?;
-        let before = now - seconds(keep.clients_for);
-        let sql = "DELETE FROM _pando_client WHERE client IN (SELECT client FROM _pando_client WHERE at < ?1 LIMIT ?2) RETURNING client";
-        let mut statement = connection.prepare_cached(sql)?;
-        let gone = statement.query_map(params![before, PRUNE_CHUNK], |row| row.get::<_, [u8; 16]>(0))?;
-        let gone = gone.collect::<rusqlite::Result<Vec<_>>>()?;
-        if let Some(youngest) = gone.into_iter().map(|client| made(&Uuid::from_bytes(client))).max() {
-            set_meta(connection, CLIENTS_FORGOTTEN, youngest)?;
-            self.reload();
-        }
-        Ok(())
-    }
-
-    fn prune_acked(&mut self, connection: &Connection, now: i64) -> rusqlite::Result<()> {
-        let mut room = usize::try_from(PRUNE_CHUNK).unwrap_or(usize::MAX);
-        let mut delete = connection.prepare_cached("DELETE FROM _pando_op WHERE n = ?1")?;
-        for (id, client) in &mut self.clients {
-            while room > 0
-                && let Some(first) = client.rows.first_entry().filter(|row| *row.key() < client.acked)
-            {
-                delete.execute([first.get()])?;
-                first.remove();
-                room -= 1;
-            }
-            let below = client.rows.first_key_value().map_or(client.acked, |(first, _)| client.acked.min(*first));
-            if client.below.is_some_and(|known| known < below) {
-                raise(connection, id, below, now)?;
-                client.below = Some(below);
-            }
-        }
-        Ok(())
-    }
-
-    fn prune_old(&mut self, connection: &Connection, keep: Keep, now: i64) -> rusqlite::Result<()> {
-        let mut below: HashMap<Uuid, u64> = HashMap::new();
-        let sql = format!("DELETE FROM _pando_op WHERE {} RETURNING client, counter", old("_pando_op"));
-        let mut statement = connection.prepare_cached(&sql)?;
-        let mut gone =
-            statement.query(params![keep.ops, 2 * PRUNE_CHUNK, now - seconds(keep.ops_for), keep.ops_at_most])?;
-        while let Some(row) = gone.next()? {
-            let (id, counter) = (Uuid::from_bytes(row.get(0)?), row.get::<_, u64>(1)?);
-            self.clients.entry(id).or_default().rows.remove(&counter);
-            let below = below.entry(id).or_default();
-            *below = (counter + 1).max(*below);
-        }
-        for (id, below) in below {
-            raise(connection, &id, below, now)?;
-            let client = self.clients.entry(id).or_default();
-            client.below = client.below.map(|known| known.max(below));
-        }
-        Ok(())
-    }
 }
 
 /// Returns when a client made its id, in Unix milliseconds.
 fn made(client: &Uuid) -> u64 {
     let (seconds, nanos) = client.get_timestamp().map_or((0, 0), |time| time.to_unix());
     seconds * 1_000 + u64::from(nanos) / 1_000_000
-}
-
-fn seconds(duration: Duration) -> i64 {
-    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
-}
-
-/// Returns the condition for a chunk of what is too old by either limit: ?1 and ?4 are counts, ?2 is the chunk's size, ?3 is a time.
-fn old(table: &str) -> String {
-    let newest = format!("(SELECT max(n) FROM {table})");
-    format!("n < (SELECT min(n) FROM {table}) + ?2 AND (n <= {newest} - ?1 AND at < ?3 OR n <= {newest} - ?4)")
-}
-
-/// Removes a chunk of old writes with a chosen op id, and notes until when.
-fn prune_old_named(connection: &Connection, keep: Keep, now: i64) -> rusqlite::Result<()> {
-    let sql = format!("DELETE FROM _pando_op_named WHERE {} RETURNING at", old("_pando_op_named"));
-    let mut statement = connection.prepare_cached(&sql)?;
-    let limits = params![keep.ops, 2 * PRUNE_CHUNK, now - seconds(keep.ops_for), keep.ops_at_most];
-    let gone = statement.query_map(limits, |row| row.get::<_, u64>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
-    gone.into_iter().max().map_or(Ok(()), |until| set_meta(connection, NAMED_FORGOTTEN, until))
-}
-
-/// Notes that everything of a client below a counter is forgotten.
-fn raise(connection: &Connection, client: &Uuid, below: u64, now: i64) -> rusqlite::Result<()> {
-    let sql = "INSERT INTO _pando_client (client, below, at) VALUES (?1, ?2, ?3)
-               ON CONFLICT DO UPDATE SET below = max(below, excluded.below), at = excluded.at";
-    connection.prepare_cached(sql)?.execute(params![client.as_bytes(), below, now]).map(drop)
 }
 
 fn meta(connection: &Connection, key: &str) -> rusqlite::Result<Option<u64>> {
@@ -332,6 +271,7 @@ pub(super) fn maybe_forgotten(connection: &Connection, op: &OpId) -> rusqlite::R
 
 #[cfg(test)]
 mod tests {
+    use super::prune::{raise, seconds};
     use super::*;
 
     const KEEP: Keep =
@@ -436,6 +376,30 @@ mod tests {
         let mut is_stored =
             |counter| matches!(ops.find(&connection, &request(counter).op_id, 0).unwrap(), Found::Stored(_));
         assert_eq!([1, 2, 3].map(&mut is_stored), [true, false, true]);
+    }
+
+    #[test]
+    fn who_followed_knows_what_was_stored_and_what_was_removed_since() {
+        let connection = migrated();
+        let (client, now) = (Uuid::now_v7(), Timestamp::now().unix_seconds());
+        let mut writer = Ops::default();
+        (0..10).for_each(|counter| insert(&connection, &counted(client, counter), now));
+        let mut follower = Ops::default();
+        follower.follow(&connection).unwrap();
+        // All that its client has the answer to goes, and more comes.
+        writer.find(&connection, &counted(client, 10), 10).unwrap();
+        writer.prune(&connection, KEEP).unwrap();
+        assert_eq!(count(&connection), 1, "the last row stays, so that numbers only grow");
+        (10..13).for_each(|counter| insert(&connection, &counted(client, counter), now));
+        let other = Uuid::now_v7();
+        insert(&connection, &counted(other, 0), now);
+        for ops in [&mut follower, &mut Ops::default()] {
+            let mut find = |client, counter| ops.find(&connection, &counted(client, counter), 0).unwrap();
+            assert!((0..9).all(|counter| find(client, counter) == Found::Forgotten));
+            assert!((9..13).all(|counter| matches!(find(client, counter), Found::Stored(_))));
+            assert!(matches!(find(other, 0), Found::Stored(_)));
+            assert_eq!((find(client, 13), find(other, 1)), (Found::New, Found::New));
+        }
     }
 
     #[test]

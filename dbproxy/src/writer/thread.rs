@@ -23,7 +23,7 @@ use super::dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR, Keep, MAX_OPS, Ops}
 use super::{Fenced, OnCommit, QUEUE_WRITES, WriterOptions};
 use crate::checkpoint::Checkpointer;
 use crate::guard::Guard;
-use crate::journal::{Journal, PRUNE_CHUNK, Retention};
+use crate::journal::{Journal, Retention};
 use crate::meter::WriterMeter;
 use crate::named::Writes;
 use crate::refusal::died;
@@ -43,6 +43,8 @@ const BATCH_TIME: Duration = Duration::from_millis(5);
 /// How long a transaction waits for another program that writes, before it is answered `E_BUSY` (retryable). A primary that lost its
 /// place must be gone within a second, and may have to wait twice: for the write it is in, and for its end.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(250);
+/// Writes after which those are forgotten that their clients have answers to: as many are found, of each primary that was killed.
+const PRUNE_OPS_EVERY: u64 = 250;
 /// Longest that the statements of one write may run.
 pub(super) const WRITE_TIME: Duration = Duration::from_secs(5);
 /// Longest that the statements of a write may run on the caller's thread, which other tasks wait for; then the writer's thread begins anew.
@@ -161,7 +163,7 @@ impl Desk {
         tuning: Tuning,
         retention: Retention,
     ) -> rusqlite::Result<Self> {
-        let Begun { opened, tracking, calm } = begun;
+        let Begun { opened, tracking, ops, calm } = begun;
         let Opened { connection, guard, database, epoch, durability, .. } = opened;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         let Tracking { track, reserved, .. } = tracking;
@@ -173,7 +175,7 @@ impl Desk {
             guard,
             track,
             journal,
-            ops: Ops::default(),
+            ops,
             database,
             epoch,
             durability,
@@ -246,7 +248,7 @@ impl Desk {
         if Instant::now() < self.prune_from {
             return;
         }
-        let ops = self.ops_since_pruning >= PRUNE_CHUNK;
+        let ops = self.ops_since_pruning >= PRUNE_OPS_EVERY;
         let events = self.journal.is_prunable(&self.connection, &self.retention).unwrap_or_else(|why| {
             tracing::warn!(%why, "cannot tell how much the journal holds");
             false
