@@ -37,6 +37,8 @@ struct State {
     /// Commits happened since the last checkpoint.
     dirty: bool,
     stop: bool,
+    /// At the end the WAL is cut to nothing.
+    cut: bool,
 }
 
 #[derive(Debug, Default)]
@@ -89,9 +91,12 @@ impl Checkpointer {
         }
     }
 
-    /// Moves what is left, cuts the WAL to nothing, and ends the thread.
-    pub(crate) fn finish(self) {
-        self.shared.lock().stop = true;
+    /// Ends the thread. With `cut` it moves what is left and cuts the WAL to nothing first.
+    pub(crate) fn finish(self, cut: bool) {
+        {
+            let mut state = self.shared.lock();
+            (state.stop, state.cut) = (true, cut);
+        }
         self.shared.changed.notify_one();
         if self.thread.join().is_err() {
             tracing::error!("the checkpoint thread panicked; the next writer moves what is left");
@@ -166,6 +171,9 @@ impl Worker {
             let state = shared.lock();
             let paused = shared.changed.wait_timeout_while(state, EVERY, |state| !state.stop);
             drop(paused);
+        }
+        if !shared.lock().cut {
+            return;
         }
         match self.connection.wal_checkpoint_v2(DEFAULT_NAME, CheckpointMode::TRUNCATE) {
             Ok(_) => {}
@@ -271,7 +279,7 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(loaded.wal_bytes() > 3 << 20);
-        checkpointer.finish();
+        checkpointer.finish(true);
         assert_eq!(loaded.wal_bytes(), 0);
     }
 

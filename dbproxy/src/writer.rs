@@ -120,6 +120,7 @@ struct Inner {
     queue: mpsc::Sender<Command>,
     queued_bytes: Arc<AtomicUsize>,
     refusing: AtomicBool,
+    leave_log: Arc<AtomicBool>,
     epoch: u64,
     database: Uuid,
     durability: Durability,
@@ -177,15 +178,18 @@ impl Writer {
             .map_err(|source| StoreError::Sqlite { path, source })?;
         let place = Arc::new(Mutex::new(Some(desk)));
         let (own, bytes) = (Arc::clone(&place), Arc::clone(&queued_bytes));
+        let leave_log = Arc::<AtomicBool>::default();
+        let leaves = Arc::clone(&leave_log);
         let handle = std::thread::Builder::new()
             .name(thread::NAME.to_owned())
-            .spawn(move || thread::run(&own, commands, &bytes))
+            .spawn(move || thread::run(&own, commands, &bytes, &leaves))
             .map_err(thread_error)?;
         Ok(Self(Arc::new(Inner {
             place,
             queue,
             queued_bytes,
             refusing: AtomicBool::new(false),
+            leave_log,
             epoch,
             database,
             durability,
@@ -342,6 +346,12 @@ impl Writer {
     /// Answers `E_NOT_PRIMARY` (retryable) to every later write; what is queued is still applied.
     pub fn refuse_new(&self) {
         self.0.refusing.store(true, Ordering::Release);
+    }
+
+    /// Ends the writer as [`Writer::close`] does, and leaves the WAL to the next one, which everybody waits for.
+    pub async fn close_for_successor(self) {
+        self.0.leave_log.store(true, Ordering::Release);
+        self.close().await;
     }
 
     /// Ends the writer: refuses new writes, applies and answers what is queued, cuts the WAL, and waits for the threads.

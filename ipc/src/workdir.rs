@@ -50,7 +50,11 @@ pub enum WorkdirError {
 
 /// A directory that several processes share: the address of its primary.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Workdir(PathBuf);
+pub struct Workdir {
+    path: PathBuf,
+    /// The user's directory for what lives as long as a login, where somebody said which.
+    runtime: Option<PathBuf>,
+}
 
 impl Workdir {
     /// Opens the directory at `path`: canonical, so that aliases meet. Creates nothing.
@@ -58,7 +62,7 @@ impl Workdir {
         let given = path.as_ref();
         let path =
             fs::canonicalize(given).map_err(|source| WorkdirError::Missing { path: given.to_owned(), source })?;
-        if path.is_dir() { Ok(Self(path)) } else { Err(WorkdirError::NotADirectory { path }) }
+        if path.is_dir() { Ok(Self::at(path)) } else { Err(WorkdirError::NotADirectory { path }) }
     }
 
     /// Finds the workdir for someone in `from`: the nearest directory upwards that holds a `.pando`, else `from` itself.
@@ -74,7 +78,7 @@ impl Workdir {
                 break;
             }
             if dir.join(".pando").is_dir() {
-                return Ok(Self(dir.to_owned()));
+                return Ok(Self::at(dir.to_owned()));
             }
             if beyond {
                 break;
@@ -83,14 +87,24 @@ impl Workdir {
         Ok(start)
     }
 
+    fn at(path: PathBuf) -> Self {
+        Self { path, runtime: None }
+    }
+
+    /// Returns this workdir with the user's runtime directory (`$XDG_RUNTIME_DIR`): see [`Workdir::socket_dir`].
+    #[must_use]
+    pub fn with_runtime_dir(self, runtime: Option<PathBuf>) -> Self {
+        Self { runtime, ..self }
+    }
+
     /// Returns the canonical path of the directory.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// Returns where Pando keeps its files: `.pando`.
     pub fn pando_dir(&self) -> PathBuf {
-        self.0.join(".pando")
+        self.path.join(".pando")
     }
 
     /// Returns the path of the lock: `.pando/ipc.lock`.
@@ -110,28 +124,37 @@ impl Workdir {
 
     /// Returns the directory for Unix sockets, made when missing (0700).
     ///
-    /// It is `.pando/run`, or where that path is too long for a socket `<run>/pando/<hash>` with `<run>` the user's
-    /// `/run/user/<uid>`, else `/tmp/pando-<uid>`. Clients need not know the rule: the lock file names the sockets.
+    /// It is `.pando/run`, or where that path is too long for a socket `<run>/pando/<hash>` with `<run>` the first of the
+    /// [runtime directory](Workdir::with_runtime_dir) and `/run/user/<uid>` that is a directory of ours and short enough, else
+    /// `/tmp/pando-<uid>/<hash>`. Clients need not know the rule: the lock file names the sockets.
     pub fn socket_dir(&self) -> Result<PathBuf, WorkdirError> {
         let own = self.pando_dir().join("run");
-        if own.as_os_str().len() + SOCKET_NAME_BYTES <= MAX_SOCKET_PATH_BYTES {
+        if fits(&own) {
             private_dir(&own)?;
             return Ok(own);
         }
-        let uid = rustix::process::geteuid().as_raw();
-        let runtime = PathBuf::from(format!("/run/user/{uid}"));
-        let base = if runtime.is_dir() { runtime.join("pando") } else { PathBuf::from(format!("/tmp/pando-{uid}")) };
-        private_dir(&base)?;
         let hash = {
             use std::hash::Hasher;
             let mut hasher = fnv::FnvHasher::default();
-            hasher.write(self.0.as_os_str().as_bytes());
-            hasher.finish()
+            hasher.write(self.path.as_os_str().as_bytes());
+            format!("{:016x}", hasher.finish())
         };
-        let dir = base.join(format!("{hash:016x}"));
+        let uid = rustix::process::geteuid().as_raw();
+        let is_ours = |dir: &PathBuf| fs::metadata(dir).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid);
+        let usual = PathBuf::from(format!("/run/user/{uid}"));
+        let mut bases = self.runtime.iter().chain([&usual]).filter(|dir| is_ours(dir)).map(|dir| dir.join("pando"));
+        let base = bases.find(|base| fits(&base.join(&hash)));
+        let base = base.unwrap_or_else(|| PathBuf::from(format!("/tmp/pando-{uid}")));
+        private_dir(&base)?;
+        let dir = base.join(hash);
         private_dir(&dir)?;
         Ok(dir)
     }
+}
+
+/// Tells whether the path of a socket in this directory is short enough.
+fn fits(dir: &Path) -> bool {
+    dir.as_os_str().len() + SOCKET_NAME_BYTES <= MAX_SOCKET_PATH_BYTES
 }
 
 /// Makes a directory that only we may enter, or checks that it is one.
@@ -168,7 +191,7 @@ mod tests {
         let find = |home: &str| {
             Workdir::discover(&deep, Some(&root.path().join(home)))
                 .unwrap()
-                .0
+                .path
                 .strip_prefix(fs::canonicalize(root.path()).unwrap())
                 .unwrap()
                 .to_owned()
@@ -199,7 +222,15 @@ mod tests {
         let workdir = Workdir::open(&deep).unwrap();
         workdir.prepare().unwrap();
         let dir = workdir.socket_dir().unwrap();
-        assert!(dir.as_os_str().len() + SOCKET_NAME_BYTES <= MAX_SOCKET_PATH_BYTES, "{dir:?}");
+        assert!(fits(&dir), "{dir:?}");
+        fs::remove_dir(&dir).unwrap();
+        let runtime = root.path().join("r");
+        let elsewhere = |name: PathBuf| workdir.clone().with_runtime_dir(Some(name)).socket_dir().unwrap();
+        assert_eq!(elsewhere(runtime.clone()), dir, "it is not there");
+        fs::create_dir(&runtime).unwrap();
+        assert!(elsewhere(runtime.clone()).starts_with(runtime.join("pando")));
+        assert_eq!(fs::metadata(runtime.join("pando")).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(elsewhere(deep.clone()), dir, "it is too long itself");
         fs::remove_dir(&dir).unwrap();
     }
 

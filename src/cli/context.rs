@@ -97,7 +97,8 @@ impl Context {
                     .hint("name one with '--workdir DIR'"));
             }
         };
-        found.map_err(|error| Failure::workdir(&error))
+        let found = found.map_err(|error| Failure::workdir(&error))?;
+        Ok(found.with_runtime_dir(self.environment.runtime_dir.clone()))
     }
 
     /// Sends the log to stderr. `-q` and `-v` decide, else `PANDO_LOG`, else warnings; instances in the background tell more.

@@ -19,6 +19,8 @@ pub(crate) struct Environment {
     pub(crate) current_dir: io::Result<PathBuf>,
     /// The user's home.
     pub(crate) home: Option<PathBuf>,
+    /// The user's runtime directory.
+    pub(crate) runtime_dir: Option<PathBuf>,
     /// Where temporary directories belong.
     pub(crate) temp_dir: PathBuf,
     /// Whether colours are unwanted.
@@ -40,6 +42,7 @@ impl Environment {
         Self {
             current_dir,
             home: env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from),
+            runtime_dir: env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute()),
             temp_dir: env::temp_dir(),
             no_color: is_set(NO_COLOR),
             columns: env::var(COLUMNS).ok().and_then(|columns| columns.parse().ok()).filter(|columns| *columns > 0),

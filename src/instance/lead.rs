@@ -30,8 +30,11 @@ pub(super) const LOCK_CHECK: Duration = Duration::from_millis(500);
 /// How often refused and cut-off peers are told of: at most one log line and one event per reason and look, so that nobody
 /// fills the log or the journal by knocking.
 const REFUSALS_LOOK: Duration = Duration::from_secs(1);
-/// How long a leaving primary waits for its subscribers to read the last events, and for calls in flight.
+/// How long a leaving primary waits for calls in flight.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long it waits for peers to read the last events and answers; and again for the last word to each. Everybody else's writes wait meanwhile. Who reads
+/// nothing for so long has the journal, and its calls are sent again.
+const LAST_WORDS: Duration = Duration::from_millis(250);
 /// The same for one that has lost its place, and must be gone within a second.
 const SHORT_FAREWELL: Duration = Duration::from_millis(200);
 /// Arrivals that wait to be told to everyone. When it is full an arrival is not announced; it still shows in `instance.list`.
@@ -350,6 +353,8 @@ async fn serve(primary: &Arc<Primary>, lease: &Lease, stop: &CancellationToken, 
 /// write, then everything is written out and closed. A primary that lost its place only closes.
 async fn finish(primary: &Primary, bus: &Bus, end: &End) {
     failpoint::hit(Point::ShutdownBegin);
+    // Who comes next waits for the lock; what is in the log is moved later, by it.
+    let is_followed = matches!(end, End::Deposed(_)) || primary.roster.newest_instance(None).is_some();
     let farewell = match end {
         End::Deposed(why) => {
             tracing::error!(%why, "stepping down");
@@ -367,8 +372,13 @@ async fn finish(primary: &Primary, bus: &Bus, end: &End) {
         primary.announce(topic::SHUTDOWN, goodbye).await;
     }
     failpoint::hit(Point::ShutdownGoodbye);
-    primary.writer.clone().close().await;
+    if is_followed {
+        primary.writer.clone().close_for_successor().await;
+    } else {
+        primary.writer.clone().close().await;
+    }
     failpoint::hit(Point::ShutdownDrained);
+    let farewell = farewell.min(LAST_WORDS);
     if !bus.flush(farewell).await {
         tracing::warn!("a subscriber did not read the last events");
     }

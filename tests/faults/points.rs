@@ -4,6 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use pando_ipc::failpoint::Point;
+use pando_ipc::read_lock_for_path;
 use rustix::process::Signal;
 
 use crate::history::Deed;
@@ -107,6 +108,11 @@ fn bring_to(world: &mut World, point: Point, action: &str) -> usize {
     let primary = world.instances.iter().position(|it| it.name == name).unwrap();
     world.kill(primary);
     if place == Where::Leading {
+        // A newcomer could be faster than whoever waits.
+        world.wait("its term", |world| {
+            let info = read_lock_for_path(&world.sandbox.workdir());
+            info.is_ok_and(|info| info.instance_id == visited).then_some(())
+        });
         // Its own writes come by no call.
         world.start(&[]);
     }

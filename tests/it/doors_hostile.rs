@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What all attacks together may cost the primary in memory.
 const GROWTH_KIB: u64 = 32 * 1024;
 /// Latency of a well-behaved caller that is never held against an attack: two turns of other programs on its core.
-const NOISE: Duration = Duration::from_millis(8);
+const NOISE: Duration = Duration::from_millis(25);
 
 /// Rounds of an attack that takes a moment: its latencies are few.
 const SHORT_ROUNDS: usize = 5;

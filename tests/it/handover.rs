@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::support::{PandoProcess, RoleLine, Sandbox, eventually, heavy, pando, tail};
+use crate::support::{PandoProcess, RawPeer, RoleLine, Sandbox, eventually, heavy, pando, tail};
 
 /// Hand-overs in a row.
 const ROUNDS: usize = 10;
@@ -194,4 +194,37 @@ fn nobody_is_handed_to_who_is_not_there() {
         let refused = pando(&sandbox, &["ipc", "call", "instance.step_down", params]);
         assert!(refused.code == Some(1) && refused.stderr.contains(names), "{refused}");
     }
+}
+
+/// How long the next primary may take while somebody reads nothing: twice what a leaving one waits for that, and what a busy machine adds.
+const IN_SPITE_OF_A_DEAF_ONE: Duration = Duration::from_millis(1_500);
+/// More events than the kernel holds for a subscriber, and fewer than we do.
+const UNREAD: usize = 120;
+
+#[test]
+fn a_subscriber_that_reads_nothing_does_not_keep_a_primary_from_leaving() {
+    let _turn = heavy();
+    let sandbox = Sandbox::new();
+    let (mut first, role) = PandoProcess::primary(&sandbox);
+    let mut second = PandoProcess::start(&sandbox, &[]);
+    second.becomes("secondary");
+    let mut deaf = RawPeer::handshake(role.ports.unwrap().publish, "SUB");
+    deaf.subscribe("");
+    let filler = json!({"topic": "test.filler", "payload": "x".repeat(64 << 10)});
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let client = Client::open(sandbox.workdir(), Options::new("caller", Kind::Client));
+        while !deaf.has_frame() {
+            client.call("events.publish", filler.clone()).await.unwrap();
+        }
+        for _ in 0..UNREAD {
+            client.call("events.publish", filler.clone()).await.unwrap();
+        }
+        client.close().await;
+    });
+    let asked_at = Instant::now();
+    first.signal(Signal::TERM);
+    second.becomes("primary");
+    assert!(asked_at.elapsed() < IN_SPITE_OF_A_DEAF_ONE, "{:?}", asked_at.elapsed());
+    first.end(WITHIN);
 }

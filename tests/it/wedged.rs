@@ -9,7 +9,7 @@ use pando_ipc::{Envelope, LockInfo};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Outcome, PandoProcess, Sandbox, eventually, pando, tail};
+use crate::support::{Outcome, PandoProcess, Sandbox, eventually, pando, python, tail};
 
 /// How soon everyone knows; half a second of it is this machine's.
 const KNOWN_WITHIN: Duration = Duration::from_millis(2_500);
@@ -181,4 +181,32 @@ fn a_lock_that_is_held_by_nobody_we_know_evicts_nobody() {
     hint: find the holder: 'fuser -v [workdir]/.pando/ipc.lock'
     exit 3
     ");
+}
+
+/// Asks in a terminal whether to evict, answers, and returns the exit code and all that the terminal showed.
+fn evict_in_a_terminal(sandbox: &Sandbox, answer: &str) -> (i64, String) {
+    let mut terminal = python(sandbox, "terminal.py", &[answer, env!("CARGO_BIN_EXE_pando"), "ipc", "evict"]);
+    let end: Value = terminal
+        .wait_for("the end of the command", KNOWN_WITHIN + SERVED_WITHIN, |line| serde_json::from_str(&line.text).ok());
+    (end["code"].as_i64().unwrap(), end["said"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn in_a_terminal_a_person_is_asked_and_only_yes_ends_the_primary() {
+    let sandbox = Sandbox::new();
+    let (mut first, role) = PandoProcess::primary(&sandbox);
+    let mut second = PandoProcess::start(&sandbox, &[]);
+    second.becomes("secondary");
+    first.signal(Signal::STOP);
+    let plan = [&*role.instance_id, &format!("pid {}", first.pid()), "stopped", "SIGKILL", "go on? [y/N]"];
+    for answer in ["n", "", "yesterday"] {
+        let (code, said) = evict_in_a_terminal(&sandbox, answer);
+        assert!(plan.iter().all(|part| said.contains(part)) && said.contains("nothing was done"), "{said}");
+        assert_eq!(code, 1, "{said}");
+        assert_eq!(sandbox.lock_info().epoch, role.epoch, "{answer:?} is no yes");
+    }
+    let (code, said) = evict_in_a_terminal(&sandbox, "Yes");
+    assert!(code == 0 && said.contains("evicted") && said.contains("leads now"), "{said}");
+    first.end(SERVED_WITHIN);
+    second.becomes("primary");
 }

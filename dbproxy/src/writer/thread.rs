@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -284,7 +284,13 @@ impl Desk {
 }
 
 /// Serves the queue until it is closed, then closes the database. Whatever happens, the handle learns that the thread has ended.
-pub(super) fn run(place: &Place, commands: mpsc::Receiver<Command>, queued_bytes: &AtomicUsize) {
+/// With `leave_log` the log stays as it is.
+pub(super) fn run(
+    place: &Place,
+    commands: mpsc::Receiver<Command>,
+    queued_bytes: &AtomicUsize,
+    leave_log: &AtomicBool,
+) {
     let served = catch_unwind(AssertUnwindSafe(|| serve(place, commands, queued_bytes)));
     let Some(desk) = lock(place).take() else { return };
     if served.is_err() {
@@ -292,7 +298,7 @@ pub(super) fn run(place: &Place, commands: mpsc::Receiver<Command>, queued_bytes
         desk.fence(Fenced::Died);
     }
     let Desk { connection, checkpointer, signals, .. } = desk;
-    checkpointer.finish();
+    checkpointer.finish(!leave_log.load(Ordering::Acquire));
     drop(connection);
     signals.ended.send_replace(true);
 }

@@ -23,7 +23,7 @@ use crate::zmtp::{Engine, Event, Remote, Role, ZmtpError};
 const READ_BYTES: [usize; 2] = [4 * 1024, 64 * 1024];
 /// How long the messages of one peer are worked on before it is the next peer's turn. A count would not do: messages differ by
 /// a factor of a thousand in what they take.
-const TURN: Duration = Duration::from_micros(50);
+const TURN: Duration = Duration::from_micros(200);
 /// Most messages in one write (`IOV_MAX` is 1024).
 const MAX_SLICES: usize = 256;
 

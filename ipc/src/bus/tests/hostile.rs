@@ -102,9 +102,13 @@ async fn answers_that_overflow_the_ring_cut_the_caller_off() {
     let limits = Limits { reply_ring_bytes: 8 << 20, ..Limits::default() };
     let fixture = Fixture::with(limits).await;
     let mut peer = Raw::greet(fixture.unix(Role::Router).await, 0, "DEALER").await;
+    // All are in flight before the first is answered: else no more of them would be read.
+    let request = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"wait","params":["{}"]}}"#, "x".repeat(4_000_000));
     for _ in 0..4 {
-        peer.frame(0, br#"{"jsonrpc":"2.0","id":1,"method":"large","params":[4000000]}"#).await;
+        peer.write(&[&[2][..], &(request.len() as u64).to_be_bytes(), request.as_bytes()].concat()).await;
     }
+    eventually("all wait", || fixture.bus.stats().calls_in_flight == 4).await;
+    fixture.gate.add_permits(4);
     eventually("cut off", || fixture.refusals("slow_caller") == 1).await;
     peer.closed().await;
     fixture.check_alive().await;
