@@ -301,7 +301,14 @@ mod tests {
         }
         assert_eq!((all(&connection, 0, "a", 1).upto, all(&connection, 0, "a", 9).upto), (1, 5));
         assert_eq!((all(&connection, 0, "a*", 2).upto, all(&connection, 0, "a*", 9).upto), (3, 5));
+        assert_eq!(all(&connection, 0, "none", 9).upto, 5);
         let long = append_many(&connection, &mut journal, MAX_PAGE_LOOKED_AT);
+        // A topic that has been quiet for long takes one page.
+        assert_eq!((all(&connection, 5, "a", 9).upto, since(&connection, 5, &[], 9).unwrap().upto), (long, long));
+        journal.commit();
+        journal.save(&connection).unwrap();
+        journal.is_kept(false);
+        assert_eq!((all(&connection, 2, "a", 9).upto, all(&connection, 2, "a", 9).events.len()), (long, 1));
         let page = all(&connection, 5, "none.*", 9);
         assert!(page.events.is_empty() && page.upto < long, "a long search is cut into pages: {}", page.upto);
         assert_eq!(all(&connection, page.upto, "none.*", 9).upto, long);

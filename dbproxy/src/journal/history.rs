@@ -3,7 +3,9 @@
 use pando_ipc::client::{Page, Resync};
 use pando_ipc::{Envelope, Pattern, Timestamp};
 use rusqlite::{Connection, OptionalExtension};
+use serde_json::Value;
 
+use super::TOPICS;
 use crate::schema::database_id;
 
 /// Most events in one [`Page`].
@@ -42,10 +44,27 @@ pub(crate) fn since(connection: &Connection, after: u64, patterns: &[Pattern], l
         to: oldest - 1,
         reason: format!("the journal begins at {oldest}: older events were pruned"),
     });
-    let last = head.min(after.max(oldest) + MAX_PAGE_LOOKED_AT);
+    let newest = newest(&transaction, patterns, head)?;
+    let last = newest.min(after.max(oldest) + MAX_PAGE_LOOKED_AT).max(after);
     let sql = "SELECT seq, topic, envelope FROM _pando_event WHERE seq > ?1 AND seq <= ?2 ORDER BY seq";
     let (events, upto) = collect(transaction.prepare_cached(sql)?.query([after, last])?, patterns, limit, last)?;
+    // Behind the newest one there is nothing to look at.
+    let upto = if upto >= newest { head } else { upto };
     Ok(Page { events, upto, head, database, resync })
+}
+
+/// Returns an event behind which nothing matches: of single topics, the last one.
+fn newest(connection: &Connection, patterns: &[Pattern], head: u64) -> rusqlite::Result<u64> {
+    let single = patterns.iter().map(|pattern| match pattern {
+        Pattern::Exactly(topic) => Some(topic.as_str()),
+        Pattern::All | Pattern::Glob(_) => None,
+    });
+    let Some(topics) = single.collect::<Option<Vec<_>>>() else { return Ok(head) };
+    let sql = "SELECT max(
+        coalesce((SELECT max(seq) FROM _pando_topic WHERE topic IN (SELECT value FROM json_each(?1))), 0),
+        coalesce((SELECT max(seq) FROM _pando_event WHERE topic IN (SELECT value FROM json_each(?1))
+            AND seq > coalesce((SELECT value FROM _pando_meta WHERE key = ?2), 0)), 0))";
+    connection.prepare_cached(sql)?.query_row([Value::from(topics).to_string(), TOPICS.to_owned()], |row| row.get(0))
 }
 
 /// Collects what matches from rows that end at `last`. Returns it, and up to where it is complete.
