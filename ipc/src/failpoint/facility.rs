@@ -10,6 +10,9 @@ use rustix::process::{Signal, getpid, kill_process};
 
 use super::{Flaw, Point};
 
+/// How long it may take until a process that stops itself has stopped.
+const STOPPED_WITHIN: Duration = Duration::from_millis(50);
+
 /// What happens at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
@@ -93,9 +96,12 @@ pub fn hit(point: Point) {
         (plan.witness)(point, Some(action));
         match action {
             Action::Kill => signal(Signal::KILL),
-            Action::Stop => signal(Signal::STOP),
-            #[expect(clippy::disallowed_methods, reason = "a test asked this thread to be slow")]
-            Action::Sleep(time) => std::thread::sleep(time),
+            Action::Stop => {
+                signal(Signal::STOP);
+                // Any thread may be the first to notice; until then this one must not go on, into a transaction perhaps.
+                sleep(STOPPED_WITHIN);
+            }
+            Action::Sleep(time) => sleep(time),
         }
     }
 }
@@ -108,6 +114,11 @@ pub fn has(flaw: Flaw) -> bool {
 /// Returns the version of the wire that this process is to speak, where it is not its own.
 pub fn protocol() -> Option<u32> {
     PLAN.get().and_then(|(plan, _)| plan.protocol)
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test asked this thread to be slow")]
+fn sleep(time: Duration) {
+    std::thread::sleep(time);
 }
 
 fn signal(signal: Signal) {
