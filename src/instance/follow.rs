@@ -55,6 +55,10 @@ pub(super) async fn follow(
     tasks.close();
 
     let mut link = client.link();
+    // It may have come up already, by what the tasks asked for.
+    if link.borrow().is_some() {
+        link.mark_changed();
+    }
     let mut warm = Warm::new(shared.workdir.database_path());
     let mut beat = interval(HEARTBEAT);
     let mut check = interval(LOCK_CHECK);
