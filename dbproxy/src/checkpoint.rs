@@ -1,15 +1,21 @@
 //! Checkpoints beside the writer: pages move from the WAL to the database outside of every commit.
+//!
+//! A log that is written over costs an fsync a fraction of what one costs that grows, so it is to begin anew often. That needs a moment without a
+//! write, which a busy writer leaves to nobody: the thread here moves the pages, and the writer begins the log anew between two commits.
 
 mod pins;
 
 use std::collections::VecDeque;
+use std::ffi::c_int;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use pando_ipc::Topic;
 use pando_ipc::failpoint::{self, Point};
+use rusqlite::hooks::Wal;
 use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, DEFAULT_NAME};
 use serde_json::Value;
@@ -23,9 +29,13 @@ pub use pins::{PINNED_BYTES, Pinned, ReaderProcess, log_readers};
 pub(crate) type Announce = Box<dyn Fn(Topic, Value) -> bool + Send>;
 
 const NAME: &str = "pando-checkpoint";
-/// Time between two checkpoints.
-const EVERY: Duration = Duration::from_millis(20);
-/// Size of the WAL above which it is made to begin anew, in bytes.
+/// Frames that are worth a checkpoint; SQLite's own choice (`SQLITE_DEFAULT_WAL_AUTOCHECKPOINT`). Pages that are written again and again move once.
+const FRAMES: u32 = 1_000;
+/// How long fewer frames than that wait for a checkpoint.
+const AT_LATEST: Duration = Duration::from_millis(500);
+/// How long the writer waits for readers between two commits, before it leaves the log as it is.
+const ANEW_TIMEOUT: Duration = Duration::from_millis(2);
+/// Size of the WAL above which it is made to begin anew here, in bytes: a reader kept the writer from it.
 const RESTART_BYTES: u64 = 32 << 20;
 /// How long that waits for readers: the writer waits as long.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(20);
@@ -34,22 +44,48 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Commits happened since the last checkpoint.
-    dirty: bool,
+    /// Frames in the log after the last commit.
+    frames: u32,
+    /// How many there were before the last checkpoint.
+    seen: u32,
     stop: bool,
     /// At the end the WAL is cut to nothing.
     cut: bool,
+}
+
+impl State {
+    /// Returns how many frames came since then.
+    fn fresh(&self) -> u32 {
+        self.frames.saturating_sub(self.seen)
+    }
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    /// The log is worth to begin anew, and all but its last frames are moved.
+    may_begin_anew: AtomicBool,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a commit has left so many frames in the log.
+    fn committed(&self, frames: u32) {
+        let mut state = self.lock();
+        let before = state.fresh();
+        if frames < state.frames {
+            // It has begun anew.
+            state.seen = 0;
+        }
+        state.frames = frames;
+        let now = state.fresh();
+        if before == 0 || (before < FRAMES && now >= FRAMES) {
+            self.changed.notify_one();
+        }
     }
 }
 
@@ -82,13 +118,25 @@ impl Checkpointer {
         Ok(Self { shared, thread })
     }
 
-    /// Says that there are new frames.
-    pub(crate) fn wake(&self) {
-        let mut state = self.shared.lock();
-        if !state.dirty {
-            state.dirty = true;
-            self.shared.changed.notify_one();
+    /// Lets the writer's connection tell how long the log is after each commit.
+    pub(crate) fn watch(&self, connection: &mut Connection) -> rusqlite::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        connection.wal_hook(Some(move |_: &mut Wal, frames: c_int| {
+            shared.committed(u32::try_from(frames).unwrap_or(0));
+            Ok(())
+        }))
+    }
+
+    /// Begins the log anew when it is time, on the writer's connection and between two commits. A read that takes its time puts it off.
+    pub(crate) fn begin_anew(&self, connection: &Connection, busy_timeout: Duration) -> rusqlite::Result<()> {
+        if !self.shared.may_begin_anew.swap(false, Ordering::Relaxed) {
+            return Ok(());
         }
+        connection.busy_timeout(ANEW_TIMEOUT)?;
+        if let Err(error) = connection.wal_checkpoint_v2(DEFAULT_NAME, CheckpointMode::RESTART) {
+            tracing::debug!(%error, "the log does not begin anew yet");
+        }
+        connection.busy_timeout(busy_timeout)
     }
 
     /// Ends the thread. With `cut` it moves what is left and cuts the WAL to nothing first.
@@ -151,26 +199,13 @@ impl Worker {
 
     fn run(&mut self, shared: &Shared, calm: Duration) {
         drop(shared.changed.wait_timeout_while(shared.lock(), calm, |state| !state.stop));
-        loop {
-            let mut state = shared.lock();
-            while !state.dirty && !state.stop {
-                if self.incident.is_none() && self.untold.is_empty() {
-                    state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                } else {
-                    // The end of an incident is noticed without a write, too.
-                    state = shared.changed.wait_timeout(state, PAUSE).unwrap_or_else(PoisonError::into_inner).0;
-                    break;
-                }
+        while self.wait(shared) {
+            {
+                let mut state = shared.lock();
+                state.seen = state.frames;
             }
-            if state.stop {
-                break;
-            }
-            state.dirty = false;
-            drop(state);
-            self.checkpoint();
-            let state = shared.lock();
-            let paused = shared.changed.wait_timeout_while(state, EVERY, |state| !state.stop);
-            drop(paused);
+            let moved = self.checkpoint();
+            shared.may_begin_anew.store(moved >= FRAMES, Ordering::Relaxed);
         }
         if !shared.lock().cut {
             return;
@@ -182,15 +217,32 @@ impl Worker {
         }
     }
 
-    fn checkpoint(&mut self) {
+    /// Waits until there is something to do. `false` when it is to end.
+    fn wait(&self, shared: &Shared) -> bool {
+        let mut state = shared.lock();
+        // The end of an incident is noticed without a write, too.
+        while !state.stop && state.fresh() == 0 && self.incident.is_none() && self.untold.is_empty() {
+            state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let patience = if state.fresh() == 0 { PAUSE } else { AT_LATEST };
+        let waits = |state: &mut State| !state.stop && state.fresh() < FRAMES;
+        let waited = shared.changed.wait_timeout_while(state, patience, waits).unwrap_or_else(PoisonError::into_inner);
+        !waited.0.stop
+    }
+
+    /// Moves what can be moved. Returns how many frames of the log are in the database then.
+    fn checkpoint(&mut self) -> u32 {
         failpoint::hit(Point::CheckpointBefore);
-        let frames = match self.connection.wal_checkpoint_v2(DEFAULT_NAME, CheckpointMode::PASSIVE) {
-            Ok((frames, _)) => u64::try_from(frames).unwrap_or(0),
-            Err(error) => return tracing::debug!(%error, "passive checkpoint failed"),
+        let (frames, moved) = match self.connection.wal_checkpoint_v2(DEFAULT_NAME, CheckpointMode::PASSIVE) {
+            Ok(counts) => counts,
+            Err(error) => {
+                tracing::debug!(%error, "passive checkpoint failed");
+                return 0;
+            }
         };
         failpoint::hit(Point::CheckpointAfter);
         let now = Instant::now();
-        let wal_bytes = frames * self.page_bytes;
+        let wal_bytes = u64::try_from(frames).unwrap_or(0) * self.page_bytes;
         if wal_bytes <= RESTART_BYTES {
             self.end_incident();
         } else if self.paused_until.is_none_or(|until| now >= until) {
@@ -208,6 +260,7 @@ impl Worker {
         {
             self.untold.pop_front();
         }
+        u32::try_from(moved).unwrap_or(0)
     }
 
     fn look_at_readers(&mut self, wal_bytes: u64) {
@@ -230,8 +283,6 @@ impl Worker {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
-
     use super::*;
     use crate::write::Durability;
 
@@ -261,7 +312,7 @@ mod tests {
 
     #[test]
     fn frames_move_to_the_database_and_the_wal_is_cut_at_the_end() {
-        let loaded = loaded();
+        let mut loaded = loaded();
         let checkpointer = Checkpointer::start(
             &loaded.path,
             connect(&loaded.path).unwrap(),
@@ -271,8 +322,8 @@ mod tests {
             watch::Sender::default(),
         )
         .unwrap();
+        checkpointer.watch(&mut loaded.writer).unwrap();
         loaded.write(3);
-        checkpointer.wake();
         let deadline = Instant::now() + Duration::from_secs(20);
         while std::fs::metadata(&loaded.path).unwrap().len() < 3 << 20 {
             assert!(Instant::now() < deadline, "the pages were never moved");
@@ -281,6 +332,29 @@ mod tests {
         assert!(loaded.wal_bytes() > 3 << 20);
         checkpointer.finish(true);
         assert_eq!(loaded.wal_bytes(), 0);
+    }
+
+    #[test]
+    fn the_writer_begins_the_log_anew_between_two_commits() {
+        let mut loaded = loaded();
+        let (connection, none) = (connect(&loaded.path).unwrap(), Box::new(|_, _| true));
+        let checkpointer =
+            Checkpointer::start(&loaded.path, connection, Duration::ZERO, "inst-A", none, watch::Sender::default())
+                .unwrap();
+        checkpointer.watch(&mut loaded.writer).unwrap();
+        let frames = || checkpointer.shared.lock().frames;
+        checkpointer.begin_anew(&loaded.writer, Duration::ZERO).unwrap();
+        loaded.write(5);
+        assert!(frames() > FRAMES, "there was nothing to begin anew for");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !checkpointer.shared.may_begin_anew.load(Ordering::Relaxed) {
+            assert!(Instant::now() < deadline, "the pages were never moved");
+            std::thread::yield_now();
+        }
+        checkpointer.begin_anew(&loaded.writer, Duration::ZERO).unwrap();
+        loaded.write(1);
+        assert!(frames() < FRAMES, "the log has {} frames", frames());
+        checkpointer.finish(false);
     }
 
     type Told = Arc<Mutex<Vec<(Topic, Value)>>>;

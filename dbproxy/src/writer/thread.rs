@@ -164,8 +164,9 @@ impl Desk {
         retention: Retention,
     ) -> rusqlite::Result<Self> {
         let Begun { opened, tracking, ops, calm } = begun;
-        let Opened { connection, guard, database, epoch, durability, .. } = opened;
+        let Opened { mut connection, guard, database, epoch, durability, .. } = opened;
         connection.busy_timeout(BUSY_TIMEOUT)?;
+        checkpointer.watch(&mut connection)?;
         let Tracking { track, reserved, .. } = tracking;
         let journal = Journal::load(&connection, epoch)?;
         signals.head.send_replace(journal.head());
@@ -198,9 +199,6 @@ impl Desk {
         let began = Instant::now();
         let (answered, events) = self.commit_some(pending);
         self.signals.meter.committed(began.elapsed(), answered.len(), events.len());
-        if answered.iter().any(|(_, result)| result.is_ok()) {
-            self.checkpointer.wake();
-        }
         if !events.is_empty() {
             self.signals.head.send_replace(self.journal.head());
             failpoint::hit(Point::PublishBefore);
@@ -227,7 +225,7 @@ impl Desk {
             Some((job, Err(fault))) if fault.is(Code::Deadline) && Instant::now() < deadline => Err(Box::new(job)),
             Some((_, result)) => {
                 failpoint::hit(Point::ReplyBefore);
-                self.prune();
+                self.keep_house();
                 Ok(result)
             }
             None => Ok(Err(died(&label))),
@@ -242,8 +240,16 @@ impl Desk {
         }
     }
 
-    /// Keeps house after the answers: removes a chunk of what is too old, writes down what a successor would have to read. A failure costs
-    /// nothing but space.
+    /// Keeps house after the answers: lets the log begin anew, removes a chunk of what is too old, writes down what a successor would have to
+    /// read. A failure costs nothing but space.
+    fn keep_house(&mut self) {
+        if let Err(error) = self.checkpointer.begin_anew(&self.connection, BUSY_TIMEOUT) {
+            tracing::warn!(%error, "cannot set how long the writer waits for others");
+        }
+        self.prune();
+    }
+
+    /// Removes and writes down what is due.
     fn prune(&mut self) {
         if Instant::now() < self.prune_from {
             return;
@@ -341,7 +347,7 @@ fn serve(place: &Place, mut commands: mpsc::Receiver<Command>, queued_bytes: &At
                 drop(job.answer.send(result));
                 failpoint::hit(Point::ReplyAfter);
             }
-            desk.prune();
+            desk.keep_house();
         }
     }
 }
