@@ -12,6 +12,7 @@ mod acceptor;
 mod calls;
 mod doors;
 mod limits;
+mod output;
 mod owner;
 mod peer;
 mod ring;

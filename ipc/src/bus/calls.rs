@@ -1,12 +1,12 @@
-//! From a request body to the answer in the caller's ring.
+//! From a request body to the answer in the caller's ring. Whoever runs this flushes the ring once there is nothing more to say at the moment.
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
 
-use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -21,6 +21,8 @@ use crate::zmtp::encode_reply;
 
 /// Calls of one batch that run at once; the batch starts them in order.
 const BATCH_CONCURRENCY: usize = 16;
+/// Most further calls that end in one turn.
+const MAX_TURN: usize = 64;
 /// After how long a caller that met `E_BUSY` should ask again.
 const RETRY_AFTER_MS: u64 = 20;
 
@@ -121,8 +123,9 @@ fn start(shared: &Shared, peer: &Peer, call: impl Future<Output = ()> + Send + '
     }
 }
 
-/// Executes the calls of one peer, many at once but in one task: peers take turns, however much each of them asks for.
-pub(super) async fn run(mut started: mpsc::Receiver<Running>) {
+/// Executes the calls of one peer, many at once but in one task: peers take turns, however much each of them asks for. The answers that are
+/// there at once leave in one write.
+pub(super) async fn run(peer: Weak<Peer>, mut started: mpsc::Receiver<Running>) {
     let mut running = FuturesUnordered::new();
     loop {
         tokio::select! {
@@ -130,8 +133,15 @@ pub(super) async fn run(mut started: mpsc::Receiver<Running>) {
                 Some(call) => running.push(call),
                 None => return,
             },
-            // The next peer's turn.
-            Some(()) = running.next() => tokio::task::yield_now().await,
+            Some(()) = running.next() => {
+                let more = std::iter::repeat_with(|| running.next().now_or_never().flatten());
+                more.take(MAX_TURN).take_while(Option::is_some).for_each(drop);
+                if let Some(peer) = peer.upgrade() {
+                    Shared::flush(&peer);
+                }
+                // The next peer's turn.
+                tokio::task::yield_now().await;
+            }
         }
     }
 }
@@ -163,7 +173,7 @@ impl Answers {
     fn send(self, shared: &Shared, peer: &Peer) {
         if !self.0.is_empty() {
             let array = |out: &mut Vec<u8>| [b"[".as_slice(), &self.0, b"]"].iter().for_each(|part| out.extend(*part));
-            shared.send(peer, encode_reply(array));
+            shared.queue(peer, encode_reply(array));
         }
     }
 }
@@ -207,7 +217,7 @@ fn answer(shared: &Shared, peer: &Peer, response: Response) {
         message = encode_reply(|out| write_json(out, &Response { id: response.id, outcome: Err(fault) }));
     }
     failpoint::hit(Point::AnswerBefore);
-    shared.send(peer, message);
+    shared.queue(peer, message);
     failpoint::hit(Point::AnswerAfter);
 }
 

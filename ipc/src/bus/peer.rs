@@ -1,20 +1,19 @@
 //! One connection: who is it, handshake, then a reader and a writer until either ends.
 
-use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use bytes::BufMut;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::calls;
 use super::doors::{Identity, Stream};
-use super::ring::OVERHEAD_BYTES;
+use super::output::Output;
 use super::shared::{Peer, Shared};
 use super::stats::{Offence, Refusal};
 use crate::zmtp::{Engine, Event, Remote, Role, ZmtpError};
@@ -24,8 +23,6 @@ const READ_BYTES: [usize; 2] = [4 * 1024, 64 * 1024];
 /// How long the messages of one peer are worked on before it is the next peer's turn. A count would not do: messages differ by
 /// a factor of a thousand in what they take.
 const TURN: Duration = Duration::from_micros(200);
-/// Most messages in one write (`IOV_MAX` is 1024).
-const MAX_SLICES: usize = 256;
 
 /// Number of the next connection, for the life of the process. 0 is the process itself.
 static NEXT_PEER: AtomicU64 = AtomicU64::new(1);
@@ -68,31 +65,28 @@ pub(super) async fn serve(
     match stream {
         Stream::Unix(stream) => {
             let (input, output) = stream.into_split();
-            converse(shared, identity, role, handshake, input, output).await;
+            converse(shared, identity, role, handshake, input, Output::Unix(output)).await;
         }
         Stream::Tcp(stream, _) => {
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "TCP_NODELAY is refused");
             }
             let (input, output) = stream.into_split();
-            converse(shared, identity, role, handshake, input, output).await;
+            converse(shared, identity, role, handshake, input, Output::Tcp(output)).await;
         }
     }
 }
 
-async fn converse<R, W>(
+async fn converse<R: AsyncRead + Unpin>(
     shared: Arc<Shared>,
     identity: Identity,
     role: Role,
     handshake: Handshake,
     mut input: R,
-    mut output: W,
-) where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin + Send + 'static,
-{
+    output: Output,
+) {
     let mut engine = Engine::new(role, shared.limits.wire.clone());
-    let greeted = handshake.bound(greet(&mut engine, &mut input, &mut output)).await;
+    let greeted = handshake.bound(greet(&mut engine, &mut input, &output)).await;
     drop(handshake);
     let remote = match greeted {
         Some(Ok(Some(remote))) => remote,
@@ -105,14 +99,14 @@ async fn converse<R, W>(
             return shared.counters.refuse(Refusal::Handshake, || Offence::of(&identity.caller, detail));
         }
     };
-    let (peer, started) = shared.join(identity, role, remote);
+    let (peer, started) = shared.join(identity, role, remote, output);
     // It may have said more already than its handshake.
     peer.bytes_in.store(engine.input().len() as u64, Relaxed);
     tracing::debug!(caller = ?peer.caller, "peer connected");
     if role == Role::Router {
-        shared.connections.spawn(calls::run(started));
+        shared.connections.spawn(calls::run(Arc::downgrade(&peer), started));
     }
-    shared.connections.spawn(write(Arc::clone(&shared), Arc::clone(&peer), output));
+    shared.connections.spawn(write(Arc::clone(&shared), Arc::clone(&peer)));
     match peer.gone.run_until_cancelled(read(&shared, &peer, &mut engine, &mut input)).await {
         Some(Err(ReadError::Protocol(error))) => shared.refuse(&peer, Refusal::Protocol, || error.to_string()),
         Some(Err(ReadError::Slow)) => {
@@ -125,11 +119,11 @@ async fn converse<R, W>(
 }
 
 /// Runs the handshake; `None` when the peer left meanwhile.
-async fn greet<R, W>(engine: &mut Engine, input: &mut R, output: &mut W) -> Result<Option<Remote>, ZmtpError>
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
+async fn greet<R: AsyncRead + Unpin>(
+    engine: &mut Engine,
+    input: &mut R,
+    output: &Output,
+) -> Result<Option<Remote>, ZmtpError> {
     loop {
         match engine.poll()? {
             Some(Event::Ready(remote)) => return Ok(Some(remote)),
@@ -204,7 +198,10 @@ where
                 Event::Subscribe(prefix) => shared.subscribe(peer, &prefix)?,
                 Event::Unsubscribe(prefix) => Shared::unsubscribe(peer, &prefix),
                 Event::Message(parts) => {
-                    peer.ring.room().await;
+                    if peer.ring.is_over() {
+                        Shared::flush(peer);
+                        peer.ring.room().await;
+                    }
                     let began = Instant::now();
                     // The frames before the last are an envelope, with or without a delimiter.
                     peer.read.fetch_add(1, Relaxed);
@@ -214,12 +211,14 @@ where
                     turn += began.elapsed();
                     if turn > TURN {
                         turn = Duration::ZERO;
+                        Shared::flush(peer);
                         tokio::task::yield_now().await;
                     }
                 }
                 Event::Ready(_) => {}
             }
         }
+        Shared::flush(peer);
         if peer.ring.room().await {
             // While its answers waited we did not read: that time is not the sender's.
             begun = None;
@@ -248,54 +247,14 @@ async fn receive<R: AsyncRead + Unpin>(engine: &mut Engine, input: &mut R, room:
     input.read_buf(&mut buffer.limit(room)).await
 }
 
-/// Writes what the ring holds until it is finished or closed.
-async fn write<W: AsyncWrite + Unpin>(shared: Arc<Shared>, peer: Arc<Peer>, mut output: W) {
-    let end = peer.gone.run_until_cancelled(write_all(&peer, shared.limits.read_nothing_timeout, &mut output)).await;
-    match end {
+/// Writes what is left in the ring until it is finished or closed.
+async fn write(shared: Arc<Shared>, peer: Arc<Peer>) {
+    match peer.gone.run_until_cancelled(peer.ring.write_out(shared.limits.read_nothing_timeout)).await {
         Some(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
             shared.cut_off(&peer, "cut off: it read nothing for too long");
         }
-        Some(Err(error)) => {
-            tracing::debug!(peer = peer.caller.peer, %error, "peer cannot be written to");
-            peer.gone.cancel();
-        }
+        Some(Err(error)) => Shared::unwritable(&peer, &error),
         Some(Ok(())) | None => {}
     }
-}
-
-async fn write_all<W: AsyncWrite + Unpin>(peer: &Peer, patience: Duration, output: &mut W) -> io::Result<()> {
-    let mut batch = VecDeque::new();
-    while peer.ring.take(&mut batch).await {
-        write_batch(peer, patience, &mut batch, output).await?;
-    }
-    output.shutdown().await
-}
-
-async fn write_batch<W: AsyncWrite + Unpin>(
-    peer: &Peer,
-    patience: Duration,
-    batch: &mut VecDeque<Bytes>,
-    output: &mut W,
-) -> io::Result<()> {
-    // Bytes of the first message that are written already.
-    let mut done = 0;
-    while let Some(first) = batch.front() {
-        let mut slices = Vec::with_capacity(batch.len().min(MAX_SLICES));
-        slices.push(IoSlice::new(&first[done..]));
-        slices.extend(batch.iter().skip(1).take(MAX_SLICES - 1).map(|message| IoSlice::new(message)));
-        let written = timeout(patience, output.write_vectored(&slices)).await??;
-        if written == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        peer.bytes_out.fetch_add(written as u64, Relaxed);
-        done += written;
-        let mut cost = 0;
-        while let Some(first) = batch.front().filter(|first| first.len() <= done) {
-            done -= first.len();
-            cost += first.len() + OVERHEAD_BYTES;
-            batch.pop_front();
-        }
-        peer.ring.written(cost);
-    }
-    Ok(())
+    peer.ring.close();
 }

@@ -1,11 +1,20 @@
-//! What waits to be written to one peer: bounded in bytes, filled from any thread, emptied by the peer's writer.
+//! What waits to be written to one peer: bounded in bytes, filled and written from any thread.
+//!
+//! Whoever has something to say writes it at once, as far as the socket takes it ([`Ring::flush`]); the peer's own task writes what is left
+//! when the socket is full, and what many have queued ([`Ring::write_out`]). One at a time writes, in the order of the queue.
 
 use std::collections::VecDeque;
+use std::io;
 use std::pin::pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use super::output::Output;
 
 /// What a message costs beside its own bytes, so that many tiny ones are bounded too: its place in the queue, and what its
 /// allocation is larger than it.
@@ -23,6 +32,15 @@ pub(super) enum Push {
     Closed,
 }
 
+/// What a [`Ring::flush`] came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flush {
+    /// Nothing waits, or somebody else is writing.
+    Done,
+    /// The socket takes no more; the peer's task goes on when it does.
+    Blocked,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Open,
@@ -31,12 +49,55 @@ enum Phase {
     Closed,
 }
 
+/// Messages in order, of which the first may be written in part.
+#[derive(Debug, Default)]
+struct Queue {
+    messages: VecDeque<Bytes>,
+    /// Bytes of the first message that are written already.
+    done: usize,
+}
+
+impl Queue {
+    /// Writes as much as the socket takes. Returns what the messages cost that are written, and whether the socket is full.
+    fn write(&mut self, output: &Output, written: &AtomicU64) -> (usize, io::Result<Flush>) {
+        let mut cost = 0;
+        while !self.messages.is_empty() {
+            match output.try_write(&self.messages, self.done) {
+                Ok(0) => return (cost, Err(io::ErrorKind::WriteZero.into())),
+                Ok(bytes) => {
+                    written.fetch_add(bytes as u64, Relaxed);
+                    cost += self.advance(bytes);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return (cost, Ok(Flush::Blocked)),
+                Err(error) => return (cost, Err(error)),
+            }
+        }
+        (cost, Ok(Flush::Done))
+    }
+
+    /// Removes what is written now. Returns what the messages cost that are written whole.
+    fn advance(&mut self, bytes: usize) -> usize {
+        self.done += bytes;
+        let mut cost = 0;
+        while let Some(first) = self.messages.front().filter(|first| first.len() <= self.done) {
+            self.done -= first.len();
+            cost += first.len() + OVERHEAD_BYTES;
+            self.messages.pop_front();
+        }
+        cost
+    }
+}
+
 #[derive(Debug)]
 struct State {
-    queue: VecDeque<Bytes>,
-    /// What is queued or taken by the writer but not written yet, overhead included.
+    queue: Queue,
+    /// What is queued or being written, overhead included.
     bytes: usize,
     phase: Phase,
+    /// Somebody is writing what it took from the queue.
+    is_writing: bool,
+    /// Gone once the ring is closed, and with it our half of the connection.
+    output: Option<Arc<Output>>,
 }
 
 #[derive(Debug)]
@@ -45,23 +106,37 @@ pub(super) struct Ring {
     capacity: usize,
     /// Above this many bytes nothing more should be asked of us that makes more of them.
     pause: usize,
-    /// Wakes the writer: the queue is no longer empty, or the phase has changed.
+    /// Wakes the peer's task: there is something to write, or the phase has changed.
     filled: Notify,
     /// Wakes who waits for room or emptiness.
     eased: Notify,
+    written: AtomicU64,
 }
 
 impl Ring {
-    pub(super) fn new(capacity: usize, pause: usize) -> Self {
-        let state = State { queue: VecDeque::new(), bytes: 0, phase: Phase::Open };
-        Self { state: Mutex::new(state), capacity, pause, filled: Notify::new(), eased: Notify::new() }
+    pub(super) fn new(capacity: usize, pause: usize, output: Output) -> Self {
+        let state = State {
+            queue: Queue::default(),
+            bytes: 0,
+            phase: Phase::Open,
+            is_writing: false,
+            output: Some(Arc::new(output)),
+        };
+        Self {
+            state: Mutex::new(state),
+            capacity,
+            pause,
+            filled: Notify::new(),
+            eased: Notify::new(),
+            written: AtomicU64::new(0),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a message. Never blocks.
+    /// Queues a message. Never blocks. It is written by the next [`Ring::flush`], or by the peer's task after [`Ring::wake`].
     pub(super) fn push(&self, message: Bytes) -> Push {
         let mut state = self.lock();
         if state.phase != Phase::Open {
@@ -74,45 +149,98 @@ impl Ring {
             return Push::Full;
         }
         state.bytes += cost;
-        let was_empty = state.queue.is_empty();
-        state.queue.push_back(message);
-        drop(state);
-        if was_empty {
-            self.filled.notify_one();
-        }
+        state.queue.messages.push_back(message);
         Push::Queued
     }
 
-    /// Waits for messages and moves all of them into `batch`, which is empty. `false` when none will come any more.
-    pub(super) async fn take(&self, batch: &mut VecDeque<Bytes>) -> bool {
+    /// Lets the peer's task write what is queued.
+    pub(super) fn wake(&self) {
+        self.filled.notify_one();
+    }
+
+    /// Writes what is queued as far as the socket takes it. Never blocks.
+    pub(super) fn flush(&self) -> io::Result<Flush> {
+        while let Some((output, mut queue)) = self.begin() {
+            let (cost, flushed) = queue.write(&output, &self.written);
+            self.end(queue, cost);
+            if !matches!(flushed, Ok(Flush::Done)) {
+                self.wake();
+                return flushed;
+            }
+        }
+        Ok(Flush::Done)
+    }
+
+    /// Takes what is queued, unless somebody else is writing.
+    fn begin(&self) -> Option<(Arc<Output>, Queue)> {
+        let mut state = self.lock();
+        if state.is_writing || state.queue.messages.is_empty() {
+            return None;
+        }
+        let output = state.output.clone()?;
+        state.is_writing = true;
+        Some((output, std::mem::take(&mut state.queue)))
+    }
+
+    /// Puts back what is not written; the messages that are cost so much.
+    fn end(&self, mut rest: Queue, cost: usize) {
+        let mut state = self.lock();
+        state.is_writing = false;
+        if state.phase == Phase::Closed {
+            return;
+        }
+        if !rest.messages.is_empty() {
+            rest.messages.append(&mut state.queue.messages);
+            state.queue = rest;
+        } else if state.queue.messages.is_empty() && rest.messages.capacity() <= MAX_IDLE_CAPACITY {
+            state.queue = rest;
+        }
+        let was_over = state.bytes > self.pause;
+        state.bytes = state.bytes.saturating_sub(cost);
+        let eased = state.bytes == 0 || (was_over && state.bytes <= self.pause);
+        let is_ending = state.phase != Phase::Open;
+        drop(state);
+        if eased {
+            self.eased.notify_waiters();
+        }
+        if is_ending {
+            self.wake();
+        }
+    }
+
+    /// Writes what comes until the ring is finished and empty, or closed. Fails with `TimedOut` when the peer reads nothing for so long.
+    pub(super) async fn write_out(&self, patience: Duration) -> io::Result<()> {
+        while let Some(output) = self.wanted().await {
+            if self.flush()? == Flush::Blocked {
+                timeout(patience, output.writable()).await??;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until there is something to write; `None` when nothing will come any more.
+    async fn wanted(&self) -> Option<Arc<Output>> {
         loop {
             {
-                let mut state = self.lock();
-                if !state.queue.is_empty() {
-                    if batch.capacity() > MAX_IDLE_CAPACITY {
-                        *batch = VecDeque::new();
-                    }
-                    std::mem::swap(&mut state.queue, batch);
-                    return true;
+                let state = self.lock();
+                if state.phase == Phase::Closed {
+                    return None;
                 }
-                if state.phase != Phase::Open {
-                    return false;
+                if !state.is_writing {
+                    match state.phase {
+                        _ if !state.queue.messages.is_empty() => return state.output.clone(),
+                        Phase::Open => {}
+                        Phase::Finishing | Phase::Closed => return None,
+                    }
                 }
             }
             self.filled.notified().await;
         }
     }
 
-    /// Notes that whole messages of a batch, costing so much, are written.
-    pub(super) fn written(&self, cost: usize) {
-        let mut state = self.lock();
-        let was_over = state.bytes > self.pause;
-        state.bytes = state.bytes.saturating_sub(cost);
-        let eased = state.bytes == 0 || (was_over && state.bytes <= self.pause);
-        drop(state);
-        if eased {
-            self.eased.notify_waiters();
-        }
+    /// Returns the bytes that were written.
+    pub(super) fn written(&self) -> u64 {
+        self.written.load(Relaxed)
     }
 
     /// Takes nothing more, and ends the writer once all is written.
@@ -126,15 +254,21 @@ impl Ring {
         self.eased.notify_waiters();
     }
 
-    /// Takes nothing more and forgets what is queued.
+    /// Takes nothing more, forgets what is queued, and lets go of our half of the connection.
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.phase = Phase::Closed;
-        state.queue = VecDeque::new();
+        state.queue = Queue::default();
         state.bytes = 0;
+        state.output = None;
         drop(state);
         self.filled.notify_one();
         self.eased.notify_waiters();
+    }
+
+    /// Tells whether more is queued than should be.
+    pub(super) fn is_over(&self) -> bool {
+        self.bytes() > self.pause
     }
 
     /// Returns the bytes that are not written yet.
@@ -178,57 +312,109 @@ impl Ring {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::UnixStream;
+
     use super::*;
 
+    /// A ring, and the peer that it writes to.
+    fn ring(capacity: usize, pause: usize) -> (Ring, UnixStream) {
+        let (own, peer) = UnixStream::pair().unwrap();
+        (Ring::new(capacity, pause, Output::Unix(own.into_split().1)), peer)
+    }
+
     fn message(size: usize) -> Bytes {
-        Bytes::from(vec![0; size])
+        Bytes::from(vec![7; size])
+    }
+
+    /// Writes until the socket takes no more; returns the bytes that still wait.
+    async fn fill(ring: &Ring) -> usize {
+        loop {
+            assert_eq!(ring.push(message(10_000)), Push::Queued);
+            // The first write of a socket may find that the runtime has not heard of it yet.
+            if ring.flush().unwrap() == Flush::Blocked && ring.written() > 0 {
+                return ring.bytes();
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     #[tokio::test]
     async fn a_full_ring_closes_and_holds_nothing() {
-        let ring = Ring::new(2 * (100 + OVERHEAD_BYTES), 0);
+        let (ring, mut peer) = ring(2 * (100 + OVERHEAD_BYTES), 0);
         assert_eq!(ring.push(message(100)), Push::Queued);
         assert_eq!(ring.push(message(100)), Push::Queued);
         assert_eq!(ring.push(message(0)), Push::Full);
         assert_eq!(ring.bytes(), 0);
         assert_eq!(ring.push(message(0)), Push::Closed);
-        assert!(!ring.take(&mut VecDeque::new()).await);
+        assert_eq!(ring.flush().unwrap(), Flush::Done);
+        ring.write_out(Duration::ZERO).await.unwrap();
+        assert_eq!(peer.read(&mut [0; 8]).await.unwrap(), 0, "our half is closed");
     }
 
     #[tokio::test]
-    async fn what_the_writer_holds_still_counts() {
-        let ring = Ring::new(1_000, 500);
+    async fn what_a_full_socket_does_not_take_is_written_by_the_task_in_order() {
+        let (ring, mut peer) = ring(64 << 20, 32 << 20);
+        let left = fill(&ring).await;
+        assert!(left > 0 && ring.is_over() == (left > 32 << 20));
+        ring.push(Bytes::from_static(b"last"));
+        ring.finish();
+        let reading = async {
+            let mut all = Vec::new();
+            peer.read_to_end(&mut all).await.unwrap();
+            all
+        };
+        let writing = async {
+            ring.write_out(Duration::from_secs(20)).await.unwrap();
+            ring.close();
+        };
+        let (all, ()) = tokio::join!(reading, writing);
+        assert_eq!(all.len() as u64, ring.written());
+        assert!(all.ends_with(b"last") && all[..all.len() - 4].iter().all(|byte| *byte == 7));
+        assert_eq!((all.len() - 4) % 10_000, 0);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_reads_nothing_is_given_up() {
+        let (ring, _peer) = ring(64 << 20, 32 << 20);
+        fill(&ring).await;
+        let ended = ring.write_out(Duration::from_millis(1)).await;
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn what_is_being_written_still_counts_and_nobody_else_writes() {
+        let (ring, _peer) = ring(1_000, 500);
         ring.push(message(600));
-        let mut batch = VecDeque::new();
-        assert!(ring.take(&mut batch).await);
+        let (_output, taken) = ring.begin().unwrap();
         assert_eq!(ring.bytes(), 600 + OVERHEAD_BYTES);
+        assert_eq!(ring.push(message(10)), Push::Queued);
+        assert_eq!((ring.flush().unwrap(), ring.written()), (Flush::Done, 0));
+        ring.end(taken, 0);
+        assert_eq!(ring.begin().unwrap().1.messages.len(), 2);
         assert_eq!(ring.push(message(600)), Push::Full);
     }
 
     #[tokio::test]
     async fn a_finished_ring_gives_out_what_it_has_and_ends() {
-        let ring = Ring::new(1_000, 500);
+        let (ring, mut peer) = ring(1_000, 500);
         ring.push(message(10));
         ring.finish();
         assert_eq!(ring.push(message(10)), Push::Closed);
-        let mut batch = VecDeque::new();
-        assert!(ring.take(&mut batch).await);
-        ring.written(10 + OVERHEAD_BYTES);
-        ring.empty().await;
-        batch.clear();
-        assert!(!ring.take(&mut batch).await);
+        ring.write_out(Duration::from_secs(20)).await.unwrap();
+        ring.ended().await;
+        assert_eq!(peer.read(&mut [0; 20]).await.unwrap(), 10);
     }
 
     #[tokio::test]
     async fn room_is_waited_for() {
-        let ring = Ring::new(1_000, 500);
+        let (ring, _peer) = ring(1_000, 500);
         ring.push(message(600));
-        let (mut batch, cost) = (VecDeque::new(), 600 + OVERHEAD_BYTES);
         let writer = async {
-            ring.take(&mut batch).await;
-            tokio::task::yield_now().await;
-            ring.written(cost);
+            ring.finish();
+            ring.write_out(Duration::from_secs(20)).await.unwrap();
         };
+        assert!(ring.is_over());
         tokio::join!(ring.room(), ring.empty(), writer);
         assert_eq!(ring.bytes(), 0);
     }

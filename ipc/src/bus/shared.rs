@@ -1,5 +1,6 @@
 //! What the tasks of one bus share.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -12,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::calls::Running;
 use super::doors::Identity;
 use super::limits::Limits;
+use super::output::Output;
 use super::owner;
 use super::ring::{Push, Ring};
 use super::stats::{BusStats, Counters, Offence, PeerStats, Refusal};
@@ -46,7 +48,6 @@ pub(super) struct Peer {
     pub(super) role: Role,
     pub(super) ring: Ring,
     pub(super) bytes_in: AtomicU64,
-    pub(super) bytes_out: AtomicU64,
     /// Calls that were refused.
     pub(super) refusals: AtomicU64,
     /// Ends the reader and the writer, and so closes both halves.
@@ -132,11 +133,12 @@ impl Shared {
         Identity { caller, inode }: Identity,
         role: Role,
         remote: Remote,
+        output: Output,
     ) -> (Arc<Peer>, mpsc::Receiver<Running>) {
         let limits = &self.limits;
         let ring = match role {
-            Role::Pub => Ring::new(limits.event_ring_bytes, limits.event_ring_bytes / 2),
-            Role::Router => Ring::new(limits.reply_ring_bytes, limits.reply_pause_bytes),
+            Role::Pub => Ring::new(limits.event_ring_bytes, limits.event_ring_bytes / 2, output),
+            Role::Router => Ring::new(limits.reply_ring_bytes, limits.reply_pause_bytes, output),
         };
         let (started, starting) = mpsc::channel(limits.max_calls_per_peer);
         let peer = Arc::new(Peer {
@@ -148,7 +150,6 @@ impl Shared {
             calls: Arc::new(Semaphore::new(self.limits.max_calls_per_peer)),
             subscriptions: Mutex::default(),
             bytes_in: AtomicU64::new(0),
-            bytes_out: AtomicU64::new(0),
             refusals: AtomicU64::new(0),
             remote,
             inode,
@@ -210,12 +211,31 @@ impl Shared {
         }
     }
 
-    /// Queues a message for a peer; one whose ring is full is cut off.
+    /// Sends a message to a peer by its own task.
     pub(super) fn send(&self, peer: &Peer, message: Bytes) {
+        self.queue(peer, message);
+        peer.ring.wake();
+    }
+
+    /// Queues a message for a peer, until the next [`Shared::flush`]; one whose ring is full is cut off.
+    pub(super) fn queue(&self, peer: &Peer, message: Bytes) {
         match peer.ring.push(message) {
             Push::Queued | Push::Closed => {}
             Push::Full => self.cut_off(peer, "cut off: its queue is full"),
         }
+    }
+
+    /// Writes what is queued for a peer as far as its socket takes it: nobody has to be woken for that.
+    pub(super) fn flush(peer: &Peer) {
+        if let Err(error) = peer.ring.flush() {
+            Self::unwritable(peer, &error);
+        }
+    }
+
+    /// Ends the connection of a peer whose socket fails.
+    pub(super) fn unwritable(peer: &Peer, error: &io::Error) {
+        tracing::debug!(peer = peer.caller.peer, %error, "peer cannot be written to");
+        peer.gone.cancel();
     }
 
     /// Ends the connection of a peer that does not read what is sent to it.
@@ -303,7 +323,7 @@ impl Shared {
             identity: String::from_utf8_lossy(&peer.remote.identity).into_owned(),
             since: peer.since,
             bytes_in: peer.bytes_in.load(Relaxed),
-            bytes_out: peer.bytes_out.load(Relaxed),
+            bytes_out: peer.ring.written(),
             queued_bytes: peer.ring.bytes(),
             subscriptions: lock(&peer.subscriptions).len(),
             calls_in_flight: self.limits.max_calls_per_peer.saturating_sub(peer.calls.available_permits()),
