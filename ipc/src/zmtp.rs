@@ -18,7 +18,7 @@ mod subscriptions;
 pub use engine::{Engine, Event, Remote, Role};
 pub use error::ZmtpError;
 pub use frame::{encode_message, encode_reply};
-pub use subscriptions::Subscriptions;
+pub use subscriptions::{Prefixes, Subscriptions};
 
 /// Largest message of a caller, all parts together. A larger one closes the connection before it is read.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;

@@ -196,7 +196,7 @@ where
             match event {
                 Event::Send(bytes) => shared.send(peer, bytes),
                 Event::Subscribe(prefix) => shared.subscribe(peer, &prefix)?,
-                Event::Unsubscribe(prefix) => Shared::unsubscribe(peer, &prefix),
+                Event::Unsubscribe(prefix) => shared.unsubscribe(peer, &prefix),
                 Event::Message(parts) => {
                     if peer.ring.is_over() {
                         Shared::flush(peer);

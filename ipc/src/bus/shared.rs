@@ -23,7 +23,7 @@ use crate::envelope::Timestamp;
 use crate::fault::Fault;
 use crate::hello::GOODBYE;
 use crate::methods::{Caller, Methods};
-use crate::zmtp::{Remote, Role, Subscriptions, ZmtpError, encode_message, encode_reply};
+use crate::zmtp::{Prefixes, Remote, Role, Subscriptions, ZmtpError, encode_message, encode_reply};
 
 /// Departures that a receiver may lag behind; the oldest are lost to it beyond that.
 const DEPARTURES: usize = 1_024;
@@ -57,6 +57,8 @@ pub(super) struct Peer {
     /// Where its calls are executed; as much room as there are permits.
     pub(super) started: mpsc::Sender<Running>,
     subscriptions: Mutex<Subscriptions>,
+    /// The last event that it was sent: with many prefixes it gets one frame all the same.
+    last_event: AtomicU64,
     remote: Remote,
     inode: Option<u32>,
     since: Timestamp,
@@ -70,9 +72,21 @@ pub(super) struct Peer {
 struct Registry {
     subscribers: Vec<Arc<Peer>>,
     callers: Vec<Arc<Peer>>,
+    /// Who wants what begins with a prefix: an event costs nothing for those who do not want it.
+    audience: Prefixes<Vec<Arc<Peer>>>,
+    /// Events published so far.
+    events: u64,
 }
 
 impl Registry {
+    fn remove_from_audience(&mut self, prefix: &[u8], peer: &Peer) {
+        let Some(peers) = self.audience.get_mut(prefix) else { return };
+        peers.retain(|other| other.caller.peer != peer.caller.peer);
+        if peers.is_empty() {
+            self.audience.remove(prefix);
+        }
+    }
+
     fn of(&mut self, role: Role) -> &mut Vec<Arc<Peer>> {
         match role {
             Role::Pub => &mut self.subscribers,
@@ -149,6 +163,7 @@ impl Shared {
             gone: self.kill.child_token(),
             calls: Arc::new(Semaphore::new(self.limits.max_calls_per_peer)),
             subscriptions: Mutex::default(),
+            last_event: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),
             refusals: AtomicU64::new(0),
             remote,
@@ -172,18 +187,34 @@ impl Shared {
         peer.gone.cancel();
         peer.ring.close();
         let number = peer.caller.peer;
-        lock(&self.registry).of(peer.role).retain(|other| other.caller.peer != number);
+        {
+            let mut registry = lock(&self.registry);
+            registry.of(peer.role).retain(|other| other.caller.peer != number);
+            for prefix in lock(&peer.subscriptions).iter() {
+                registry.remove_from_audience(prefix, peer);
+            }
+        }
         if peer.role == Role::Router && self.departures.send(number).is_err() {
             tracing::trace!(peer = number, "nobody watches departures");
         }
     }
 
-    pub(super) fn subscribe(&self, peer: &Peer, prefix: &[u8]) -> Result<(), ZmtpError> {
-        lock(&peer.subscriptions).add(prefix, &self.limits.wire)
+    pub(super) fn subscribe(&self, peer: &Arc<Peer>, prefix: &[u8]) -> Result<(), ZmtpError> {
+        let mut registry = lock(&self.registry);
+        if lock(&peer.subscriptions).add(prefix, &self.limits.wire)? {
+            match registry.audience.get_mut(prefix) {
+                Some(peers) => peers.push(Arc::clone(peer)),
+                None => registry.audience.insert(prefix, vec![Arc::clone(peer)]),
+            }
+        }
+        Ok(())
     }
 
-    pub(super) fn unsubscribe(peer: &Peer, prefix: &[u8]) {
-        lock(&peer.subscriptions).remove(prefix);
+    pub(super) fn unsubscribe(&self, peer: &Peer, prefix: &[u8]) {
+        let mut registry = lock(&self.registry);
+        if lock(&peer.subscriptions).remove(prefix) {
+            registry.remove_from_audience(prefix, peer);
+        }
     }
 
     /// Tells whether anybody may want an event of this topic: if not, it need not even be encoded.
@@ -191,7 +222,7 @@ impl Shared {
         let mut start = Vec::with_capacity(topic.len() + 1);
         start.extend_from_slice(topic.as_bytes());
         start.push(0);
-        lock(&self.registry).subscribers.iter().any(|peer| lock(&peer.subscriptions).touches(&start))
+        lock(&self.registry).audience.touches(&start)
     }
 
     /// Queues a frame for every subscriber of it. Held under one lock, so that all subscribers see all frames in one order.
@@ -202,10 +233,12 @@ impl Shared {
             self.counters.refuse(Refusal::EventTooLarge, || Offence { detail, ..Offence::default() });
             return;
         }
-        let registry = lock(&self.registry);
+        let mut registry = lock(&self.registry);
+        registry.events += 1;
+        let event = registry.events;
         let mut encoded: Option<Bytes> = None;
-        for peer in &registry.subscribers {
-            if lock(&peer.subscriptions).matches(frame) {
+        for peer in registry.audience.matching(frame).flatten() {
+            if peer.last_event.swap(event, Relaxed) != event {
                 self.send(peer, encoded.get_or_insert_with(|| encode_message(frame)).clone());
             }
         }
@@ -284,7 +317,8 @@ impl Shared {
     #[cfg(test)]
     pub(super) fn audience(&self, frame: &[u8]) -> usize {
         let registry = lock(&self.registry);
-        registry.subscribers.iter().filter(|peer| lock(&peer.subscriptions).matches(frame)).count()
+        let peers = registry.audience.matching(frame).flatten().map(|peer| peer.caller.peer);
+        peers.collect::<std::collections::HashSet<_>>().len()
     }
 
     pub(super) fn stats(&self) -> BusStats {

@@ -1,83 +1,134 @@
-//! The prefixes that one subscriber asked for.
+//! Prefixes: those that one subscriber asked for, and who wants what begins with one.
+
+use std::collections::BTreeMap;
+use std::iter;
+use std::ops::Bound::{Included, Unbounded};
 
 use super::WireLimits;
 use super::error::ZmtpError;
 
-/// A sorted set of prefixes, each with the number of times it was asked for: as in ZeroMQ, each needs its own cancel.
-#[derive(Debug, Default)]
-pub struct Subscriptions {
-    entries: Vec<Entry>,
-    bytes: usize,
+/// Values by prefix, found by what begins with it: the cost is that of the prefixes that match, however many there are.
+#[derive(Debug)]
+pub struct Prefixes<T>(BTreeMap<Box<[u8]>, T>);
+
+impl<T> Default for Prefixes<T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
 }
 
-#[derive(Debug)]
-struct Entry {
-    prefix: Box<[u8]>,
-    count: u64,
+impl<T> Prefixes<T> {
+    /// Returns how many prefixes there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Tells whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns the prefixes.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.keys().map(|prefix| &**prefix)
+    }
+
+    /// Returns the value of exactly this prefix.
+    pub fn get_mut(&mut self, prefix: &[u8]) -> Option<&mut T> {
+        self.0.get_mut(prefix)
+    }
+
+    /// Sets the value of a prefix.
+    pub fn insert(&mut self, prefix: &[u8], value: T) {
+        self.0.insert(prefix.into(), value);
+    }
+
+    /// Removes a prefix.
+    pub fn remove(&mut self, prefix: &[u8]) {
+        self.0.remove(prefix);
+    }
+
+    /// Returns the values of all prefixes of `frame`, the longest first.
+    pub fn matching<'a>(&'a self, frame: &'a [u8]) -> impl Iterator<Item = &'a T> {
+        let mut rest = Some(frame);
+        // Of all keys up to `rest`, the last one begins with every key that is a prefix of `rest`: so either it is one itself,
+        // or the answer lies in what it has in common with `rest`.
+        iter::from_fn(move || {
+            loop {
+                let bound = rest?;
+                let (prefix, value) = self.0.range::<[u8], _>((Unbounded, Included(bound))).next_back()?;
+                let common = prefix.iter().zip(bound).take_while(|(ours, theirs)| ours == theirs).count();
+                if common == prefix.len() {
+                    rest = common.checked_sub(1).map(|shorter| &bound[..shorter]);
+                    return Some(value);
+                }
+                rest = Some(&bound[..common]);
+            }
+        })
+    }
+
+    /// Tells whether some frame that begins with `start` may match.
+    pub fn touches(&self, start: &[u8]) -> bool {
+        let next = self.0.range::<[u8], _>((Included(start), Unbounded)).next();
+        next.is_some_and(|(prefix, _)| prefix.starts_with(start)) || self.matching(start).next().is_some()
+    }
+}
+
+/// A set of prefixes, each with the number of times it was asked for: as in ZeroMQ, each needs its own cancel.
+#[derive(Debug, Default)]
+pub struct Subscriptions {
+    counts: Prefixes<u64>,
+    bytes: usize,
 }
 
 impl Subscriptions {
     /// Returns how many distinct prefixes there are.
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.counts.len()
     }
 
     /// Tells whether nothing was asked for.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.counts.is_empty()
     }
 
-    /// Adds a prefix, unless that exceeds the limits.
-    pub fn add(&mut self, prefix: &[u8], limits: &WireLimits) -> Result<(), ZmtpError> {
-        match self.find(prefix) {
-            Ok(at) => self.entries[at].count += 1,
-            Err(_) if self.entries.len() >= limits.max_subscriptions => {
-                return Err(ZmtpError::TooManySubscriptions { limit: limits.max_subscriptions });
-            }
-            Err(_) if self.bytes + prefix.len() > limits.max_subscription_bytes => {
-                return Err(ZmtpError::SubscriptionsTooLong { limit: limits.max_subscription_bytes });
-            }
-            Err(at) => {
-                self.bytes += prefix.len();
-                self.entries.insert(at, Entry { prefix: prefix.into(), count: 1 });
-            }
-        }
-        Ok(())
+    /// Returns the prefixes.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.counts.iter()
     }
 
-    /// Takes back one request for a prefix; one that was never asked for is ignored, as in ZeroMQ.
-    pub fn remove(&mut self, prefix: &[u8]) {
-        let Ok(at) = self.find(prefix) else { return };
-        self.entries[at].count -= 1;
-        if self.entries[at].count == 0 {
-            self.entries.remove(at);
-            self.bytes -= prefix.len();
+    /// Adds a prefix, unless that exceeds the limits. Tells whether it is new.
+    pub fn add(&mut self, prefix: &[u8], limits: &WireLimits) -> Result<bool, ZmtpError> {
+        if let Some(count) = self.counts.get_mut(prefix) {
+            *count += 1;
+            return Ok(false);
         }
+        if self.counts.len() >= limits.max_subscriptions {
+            return Err(ZmtpError::TooManySubscriptions { limit: limits.max_subscriptions });
+        }
+        if self.bytes + prefix.len() > limits.max_subscription_bytes {
+            return Err(ZmtpError::SubscriptionsTooLong { limit: limits.max_subscription_bytes });
+        }
+        self.bytes += prefix.len();
+        self.counts.insert(prefix, 1);
+        Ok(true)
+    }
+
+    /// Takes back one request for a prefix; one that was never asked for is ignored, as in ZeroMQ. Tells whether it was the last one.
+    pub fn remove(&mut self, prefix: &[u8]) -> bool {
+        let Some(count) = self.counts.get_mut(prefix) else { return false };
+        *count -= 1;
+        if *count > 0 {
+            return false;
+        }
+        self.counts.remove(prefix);
+        self.bytes -= prefix.len();
+        true
     }
 
     /// Tells whether `frame` begins with one of the prefixes.
-    pub fn matches(&self, mut frame: &[u8]) -> bool {
-        // Of all entries up to `frame`, the last one begins with every entry that is a prefix of `frame`:
-        // so either it is one itself, or the answer lies in what it has in common with `frame`.
-        loop {
-            let after = self.entries.partition_point(|entry| &*entry.prefix <= frame);
-            let Some(entry) = after.checked_sub(1).and_then(|at| self.entries.get(at)) else { return false };
-            let common = entry.prefix.iter().zip(frame).take_while(|(ours, theirs)| ours == theirs).count();
-            if common == entry.prefix.len() {
-                return true;
-            }
-            frame = &frame[..common];
-        }
-    }
-
-    /// Tells whether some frame that begins with `start` may match.
-    pub fn touches(&self, start: &[u8]) -> bool {
-        let next = self.entries.partition_point(|entry| &*entry.prefix < start);
-        self.entries.get(next).is_some_and(|entry| entry.prefix.starts_with(start)) || self.matches(start)
-    }
-
-    fn find(&self, prefix: &[u8]) -> Result<usize, usize> {
-        self.entries.binary_search_by(|entry| (*entry.prefix).cmp(prefix))
+    pub fn matches(&self, frame: &[u8]) -> bool {
+        self.counts.matching(frame).next().is_some()
     }
 }
 
@@ -92,10 +143,10 @@ mod tests {
         let limits = WireLimits::default();
         set.add(b"a.", &limits).unwrap();
         set.add(b"a.", &limits).unwrap();
-        set.remove(b"a.");
+        assert!(!set.remove(b"a."));
         assert!(set.matches(b"a.b\0{}"));
-        set.remove(b"a.");
-        set.remove(b"a.");
+        assert!(set.remove(b"a."));
+        assert!(!set.remove(b"a."));
         assert!(!set.matches(b"a.b\0{}"));
         assert_eq!(set.bytes, 0);
     }
@@ -131,7 +182,11 @@ mod tests {
             }
             prop_assert_eq!(set.matches(frame.as_bytes()), model.iter().any(|prefix| frame.starts_with(prefix)));
             let touching = |prefix: &String| frame.starts_with(prefix) || prefix.starts_with(&frame);
-            prop_assert_eq!(set.touches(frame.as_bytes()), model.iter().any(touching));
+            prop_assert_eq!(set.counts.touches(frame.as_bytes()), model.iter().any(touching));
+            let mut lengths: Vec<_> = model.iter().filter(|prefix| frame.starts_with(*prefix)).map(String::len).collect();
+            lengths.sort_unstable_by(|one, other| other.cmp(one));
+            let counts: Vec<_> = lengths.chunk_by(|one, other| one == other).map(|alike| alike.len() as u64).collect();
+            prop_assert_eq!(set.counts.matching(frame.as_bytes()).copied().collect::<Vec<_>>(), counts);
         }
     }
 }

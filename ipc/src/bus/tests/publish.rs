@@ -35,6 +35,28 @@ async fn a_subscriber_gets_what_begins_with_its_prefix_over_both_doors() {
 }
 
 #[tokio::test]
+async fn who_asks_for_it_twice_gets_an_event_once_and_who_leaves_is_forgotten() {
+    let fixture = Fixture::start().await;
+    let audience = |frame: &[u8]| fixture.bus.inner.shared.audience(frame);
+    let mut sub = fixture.subscriber(0, "a.").await;
+    for prefix in ["", "a.b", "a.c"] {
+        sub.subscribe(prefix).await.unwrap();
+    }
+    let other = fixture.subscriber(0, "a.c").await;
+    eventually("all are there", || audience(b"x") == 1 && audience(b"a.b\0") == 1 && audience(b"a.c\0") == 2).await;
+    for frame in ["a.b\0{\"n\":1}", "a.c\0{\"n\":2}", "x\0{\"n\":3}"] {
+        fixture.bus.inner.shared.publish(frame.as_bytes());
+    }
+    for frame in ["a.b\0{\"n\":1}", "a.c\0{\"n\":2}", "x\0{\"n\":3}"] {
+        assert_eq!(recv(&mut sub).await, frame);
+    }
+    drop(sub);
+    eventually("one is left", || audience(b"x") == 0 && audience(b"a.c\0") == 1).await;
+    drop(other);
+    eventually("nobody is left", || !fixture.bus.inner.shared.has_audience("a.c")).await;
+}
+
+#[tokio::test]
 async fn an_xsub_of_the_zeromq_crate_follows_too() {
     let fixture = Fixture::start().await;
     for endpoint in fixture.bus.endpoints().publish {
