@@ -11,6 +11,7 @@ use pando_ipc::Fault;
 use pando_ipc::client::{CallError, Cause, Client};
 use pando_ipc::failpoint::{self, Flaw};
 use pando_ipc::fault::Code;
+use pando_ipc::rpc::Json;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -55,20 +56,20 @@ pub trait Caller: Send + Sync {
     fn call_by<'a>(
         &'a self,
         method: &'a str,
-        params: Value,
+        params: Json,
         deadline: Instant,
-    ) -> BoxFuture<'a, Result<Value, DeliverError>>;
+    ) -> BoxFuture<'a, Result<Json, DeliverError>>;
 }
 
 impl Caller for Client {
     fn call_by<'a>(
         &'a self,
         method: &'a str,
-        params: Value,
+        params: Json,
         deadline: Instant,
-    ) -> BoxFuture<'a, Result<Value, DeliverError>> {
+    ) -> BoxFuture<'a, Result<Json, DeliverError>> {
         Box::pin(async move {
-            Self::call_by(self, method, params, deadline).await.map_err(|error| match error {
+            self.call_json(method, params, deadline).await.map_err(|error| match error {
                 // Sending it again changes nothing about that: whoever writes is told at once.
                 CallError::NotSent(cause @ Cause::Version { .. }) => {
                     DeliverError::Refused(Fault::new(Code::Version, cause.to_string()))
@@ -106,7 +107,7 @@ impl Deliver for Remote {
         Box::pin(async move {
             let (method, params) = wire::call(&request, &self.writes);
             let result = self.caller.call_by(method, params, Instant::from_std(request.deadline)).await?;
-            wire::ack(&request, result).map_err(DeliverError::Unknown)
+            wire::ack(&request, &result).map_err(DeliverError::Unknown)
         })
     }
 }

@@ -19,6 +19,7 @@ mod client;
 pub mod db;
 pub mod deliver;
 pub mod file_system;
+mod fingerprint;
 mod guard;
 pub mod incarnation;
 pub mod journal;

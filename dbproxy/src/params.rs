@@ -1,7 +1,8 @@
 //! The parameters of a statement: values, and what earlier statements of the same write made.
 
 use pando_ipc::Fault;
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
 
 use crate::refusal::invalid;
 use crate::value::SqlValue;
@@ -34,6 +35,18 @@ impl<T: Into<SqlValue>> From<T> for Param {
     }
 }
 
+impl Serialize for Param {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Value(value) => value.serialize(serializer),
+            Self::RowId { statement } => json!({"$rowid": statement}).serialize(serializer),
+            Self::Returned { statement, row, column } => {
+                json!({"$returned": {"statement": statement, "row": row, "column": column}}).serialize(serializer)
+            }
+        }
+    }
+}
+
 impl Param {
     /// Reads a parameter from JSON, or says what is wrong with it.
     fn from_json(value: &Value) -> Result<Self, String> {
@@ -57,16 +70,6 @@ impl Param {
             };
         }
         SqlValue::from_json(value).map(Self::Value).map_err(|why| why.to_string())
-    }
-
-    fn to_json(&self) -> Value {
-        match self {
-            Self::Value(value) => value.to_json(),
-            Self::RowId { statement } => json!({"$rowid": statement}),
-            Self::Returned { statement, row, column } => {
-                json!({"$returned": {"statement": statement, "row": row, "column": column}})
-            }
-        }
     }
 
     fn weight(&self) -> usize {
@@ -108,6 +111,15 @@ pub enum Params {
     Named(Vec<(String, Param)>),
 }
 
+impl Serialize for Params {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Positional(values) => values.serialize(serializer),
+            Self::Named(values) => serializer.collect_map(values.iter().map(|(name, value)| (name, value))),
+        }
+    }
+}
+
 impl Default for Params {
     fn default() -> Self {
         Self::Positional(Vec::new())
@@ -136,16 +148,6 @@ impl Params {
                 values.collect::<Result<_, _>>().map(Self::Named)
             }
             Some(_) => Err(invalid(method, field, "neither an array nor an object")),
-        }
-    }
-
-    /// Returns the parameters as JSON.
-    pub fn to_json(&self) -> Value {
-        match self {
-            Self::Positional(values) => Value::Array(values.iter().map(Param::to_json).collect()),
-            Self::Named(values) => {
-                Value::Object(values.iter().map(|(name, value)| (name.clone(), value.to_json())).collect::<Map<_, _>>())
-            }
         }
     }
 
@@ -227,8 +229,8 @@ mod tests {
     #[track_caller]
     fn check(params: impl Into<Params>, expected: &str) {
         let params = params.into();
-        assert_eq!(params.to_json().to_string(), expected);
-        assert_eq!(Params::from_json("exec", "params", Some(&params.to_json())), Ok(params));
+        assert_eq!(serde_json::to_string(&params).unwrap(), expected);
+        assert_eq!(Params::from_json("exec", "params", Some(&json!(params))), Ok(params));
     }
 
     #[test]

@@ -140,6 +140,8 @@ impl Serialize for SqlValue {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Text(text) => serializer.serialize_str(text),
+            Self::Integer(integer) => serializer.serialize_i64(*integer),
+            Self::Null => serializer.serialize_unit(),
             other => other.to_json().serialize(serializer),
         }
     }

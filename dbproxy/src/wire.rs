@@ -1,11 +1,13 @@
 //! Writes and queries as JSON: `db.exec`, `db.write`, `events.publish`, `db.query`, on both ends.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pando_ipc::rpc::Json;
 use pando_ipc::{Envelope, Fault, Timestamp, Topic};
-use serde::de::Error as _;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -250,46 +252,72 @@ pub fn parse_query(params: &Value) -> Result<Query, Fault> {
     Ok(Query { statement, min_seq: fields.number("min_seq")?, deadline: fields.deadline()? })
 }
 
+/// What every write says of itself, beside what it does.
+#[derive(Serialize)]
+struct Frame<'a> {
+    op_id: &'a str,
+    acked: u64,
+    database: Option<Uuid>,
+    epoch: u64,
+    timeout_ms: u64,
+    source_instance_id: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct ExecCall<'a> {
+    #[serde(flatten)]
+    frame: Frame<'a>,
+    ddl: bool,
+    statements: &'a [Statement],
+}
+
+#[derive(Serialize)]
+struct WriteCall<'a> {
+    meta: Meta<'a>,
+    method: &'a str,
+    params: Cow<'a, Value>,
+}
+
+#[derive(Serialize)]
+struct Meta<'a> {
+    #[serde(flatten)]
+    frame: Frame<'a>,
+    request_id: &'a str,
+    timestamp: Timestamp,
+    ack: bool,
+}
+
+#[derive(Serialize)]
+struct PublishCall<'a> {
+    #[serde(flatten)]
+    frame: Frame<'a>,
+    topic: &'a Topic,
+    payload: &'a Value,
+    session_id: &'a str,
+    project_id: &'a str,
+    durable: bool,
+}
+
 /// Returns the method and params by which a write travels to the primary.
-pub(crate) fn call(request: &WriteRequest, writes: &Writes) -> (&'static str, Value) {
+pub(crate) fn call(request: &WriteRequest, writes: &Writes) -> (&'static str, Json) {
     let left = request.deadline.saturating_duration_since(Instant::now());
     let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
     let WriteRequest { op_id, acked, database, epoch, source, .. } = request;
-    let op_id = op_id.to_string();
-    let mut frame = json!({
-        "op_id": op_id, "acked": acked, "database": database, "epoch": epoch, "timeout_ms": timeout_ms, "source_instance_id": source,
-    });
-    let mut with = |more: Value| {
-        if let (Value::Object(frame), Value::Object(more)) = (&mut frame, more) {
-            frame.extend(more);
-        }
-    };
-    let method = match &request.work {
-        Work::Exec { statements, ddl } => {
-            let statements = statements
-                .iter()
-                .map(|statement| json!({"sql": statement.sql, "params": statement.params.to_json()}))
-                .collect::<Vec<_>>();
-            with(json!({"ddl": ddl, "statements": statements}));
-            EXEC
-        }
+    let (op_id, acked, database, epoch) = (&*op_id.to_string(), *acked, *database, *epoch);
+    let frame = Frame { op_id, acked, database, epoch, timeout_ms, source_instance_id: Some(source) };
+    match &request.work {
+        Work::Exec { statements, ddl } => (EXEC, Json::of(&ExecCall { frame, ddl: *ddl, statements })),
         Work::Named { method, params } => {
-            let params = writes.get(method).map_or_else(|| params.clone(), |write| write.to_wire(params));
-            with(json!({"request_id": op_id, "timestamp": Timestamp::now(), "ack": true}));
-            return (WRITE, json!({"meta": frame, "method": method, "params": params}));
+            let to_wire = |write: Arc<dyn Named>| Cow::Owned(write.to_wire(params));
+            let params = writes.get(method).map_or(Cow::Borrowed(params), to_wire);
+            let meta = Meta { frame, request_id: op_id, timestamp: Timestamp::now(), ack: true };
+            (WRITE, Json::of(&WriteCall { meta, method, params }))
         }
         Work::Publish { topic, payload, session_id, project_id } => {
-            with(json!({
-                "topic": topic, "payload": payload, "session_id": session_id, "project_id": project_id, "durable": true,
-            }));
-            PUBLISH
+            (PUBLISH, Json::of(&PublishCall { frame, topic, payload, session_id, project_id, durable: true }))
         }
-        Work::Settle => {
-            with(json!({"source_instance_id": Value::Null}));
-            OUTCOME
-        }
-    };
-    (method, frame)
+        Work::Settle => (OUTCOME, Json::of(&Frame { source_instance_id: None, ..frame })),
+    }
 }
 
 /// Returns an acknowledgement that tells nothing but results.
@@ -300,19 +328,27 @@ fn bare(results: Value) -> Ack {
 /// Reads the primary's answer to [`call`], or says what is wrong with it.
 ///
 /// A primary that knows only the documented form answers `db.write` with the bare row: then `seq` and `epoch` are 0.
-pub(crate) fn ack(request: &WriteRequest, result: Value) -> Result<Ack, String> {
-    let is_ack = result.get("seq").is_some() && result.get("epoch").is_some();
+pub(crate) fn ack(request: &WriteRequest, result: &Json) -> Result<Ack, String> {
+    /// The answer to `events.publish`, which has no results.
+    #[derive(Deserialize)]
+    struct Published {
+        seq: u64,
+        epoch: u64,
+        durability: Durability,
+        #[serde(default)]
+        replayed: bool,
+    }
     let read = match &request.work {
-        Work::Named { .. } if !is_ack => Ok(bare(methods::from_wire(result))),
-        Work::Settle => Ok(bare(result)),
-        Work::Publish { .. } => match result {
-            Value::Object(mut map) => {
-                map.insert("results".to_owned(), Value::Null);
-                serde_json::from_value(Value::Object(map))
-            }
-            _ => Err(serde_json::Error::custom("no object")),
-        },
-        _ => serde_json::from_value(result),
+        Work::Named { .. } => result.read::<Ack>().or_else(|_| result.read().map(methods::from_wire).map(bare)),
+        Work::Settle => result.read().map(bare),
+        Work::Publish { .. } => result.read().map(|Published { seq, epoch, durability, replayed }| Ack {
+            seq,
+            epoch,
+            durability,
+            results: Value::Null,
+            replayed,
+        }),
+        Work::Exec { .. } => result.read(),
     };
     read.map_err(|why| format!("the primary's answer is malformed: {why}"))
 }
@@ -326,7 +362,7 @@ mod tests {
         let sent = WriteRequest::new("op-1".into(), "inst-B".into(), deadline, work).unwrap();
         let sent = sent.meant_for(Some(Uuid::from_u128(7)), 3).acked(9);
         let (method, params) = call(&sent, &Writes::new());
-        let params: Value = serde_json::from_str(&params.to_string()).unwrap();
+        let params: Value = params.read().unwrap();
         let got = match method {
             EXEC => parse_exec(&params, "peer").unwrap(),
             OUTCOME => parse_outcome(&params, "inst-B").unwrap(),

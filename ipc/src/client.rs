@@ -37,6 +37,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::hello::{PING, Welcome};
 use crate::lock::{Holder, LockInfo};
+use crate::rpc::Json;
 use crate::topic::Pattern;
 use crate::workdir::Workdir;
 
@@ -161,6 +162,14 @@ impl Client {
 
     /// Calls a method and waits for its result until `deadline`, which covers dial, queueing and answer.
     pub async fn call_by(&self, method: &str, params: Value, deadline: Instant) -> Result<Value, CallError> {
+        let unreadable = |error: serde_json::Error| {
+            CallError::Unknown(socket::failed("the primary", &format_args!("its answer is unreadable: {error}")))
+        };
+        self.call_json(method, Json::of(&params), deadline).await?.read().map_err(unreadable)
+    }
+
+    /// Does the same with params and result as text, for those who write and read them as types of their own.
+    pub async fn call_json(&self, method: &str, params: Json, deadline: Instant) -> Result<Json, CallError> {
         self.core.submit(method, params, true, deadline).await
     }
 
@@ -169,7 +178,7 @@ impl Client {
     /// It is lost when the link breaks just then. [`Client::close`] waits until it was read.
     pub async fn notify(&self, method: &str, params: Value) -> Result<(), CallError> {
         let deadline = Instant::now() + self.core.options.call_timeout;
-        self.core.submit(method, params, false, deadline).await.map(drop)
+        self.core.submit(method, Json::of(&params), false, deadline).await.map(drop)
     }
 
     /// Subscribes to the events of a pattern; returns once the subscription is proven live: what is published from
@@ -288,9 +297,9 @@ impl Core {
     }
 
     /// Queues a request and waits for what becomes of it.
-    async fn submit(&self, method: &str, params: Value, answered: bool, deadline: Instant) -> Outcome {
+    async fn submit(&self, method: &str, params: Json, answered: bool, deadline: Instant) -> Outcome {
         let number = self.next_number();
-        let body = dial::encode(answered.then_some(number), method, params);
+        let body = dial::encode(answered.then_some(number), method, &params);
         let (reply, outcome) = oneshot::channel();
         self.calls().enter(number, Waiting { body, answered, reply }).map_err(CallError::NotSent)?;
         self.work.notify_one();

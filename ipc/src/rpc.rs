@@ -4,7 +4,7 @@ mod strict;
 
 use std::fmt;
 
-use serde::de::IgnoredAny;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
@@ -57,18 +57,52 @@ impl PartialEq for Id {
     }
 }
 
+/// JSON as text: written once, passed on as it is, and read by whoever wants it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Json(Box<RawValue>);
+
+impl Json {
+    /// Returns `null`.
+    pub fn null() -> Self {
+        Self(RawValue::NULL.to_owned())
+    }
+
+    /// Writes a value, which must be one that always can be: no map but with keys of text.
+    pub fn of(value: &impl Serialize) -> Self {
+        #[expect(clippy::expect_used, reason = "what serde_json writes into memory is JSON")]
+        Self(serde_json::value::to_raw_value(value).expect("the value has keys of text"))
+    }
+
+    /// Returns the text.
+    pub fn as_str(&self) -> &str {
+        self.0.get()
+    }
+
+    /// Reads it as `T`.
+    pub fn read<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
+        serde_json::from_str(self.0.get())
+    }
+}
+
+impl PartialEq for Json {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
 /// A call, or a notification when it has no id.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Request {
+pub struct Request<P = Value> {
     /// What the answer carries back; `None` asks for no answer, not even an error.
     pub id: Option<Id>,
     /// Name of the method.
     pub method: String,
     /// Its parameters; `Null` when there were none.
-    pub params: Value,
+    pub params: P,
 }
 
-impl Serialize for Request {
+impl<P: Serialize> Serialize for Request<P> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("jsonrpc", "2.0")?;
@@ -83,11 +117,11 @@ impl Serialize for Request {
 
 /// The answer to one call.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Response {
+pub struct Response<R = Value> {
     /// The call's id.
     pub id: Id,
     /// What came of it; a void success is `Ok(Null)`.
-    pub outcome: Result<Value, Fault>,
+    pub outcome: Result<R, Fault>,
 }
 
 impl Response {
@@ -97,7 +131,7 @@ impl Response {
     }
 }
 
-impl Serialize for Response {
+impl<R: Serialize> Serialize for Response<R> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(3))?;
         map.serialize_entry("jsonrpc", "2.0")?;
@@ -180,13 +214,15 @@ impl fmt::Display for BadResponse {
 impl std::error::Error for BadResponse {}
 
 /// Reads an answer. Accepts what older servers send: no `result` for a void success, and id "" for a parse error.
-pub fn parse_response(body: &[u8]) -> Result<Response, BadResponse> {
+///
+/// The result is only known to be JSON; reading it is up to who wants it.
+pub fn parse_response(body: &[u8]) -> Result<Response<Json>, BadResponse> {
     #[derive(Deserialize)]
     struct Parts {
         #[serde(default)]
         id: Option<Box<RawValue>>,
         #[serde(default)]
-        result: Value,
+        result: Option<Json>,
         #[serde(default)]
         error: Option<Fault>,
         #[serde(default, rename = "jsonrpc")]
@@ -197,7 +233,7 @@ pub fn parse_response(body: &[u8]) -> Result<Response, BadResponse> {
         Some(raw) => Id::checked(raw).map_err(|fault| BadResponse(fault.message))?,
         None => Id::null(),
     };
-    Ok(Response { id, outcome: parts.error.map_or(Ok(parts.result), Err) })
+    Ok(Response { id, outcome: parts.error.map_or_else(|| Ok(parts.result.unwrap_or_else(Json::null)), Err) })
 }
 
 #[cfg(test)]
@@ -262,7 +298,7 @@ mod tests {
     #[test]
     fn older_answers_are_understood() {
         let void = parse_response(br#"{"jsonrpc":"2.0","id":"3"}"#).unwrap();
-        assert_eq!((void.id.as_number(), void.outcome), (Some(3), Ok(Value::Null)));
+        assert_eq!((void.id.as_number(), void.outcome), (Some(3), Ok(Json::null())));
         let broken = parse_response(br#"{"jsonrpc":"2.0","id":"","error":{"code":-32700,"message":"x"}}"#).unwrap();
         assert_eq!(broken.outcome.unwrap_err().code, -32700);
         assert!(parse_response(b"nonsense").is_err());

@@ -2,6 +2,7 @@
 
 use futures::future::BoxFuture;
 use pando_ipc::fault::Code;
+use pando_ipc::rpc::Json;
 use tokio::sync::watch;
 
 use super::*;
@@ -54,11 +55,11 @@ impl Caller for OverTheWire {
     fn call_by<'a>(
         &'a self,
         method: &'a str,
-        params: Value,
+        params: Json,
         _deadline: tokio::time::Instant,
-    ) -> BoxFuture<'a, Result<Value, DeliverError>> {
+    ) -> BoxFuture<'a, Result<Json, DeliverError>> {
         Box::pin(async move {
-            let params: Value = serde_json::from_str(&params.to_string()).unwrap();
+            let params: Value = params.read().unwrap();
             let (request, answer) = match method {
                 wire::EXEC => (wire::parse_exec(&params, "peer").unwrap(), None),
                 wire::OUTCOME => (wire::parse_outcome(&params, "peer").unwrap(), None),
@@ -79,7 +80,7 @@ impl Caller for OverTheWire {
                 (wire::OUTCOME, _) => wire::outcome_result(ack),
                 _ => wire::publish_result(&ack),
             };
-            Ok(serde_json::from_str(&result.to_string()).unwrap())
+            Ok(Json::of(&result))
         })
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use futures::future::BoxFuture;
 use pando_ipc::Topic;
 use pando_ipc::fault::Code;
+use pando_ipc::rpc::Json;
 use proptest::prelude::*;
 use tokio::sync::watch;
 
@@ -41,7 +42,7 @@ struct Storm {
     /// Newest last.
     primaries: Mutex<Vec<Writer>>,
     weather: Mutex<Vec<Weather>>,
-    late: Mutex<Vec<(String, Value)>>,
+    late: Mutex<Vec<(String, Json)>>,
 }
 
 impl Storm {
@@ -55,7 +56,7 @@ impl Storm {
         self.primaries.lock().unwrap().last().unwrap().clone()
     }
 
-    async fn serve(&self, writer: Writer, method: &str, params: Value) -> Result<Value, DeliverError> {
+    async fn serve(&self, writer: Writer, method: &str, params: Json) -> Result<Json, DeliverError> {
         let deadline = tokio::time::Instant::now();
         delivery::OverTheWire::new(writer, Writes::new()).call_by(method, params, deadline).await
     }
@@ -73,9 +74,9 @@ impl Caller for Storm {
     fn call_by<'a>(
         &'a self,
         method: &'a str,
-        params: Value,
+        params: Json,
         _deadline: tokio::time::Instant,
-    ) -> BoxFuture<'a, Result<Value, DeliverError>> {
+    ) -> BoxFuture<'a, Result<Json, DeliverError>> {
         let weather = self.weather.lock().unwrap().pop().unwrap_or(Weather::Fine);
         let lost = || Err(DeliverError::Unknown("connection lost".into()));
         Box::pin(async move {

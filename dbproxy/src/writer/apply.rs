@@ -87,7 +87,7 @@ impl Desk {
             let message = format!("op id {} was settled as not applied; write under a new one", request.op_id);
             return Err(refuse(Code::Abandoned, Word::Conflict, label, message));
         };
-        if stored.fingerprint != request.fingerprint {
+        if stored.fingerprint != request.fingerprint() {
             let message = format!("op id {:?} was used for another write", request.op_id.to_string());
             return Err(refuse(Code::KeyReused, Word::Conflict, label, message));
         }

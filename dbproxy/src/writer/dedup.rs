@@ -135,7 +135,7 @@ impl Ops {
         seq: u64,
         results: Option<&Value>,
     ) -> rusqlite::Result<()> {
-        let (fingerprint, at) = (signed(request.fingerprint), Timestamp::now().unix_seconds());
+        let (fingerprint, at) = (signed(request.fingerprint()), Timestamp::now().unix_seconds());
         let results = results.map(ToString::to_string);
         match &request.op_id {
             OpId::Counted { client, counter } => {

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use fnv::FnvHashMap;
-use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::error::{CallError, Cause};
+use crate::rpc::Json;
 
 /// Most calls that wait to be sent, while there is no link or the primary reads slowly. One more fails with [`Cause::Busy`].
 pub const MAX_WAITING: usize = 16_384;
@@ -16,7 +16,7 @@ pub const MAX_WAITING: usize = 16_384;
 /// It lies below the 100,000 messages that the `zeromq` crate queues per peer, so that handing over never blocks.
 pub const MAX_UNREAD: usize = 65_536;
 
-pub(super) type Outcome = Result<Value, CallError>;
+pub(super) type Outcome = Result<Json, CallError>;
 
 /// A request that waits to be sent.
 #[derive(Debug)]
@@ -116,7 +116,7 @@ impl Calls {
     /// Settles a notification that the socket took.
     pub(super) fn handed_over(&mut self, number: u64) {
         self.unread += 1;
-        self.settle(number, Ok(Value::Null));
+        self.settle(number, Ok(Json::null()));
     }
 
     /// Settles a call by its answer; tells whether someone waited for it.
@@ -209,10 +209,10 @@ mod tests {
         let mut calls = Calls::default();
         let (mut one, mut two) = (enter(&mut calls, 1, true), enter(&mut calls, 2, true));
         assert_eq!((calls.next(1).unwrap().number, calls.next(2).unwrap().number), (1, 2));
-        assert!(calls.answered(2, Ok("two".into())));
-        assert!(!calls.answered(2, Ok("again".into())));
-        assert!(!calls.answered(7, Ok("nobody's".into())));
-        assert_eq!(two.try_recv().unwrap(), Ok("two".into()));
+        assert!(calls.answered(2, Ok(Json::of(&"two"))));
+        assert!(!calls.answered(2, Ok(Json::of(&"again"))));
+        assert!(!calls.answered(7, Ok(Json::of(&"nobody's"))));
+        assert_eq!(two.try_recv().unwrap(), Ok(Json::of(&"two")));
         assert!(one.try_recv().is_err(), "not answered yet");
     }
 
@@ -274,7 +274,7 @@ mod tests {
         assert!(calls.wants_fence());
         calls.fence(u64::MAX);
         assert!(!calls.wants_fence(), "one ping at a time");
-        assert!(!calls.answered(u64::MAX, Ok(Value::Null)));
+        assert!(!calls.answered(u64::MAX, Ok(Json::null())));
         assert!(send_all(&mut calls) > MAX_UNREAD / 2);
     }
 

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Link;
@@ -13,7 +14,7 @@ use super::socket::{Dealer, failed};
 use crate::fault::{Code, Fault};
 use crate::hello::{self, HELLO, Hello, PING, Welcome};
 use crate::lock::{InfoError, LockInfo, is_held, read_lock_for_path};
-use crate::rpc::{Id, Request, parse_response};
+use crate::rpc::{Id, Json, Request, parse_response};
 use crate::workdir::Workdir;
 
 /// How long a peer may take to answer hello; one that accepts and says nothing is given up.
@@ -80,8 +81,8 @@ async fn introduce(endpoint: &str, info: &LockInfo, options: &Options) -> Result
         headless: options.headless,
     };
     let asking = async {
-        match ask(&mut dealer, 1, HELLO, json!(hello)).await? {
-            Err(fault) if fault.is_method_not_found() => Ok((true, ask(&mut dealer, 2, PING, json!({})).await?)),
+        match ask(&mut dealer, 1, HELLO, &hello).await? {
+            Err(fault) if fault.is_method_not_found() => Ok((true, ask(&mut dealer, 2, PING, &json!({})).await?)),
             outcome => Ok((false, outcome)),
         }
     };
@@ -102,12 +103,20 @@ async fn introduce(endpoint: &str, info: &LockInfo, options: &Options) -> Result
 }
 
 /// Asks one thing on a socket that nobody else uses yet.
-async fn ask(dealer: &mut Dealer, number: u64, method: &str, params: Value) -> Result<Result<Value, Fault>, Cause> {
+async fn ask(
+    dealer: &mut Dealer,
+    number: u64,
+    method: &str,
+    params: &impl Serialize,
+) -> Result<Result<Value, Fault>, Cause> {
     dealer.send(encode(Some(number), method, params)).await?;
     loop {
         let body = dealer.next().await?;
         match parse_response(&body) {
-            Ok(answer) if answer.id.as_number() == Some(number) => return Ok(answer.outcome),
+            Ok(answer) if answer.id.as_number() == Some(number) => {
+                let read = |result: Json| result.read().map_err(|error| dealer.failure(&error));
+                return answer.outcome.map_or_else(|fault| Ok(Err(fault)), |result| read(result).map(Ok));
+            }
             Ok(_) => {}
             Err(error) => return Err(dealer.failure(&error)),
         }
@@ -115,9 +124,9 @@ async fn ask(dealer: &mut Dealer, number: u64, method: &str, params: Value) -> R
 }
 
 /// Returns the body of a request, or of a notification when it has no number.
-pub(super) fn encode(number: Option<u64>, method: &str, params: Value) -> Bytes {
+pub(super) fn encode(number: Option<u64>, method: &str, params: &impl Serialize) -> Bytes {
     let request = Request { id: number.map(Id::number), method: method.to_owned(), params };
-    #[expect(clippy::expect_used, reason = "strings, numbers and a Value always serialise into memory")]
+    #[expect(clippy::expect_used, reason = "strings, numbers and JSON always serialise into memory")]
     serde_json::to_vec(&request).expect("a request serialises").into()
 }
 

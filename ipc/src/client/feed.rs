@@ -19,6 +19,7 @@ use super::socket::Ear;
 use super::{Core, Link};
 use crate::envelope::Envelope;
 use crate::hello::PUBLISH;
+use crate::rpc::Json;
 use crate::topic::{PROBE_PREFIX, Pattern};
 
 /// Pause between two probes of a subscription that is not proven yet.
@@ -305,7 +306,7 @@ impl Hearing<'_> {
 async fn probe(core: &Core, topic: String) {
     loop {
         let params = json!({"topic": topic, "payload": null, "durable": false});
-        match core.submit(PUBLISH, params, true, Instant::now() + PROOF_TIMEOUT).await {
+        match core.submit(PUBLISH, Json::of(&params), true, Instant::now() + PROOF_TIMEOUT).await {
             Err(CallError::Refused(fault)) if !fault.is_retryable() => {
                 tracing::debug!(%fault, "the server publishes no probes: subscriptions are not proven");
                 return;

@@ -288,7 +288,7 @@ async fn send_waiting(core: &Core, dealer: &mut Dealer) -> Result<(), Cause> {
 async fn ping(core: &Core, dealer: &mut Dealer) -> Result<(), Cause> {
     let number = core.next_number();
     core.calls().fence(number);
-    dealer.send(dial::encode(Some(number), PING, json!({}))).await
+    dealer.send(dial::encode(Some(number), PING, &json!({}))).await
 }
 /// What a message from the primary comes to.
 #[derive(Debug, PartialEq)]

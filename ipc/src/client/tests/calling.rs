@@ -114,7 +114,7 @@ async fn a_socket_hears_that_its_peer_left() {
     let mut dealer = socket::Dealer::open(&doors.rpc[0]).await.unwrap();
     let mut ear = socket::Ear::open(&doors.publish).await.unwrap();
     // The crate's binder forgets a peer that it has not quite accepted when it closes, so let it accept them first.
-    dealer.send(dial::encode(Some(1), PING, json!({}))).await.unwrap();
+    dealer.send(dial::encode(Some(1), PING, &json!({}))).await.unwrap();
     soon(dealer.next()).await.unwrap();
     ear.subscribe("").await.unwrap();
     soon(async {

@@ -13,7 +13,7 @@ use crate::lock::try_lock;
 const BRIEFLY: Duration = Duration::from_millis(300);
 
 #[track_caller]
-fn check_not_sent(outcome: &Outcome, cause: &str) {
+fn check_not_sent(outcome: &Result<Value, CallError>, cause: &str) {
     let Err(error @ CallError::NotSent(_)) = outcome else { panic!("{outcome:?}") };
     assert!(error.to_string().contains(cause), "{error}");
     assert!(error.is_unreachable());
