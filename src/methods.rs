@@ -15,6 +15,7 @@ use futures::future::BoxFuture;
 use pando_ipc::Fault;
 use pando_ipc::access::Needs;
 use pando_ipc::methods::{Call, Caller, Methods};
+use pando_ipc::rpc::Json;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -24,8 +25,8 @@ use crate::instance::Primary;
 
 /// The schema of a type, written into a generator that collects shared definitions.
 type SchemaOf = fn(&mut SchemaGenerator) -> schemars::Schema;
-type Handler = Arc<dyn Fn(Arc<Primary>, Call) -> BoxFuture<'static, Result<Value, Fault>> + Send + Sync>;
-type InlineHandler = fn(&Primary, Call) -> Result<Value, Fault>;
+type Handler = Arc<dyn Fn(Arc<Primary>, Call) -> BoxFuture<'static, Result<Json, Fault>> + Send + Sync>;
+type InlineHandler = fn(&Primary, Call) -> Result<Json, Fault>;
 
 enum Body {
     /// Answered in the peer's reader: cheap, and never refused for load.
@@ -69,7 +70,7 @@ impl Method {
         P: JsonSchema,
         R: JsonSchema,
         F: Fn(Arc<Primary>, Call) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Value, Fault>> + Send + 'static,
+        Fut: Future<Output = Result<Json, Fault>> + Send + 'static,
     {
         let body = Body::Spawned(Arc::new(move |primary, call| handler(primary, call).boxed()));
         Self::described::<P, R>(name, needs.into(), summary, body)
@@ -133,8 +134,8 @@ fn read_params<P: DeserializeOwned>(params: Value) -> Result<P, Fault> {
     })
 }
 
-fn write_result(result: impl Serialize) -> Result<Value, Fault> {
-    serde_json::to_value(result).map_err(Fault::internal)
+fn write_result(result: impl Serialize) -> Result<Json, Fault> {
+    Json::write(&result).map_err(Fault::internal)
 }
 
 /// Params of a method that needs none.

@@ -141,7 +141,8 @@ impl Db {
 
     /// Runs a named write on the primary: one of the agent store, or a registered one. Returns its result.
     pub async fn named(&self, name: &str, params: &Value) -> Result<Value, WriteError> {
-        Ok(self.write(self.0.writes.work(name, params)?).await?.results)
+        let ack = self.write(self.0.writes.work(name, params)?).await?.typed();
+        Ok(ack.map_err(|why| internal(name, format!("the primary's answer is malformed: {why}")))?.results)
     }
 
     /// Appends an event to the journal; `session_id` may be empty. Returns its `seq`.

@@ -239,7 +239,9 @@ impl Effort {
     fn accept(&mut self, ack: Ack) -> Result<Ack, WriteError> {
         let Some(refused) = self.refused.take() else { return Ok(ack) };
         match ack.typed().map(|ack| ack.results) {
-            Ok(Outcome::Applied { ack }) => Ok(ack),
+            Ok(Outcome::Applied { ack: Ack { seq, epoch, durability, results, replayed } }) => {
+                Ok(Ack { seq, epoch, durability, results: results.into(), replayed })
+            }
             Ok(Outcome::NotApplied) => Err(WriteError::Refused(refused)),
             Ok(Outcome::Unknown { reason }) => {
                 self.cause = reason;

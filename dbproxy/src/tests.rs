@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use pando_ipc::rpc::Json;
 use pando_ipc::{Envelope, Fault, Pattern};
 use serde_json::{Value, json};
 
@@ -61,6 +62,11 @@ fn session_params(id: &str) -> Value {
 
 fn message(id: &str, session: &str) -> Work {
     named("CreateMessage", &json!({"id": id, "session_id": session, "role": "user", "parts": "[]"}))
+}
+
+/// Reads what is text.
+fn tree(json: &Json) -> Value {
+    json.read().unwrap()
 }
 
 fn request(op_id: &str, work: Work) -> WriteRequest {

@@ -135,8 +135,8 @@ pub fn parse_exec(params: &Value, source: &str) -> Result<WriteRequest, Fault> {
 }
 
 /// Returns the result of `db.exec`: `{seq, epoch, durability, results, replayed}`.
-pub fn exec_result(ack: &Ack) -> Value {
-    json!(ack)
+pub fn exec_result(ack: &Ack) -> Json {
+    Json::of(ack)
 }
 
 /// How a `db.write` is answered.
@@ -175,11 +175,13 @@ pub fn parse_write(params: &Value, source: &str, writes: &Writes) -> Result<(Wri
 /// Returns the result of `db.write`: what the write returned, a row in the documented form, or null.
 ///
 /// With `meta.ack` it is `{seq, epoch, durability, results, replayed}`, with a plain row as `results`.
-pub fn write_result(answer: &WriteAnswer, ack: &Ack) -> Value {
+pub fn write_result(answer: &WriteAnswer, ack: &Ack) -> Json {
     match &answer.write {
-        Some(write) if !answer.whole => write.to_wire(&ack.results),
+        Some(write) if !answer.whole => {
+            ack.results.read().map_or_else(|_| ack.results.clone(), |row| write.to_wire(&row).into())
+        }
         None if !answer.whole => ack.results.clone(),
-        _ => json!(ack),
+        _ => Json::of(ack),
     }
 }
 
@@ -229,7 +231,7 @@ pub fn parse_outcome(params: &Value, source: &str) -> Result<WriteRequest, Fault
 }
 
 /// Returns the result of `db.outcome`: an [`crate::Outcome`].
-pub fn outcome_result(ack: Ack) -> Value {
+pub fn outcome_result(ack: Ack) -> Json {
     ack.results
 }
 
@@ -321,7 +323,7 @@ pub(crate) fn call(request: &WriteRequest, writes: &Writes) -> (&'static str, Js
 }
 
 /// Returns an acknowledgement that tells nothing but results.
-fn bare(results: Value) -> Ack {
+fn bare(results: Json) -> Ack {
     Ack { seq: 0, epoch: 0, durability: Durability::Os, results, replayed: false }
 }
 
@@ -339,13 +341,15 @@ pub(crate) fn ack(request: &WriteRequest, result: &Json) -> Result<Ack, String> 
         replayed: bool,
     }
     let read = match &request.work {
-        Work::Named { .. } => result.read::<Ack>().or_else(|_| result.read().map(methods::from_wire).map(bare)),
-        Work::Settle => result.read().map(bare),
+        Work::Named { .. } => {
+            result.read::<Ack>().or_else(|_| result.read().map(|row| bare(methods::from_wire(row).into())))
+        }
+        Work::Settle => Ok(bare(result.clone())),
         Work::Publish { .. } => result.read().map(|Published { seq, epoch, durability, replayed }| Ack {
             seq,
             epoch,
             durability,
-            results: Value::Null,
+            results: Json::null(),
             replayed,
         }),
         Work::Exec { .. } => result.read(),
@@ -407,10 +411,10 @@ mod tests {
         let (request, answer) = parse_write(&params, "peer", &Writes::new()).unwrap();
         assert_eq!((&request.op_id, request.source.as_str()), (&OpId::parse("req-7").within("inst-A"), "inst-A"));
         let row = json!({"id": "m", "model": null, "finished_at": 7});
-        let ack = Ack { seq: 3, epoch: 1, durability: Durability::Disk, results: row, replayed: false };
+        let ack = Ack { seq: 3, epoch: 1, durability: Durability::Disk, results: row.into(), replayed: false };
         let expected = r#"{"id":"m","model":{"String":"","Valid":false},"finished_at":{"Int64":7,"Valid":true}}"#;
         assert_eq!(write_result(&answer, &ack).to_string(), expected);
-        assert_eq!(write_result(&answer, &Ack { results: Value::Null, ..ack }), Value::Null);
+        assert_eq!(write_result(&answer, &Ack { results: Json::null(), ..ack }), Value::Null);
     }
 
     #[test]

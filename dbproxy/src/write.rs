@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use pando_ipc::fault::Code;
+use pando_ipc::rpc::Json;
 use pando_ipc::{Fault, Topic};
 use serde::ser::SerializeStruct;
 use serde::{Deserialize, Serialize, Serializer};
@@ -91,7 +92,7 @@ pub enum Outcome {
     /// It was applied, once.
     Applied {
         /// The answer it got.
-        ack: Ack,
+        ack: Ack<Value>,
     },
     /// It was not applied, and will not be: a copy that is still on its way is refused with `E_ABANDONED`.
     NotApplied,
@@ -268,7 +269,7 @@ impl Serialize for StatementResult {
 
 /// The answer to a write that is committed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Ack<T = Value> {
+pub struct Ack<T = Json> {
     /// The journal's head after this write: the `seq` of its last event, if it made any.
     pub seq: u64,
     /// The term in which it was applied.
@@ -286,7 +287,7 @@ impl Ack {
     /// Returns the acknowledgement with its results read as `T`.
     pub(crate) fn typed<T: serde::de::DeserializeOwned>(self) -> Result<Ack<T>, serde_json::Error> {
         let Self { seq, epoch, durability, results, replayed } = self;
-        Ok(Ack { seq, epoch, durability, results: serde_json::from_value(results)?, replayed })
+        Ok(Ack { seq, epoch, durability, results: results.read()?, replayed })
     }
 }
 

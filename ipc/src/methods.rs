@@ -17,6 +17,7 @@ use crate::access::{LocalTrust, Needs, PeerVerifier};
 use crate::fault::Fault;
 use crate::hello::Hello;
 use crate::metrics::{Distribution, Histogram};
+use crate::rpc::Json;
 
 /// How a caller came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -76,7 +77,7 @@ pub struct Call {
     pub caller: Caller,
 }
 
-type Outcome = Result<Value, Fault>;
+type Outcome = Result<Json, Fault>;
 type InlineHandler = dyn Fn(Call) -> Outcome + Send + Sync;
 type AsyncHandler = dyn Fn(Call) -> BoxFuture<'static, Outcome> + Send + Sync;
 
@@ -178,33 +179,34 @@ impl Methods {
     }
 
     /// Adds or replaces a cheap method that never waits: it is answered in the peer's reader, exempt from the caps on calls in flight.
-    pub fn register_inline(
+    pub fn register_inline<R: Into<Json>>(
         &self,
         name: impl Into<Arc<str>>,
         needs: impl Into<Needs>,
-        handler: impl Fn(Call) -> Result<Value, Fault> + Send + Sync + 'static,
+        handler: impl Fn(Call) -> Result<R, Fault> + Send + Sync + 'static,
     ) {
         let meter = Arc::<CallMeter>::default();
         let own = Arc::clone(&meter);
         let handler = move |call| {
             let began = Instant::now();
-            own.note(began, handler(call))
+            own.note(began, handler(call).map(Into::into))
         };
         self.insert(name.into(), Entry { needs: needs.into(), handler: Handler::Inline(Arc::new(handler)), meter });
     }
 
     /// Adds or replaces a method. Its calls run concurrently, each in a task of its own.
-    pub fn register<F, Fut>(&self, name: impl Into<Arc<str>>, needs: impl Into<Needs>, handler: F)
+    pub fn register<F, Fut, R>(&self, name: impl Into<Arc<str>>, needs: impl Into<Needs>, handler: F)
     where
         F: Fn(Call) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Value, Fault>> + Send + 'static,
+        Fut: Future<Output = Result<R, Fault>> + Send + 'static,
+        R: Into<Json>,
     {
         let meter = Arc::<CallMeter>::default();
         let own = Arc::clone(&meter);
         let handler = move |call| {
             let (began, own) = (Instant::now(), Arc::clone(&own));
             let outcome = handler(call);
-            async move { own.note(began, outcome.await) }.boxed()
+            async move { own.note(began, outcome.await.map(Into::into)) }.boxed()
         };
         self.insert(name.into(), Entry { needs: needs.into(), handler: Handler::Task(Arc::new(handler)), meter });
     }
@@ -232,7 +234,7 @@ impl Methods {
 
     /// Runs a call in place. A panic becomes an internal fault; an unknown name is [`Fault::method_not_found`], a call
     /// that the verifier refuses `E_PEER_UNAUTHORIZED`.
-    pub async fn dispatch(&self, call: Call) -> Result<Value, Fault> {
+    pub async fn dispatch(&self, call: Call) -> Result<Json, Fault> {
         let (_, handler) = self.admit(&call.method, &call.params, &call.caller)?;
         handler.run(call).await
     }
@@ -273,11 +275,11 @@ mod tests {
         methods.register_inline("echo", Read, |_| Ok(Value::Null));
         methods.register_inline("echo", Read, |call| Ok(call.params));
         methods.register("later", Read, |call: Call| async move { Ok(json!([call.params, call.caller.peer])) });
-        assert_eq!(call(&methods, "echo", json!(1)).await, Ok(json!(1)));
-        assert_eq!(call(&methods, "later", json!(2)).await, Ok(json!([2, 0])));
+        assert_eq!(call(&methods, "echo", json!(1)).await, Ok(json!(1).into()));
+        assert_eq!(call(&methods, "later", json!(2)).await, Ok(json!([2, 0]).into()));
         assert_eq!(call(&methods, "none", Value::Null).await, Err(Fault::method_not_found("none")));
         assert_eq!(format!("{methods:?}"), r#"{"echo", "later"}"#);
-        methods.register("bad", Read, |_| async { Err(Fault::invalid_params("x", "is bad")) });
+        methods.register("bad", Read, |_| async { Outcome::Err(Fault::invalid_params("x", "is bad")) });
         drop(call(&methods, "bad", Value::Null).await);
         let told: Vec<_> =
             methods.calls().iter().map(|it| (it.method.to_string(), it.time.count, it.refused)).collect();
@@ -287,7 +289,7 @@ mod tests {
     #[tokio::test]
     async fn a_peer_is_refused_by_rule_before_anything_of_its_call_is_done() {
         let methods = Methods::new();
-        methods.register_inline("admin", Admin, |_| panic!("must not run"));
+        methods.register_inline("admin", Admin, |_| -> Outcome { panic!("must not run") });
         let by_params = Needs::ByParams(|params| if params.is_null() { Read } else { Admin });
         methods.register("depends", by_params, |_| async { Ok(json!(1)) });
         let peer = Caller::new(1, Door::Native, Some(0), None);
@@ -297,19 +299,23 @@ mod tests {
         let data = refusal.data.unwrap();
         assert_eq!((&data["method"], &data["needs"]), (&json!("admin"), &json!("admin")));
         assert_eq!((&data["rule"], &data["retryable"]), (&json!("no peer has admin"), &json!(false)));
-        assert_eq!(methods.dispatch(by("depends", Value::Null)).await, Ok(json!(1)));
+        assert_eq!(methods.dispatch(by("depends", Value::Null)).await, Ok(json!(1).into()));
         assert!(methods.dispatch(by("depends", json!(1))).await.unwrap_err().is(Code::PeerUnauthorized));
         let nothing = Methods::verified_by(Arc::new(crate::access::AllowList::default()));
         nothing.register_inline("m", Write, |_| Ok(Value::Null));
-        assert_eq!(call(&nothing, "m", Value::Null).await, Ok(Value::Null), "this process is no peer");
+        assert_eq!(call(&nothing, "m", Value::Null).await, Ok(Json::null()), "this process is no peer");
+    }
+
+    async fn crash() -> Outcome {
+        panic!("in the future")
     }
 
     #[tokio::test]
     async fn a_panic_is_an_internal_fault() {
         let methods = Methods::new();
-        methods.register_inline("now", Read, |_| panic!("inline"));
+        methods.register_inline("now", Read, |_| -> Outcome { panic!("inline") });
         methods.register("first", Read, |_| -> BoxFuture<'static, Outcome> { panic!("before the future") });
-        methods.register("then", Read, |_| async { panic!("in the future") });
+        methods.register("then", Read, |_| crash());
         for method in ["now", "first", "then"] {
             let fault = call(&methods, method, Value::Null).await.unwrap_err();
             assert_eq!(fault.code, crate::fault::INTERNAL);

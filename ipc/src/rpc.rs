@@ -74,6 +74,11 @@ impl Json {
         Self(serde_json::value::to_raw_value(value).expect("the value has keys of text"))
     }
 
+    /// Writes a value, or says why it has no JSON.
+    pub fn write(value: &impl Serialize) -> serde_json::Result<Self> {
+        serde_json::value::to_raw_value(value).map(Self)
+    }
+
     /// Returns the text.
     pub fn as_str(&self) -> &str {
         self.0.get()
@@ -82,6 +87,24 @@ impl Json {
     /// Reads it as `T`.
     pub fn read<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
         serde_json::from_str(self.0.get())
+    }
+}
+
+impl fmt::Display for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl From<Value> for Json {
+    fn from(value: Value) -> Self {
+        Self::of(&value)
+    }
+}
+
+impl PartialEq<Value> for Json {
+    fn eq(&self, other: &Value) -> bool {
+        self.read::<Value>().is_ok_and(|value| value == *other)
     }
 }
 
@@ -117,7 +140,7 @@ impl<P: Serialize> Serialize for Request<P> {
 
 /// The answer to one call.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Response<R = Value> {
+pub struct Response<R = Json> {
     /// The call's id.
     pub id: Id,
     /// What came of it; a void success is `Ok(Null)`.
@@ -216,7 +239,7 @@ impl std::error::Error for BadResponse {}
 /// Reads an answer. Accepts what older servers send: no `result` for a void success, and id "" for a parse error.
 ///
 /// The result is only known to be JSON; reading it is up to who wants it.
-pub fn parse_response(body: &[u8]) -> Result<Response<Json>, BadResponse> {
+pub fn parse_response(body: &[u8]) -> Result<Response, BadResponse> {
     #[derive(Deserialize)]
     struct Parts {
         #[serde(default)]

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pando_dbproxy::Deliver;
-use pando_ipc::Code;
 use pando_ipc::client::{CallError, Cause, Client};
 use pando_ipc::methods::{Call, Caller, Methods};
+use pando_ipc::rpc::Json;
+use pando_ipc::{Code, Fault};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -84,7 +85,10 @@ impl Routes {
                     match answer.map_err(|_| CallError::Unknown(Cause::Timeout { after: within }))? {
                         // The term ends: nothing was applied, and the next primary takes it.
                         Err(fault) if fault.is(Code::NotPrimary) || fault.is(Code::Fenced) => {}
-                        answer => return answer.map_err(CallError::Refused),
+                        answer => {
+                            let read = |result: Json| result.read().map_err(Fault::internal);
+                            return answer.and_then(read).map_err(CallError::Refused);
+                        }
                     }
                 }
                 Route::Remote(client) => match client.call_by(method, params.clone(), deadline).await {

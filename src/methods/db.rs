@@ -7,6 +7,7 @@ use pando_dbproxy::catalog::{Depth, Health};
 use pando_dbproxy::{DbError, QueryLimits, WriteError, wire};
 use pando_ipc::access::Capability;
 use pando_ipc::methods::Call;
+use pando_ipc::rpc::Json;
 use pando_ipc::{Code, Fault};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -200,25 +201,25 @@ pub(super) fn methods() -> Vec<Method> {
     ]
 }
 
-async fn write(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
+async fn write(primary: Arc<Primary>, call: Call) -> Result<Json, Fault> {
     let (request, answer) =
         wire::parse_write(&call.params, &primary.name_of(&call.caller), &primary.shared.options.writes)?;
     let ack = primary.writer.submit(request).await?;
     Ok(wire::write_result(&answer, &ack))
 }
 
-async fn exec(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
+async fn exec(primary: Arc<Primary>, call: Call) -> Result<Json, Fault> {
     let request = wire::parse_exec(&call.params, &primary.name_of(&call.caller))?;
     let ack = primary.writer.submit(request).await?;
     Ok(wire::exec_result(&ack))
 }
 
-async fn outcome(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
+async fn outcome(primary: Arc<Primary>, call: Call) -> Result<Json, Fault> {
     let request = wire::parse_outcome(&call.params, &primary.name_of(&call.caller))?;
     Ok(wire::outcome_result(primary.writer.submit(request).await?))
 }
 
-async fn query(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
+async fn query(primary: Arc<Primary>, call: Call) -> Result<Json, Fault> {
     let wire::Query { statement, min_seq, deadline } = wire::parse_query(&call.params)?;
     let readers = &primary.shared.readers;
     if let Some(seq) = min_seq {

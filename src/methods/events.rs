@@ -8,6 +8,7 @@ use pando_ipc::access::{Capability, Needs};
 use pando_ipc::client::Resync;
 use pando_ipc::cursor::{Bookmark, Cursor, CursorError, Cursors};
 use pando_ipc::methods::Call;
+use pando_ipc::rpc::Json;
 use pando_ipc::topic::{HEARTBEAT, PROBE_PREFIX};
 use pando_ipc::{Code, Fault, Pattern, Timestamp};
 use schemars::JsonSchema;
@@ -259,15 +260,15 @@ fn publishing(params: &Value) -> Capability {
     if is_probe && params["durable"] != true { Capability::Read } else { Capability::Write }
 }
 
-async fn publish(primary: Arc<Primary>, call: Call) -> Result<Value, Fault> {
+async fn publish(primary: Arc<Primary>, call: Call) -> Result<Json, Fault> {
     match wire::parse_publish(&call.params, &primary.name_of(&call.caller))? {
-        Publication::Durable(request) => Ok(wire::publish_result(&primary.writer.submit(request).await?)),
+        Publication::Durable(request) => Ok(wire::publish_result(&primary.writer.submit(request).await?).into()),
         Publication::Ephemeral(event) => {
             if event.topic.as_str() == HEARTBEAT {
                 primary.roster.heard(&event.instance_id);
             }
             primary.outbound.ephemeral(event);
-            Ok(json!({}))
+            Ok(json!({}).into())
         }
     }
 }

@@ -10,6 +10,7 @@ use pando_ipc::bus::PeerStats;
 use pando_ipc::hello::{HELLO, PING, STEP_DOWN, protocol};
 use pando_ipc::methods::Call;
 use pando_ipc::metrics::Metric;
+use pando_ipc::rpc::Json;
 use pando_ipc::{Code, Fault, Hello, Kind, Topic, topic};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -98,9 +99,11 @@ struct Info {
     /// TCP ports; null when that door is closed.
     ports: Option<PortPair>,
     /// ZeroMQ endpoints, best first.
-    endpoints: Value,
+    #[schemars(with = "Value")]
+    endpoints: Json,
     /// Connections, refusals and queues of the bus.
-    bus: Value,
+    #[schemars(with = "Value")]
+    bus: Json,
 }
 
 /// One line of `instance.list`.
@@ -153,16 +156,19 @@ struct Connection {
 #[derive(Debug, Serialize, JsonSchema)]
 struct Doors {
     /// ZeroMQ endpoints, best first.
-    endpoints: Value,
+    #[schemars(with = "Value")]
+    endpoints: Json,
     /// Who is connected, oldest first: one line per connection.
     peers: Vec<Connection>,
     /// The last connections that came and went, oldest first: `{at, peer, door, pid, socket, what}`; what is `connected`, `closed`, or why
     /// it was cut off.
-    transitions: Value,
+    #[schemars(with = "Value")]
+    transitions: Json,
     /// Connections accepted in this term, refused ones included.
     accepted: u64,
     /// What was refused or cut off in this term, by reason.
-    refusals: Value,
+    #[schemars(with = "Value")]
+    refusals: Json,
 }
 
 /// What `instance.stop` takes.
@@ -242,7 +248,7 @@ pub(super) fn methods() -> Vec<Method> {
     ]
 }
 
-fn hello(primary: &Primary, call: Call) -> Result<Value, Fault> {
+fn hello(primary: &Primary, call: Call) -> Result<Json, Fault> {
     let hello: Hello = read_params(call.params)?;
     if hello.protocol != protocol() {
         let why = format!(

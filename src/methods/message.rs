@@ -3,6 +3,7 @@
 use pando_dbproxy::Querier;
 use pando_dbproxy::store::Message;
 use pando_ipc::access::Capability::{Read, Write};
+use pando_ipc::rpc::Json;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -41,7 +42,8 @@ struct Agent {
 /// What `message.send` answers.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Sent {
-    message: Value,
+    #[schemars(with = "Value")]
+    message: Json,
     /// Number of the event `message.append`.
     seq: u64,
     agent: Agent,

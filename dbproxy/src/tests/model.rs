@@ -149,7 +149,7 @@ fn work(number: usize, op: Op) -> Work {
 /// Where the write stands: in the log, or in the journal.
 fn place(op: Op, ack: &Ack) -> (bool, i64) {
     let told = matches!(op, Op::Tell);
-    (told, if told { i64::try_from(ack.seq).unwrap() } else { ack.results[0]["rows"][0][0].as_i64().unwrap() })
+    (told, if told { i64::try_from(ack.seq).unwrap() } else { tree(&ack.results)[0]["rows"][0][0].as_i64().unwrap() })
 }
 
 fn weather() -> impl Strategy<Value = Weather> {
@@ -210,7 +210,9 @@ async fn check(ops: Vec<Op>, weather: Vec<Weather>, patience: Duration) {
         let ack = match answer {
             Ok(ack) => Some(ack),
             Err(WriteError::Unknown { op_id, .. }) => match client.outcome(&op_id).await.unwrap() {
-                Outcome::Applied { ack } => Some(ack),
+                Outcome::Applied { ack: Ack { seq, epoch, durability, results, replayed } } => {
+                    Some(Ack { seq, epoch, durability, results: results.into(), replayed })
+                }
                 Outcome::NotApplied => None,
                 Outcome::Unknown { reason } => panic!("{number}: {reason}"),
             },

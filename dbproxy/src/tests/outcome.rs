@@ -22,7 +22,7 @@ async fn two_clients_that_count_alike_get_their_own_answers() {
         let params = json!({"meta": meta, "method": "CreateSession", "params": session_params(id)});
         let (request, answer) = wire::parse_write(&params, "peer-1.1", &Writes::new()).unwrap();
         let ack = writer.submit(request).await?;
-        Ok::<_, Fault>((wire::write_result(&answer, &ack)["id"].clone(), ack.replayed))
+        Ok::<_, Fault>((tree(&wire::write_result(&answer, &ack))["id"].clone(), ack.replayed))
     };
     for replayed in [false, true] {
         assert_eq!(create("inst-A", "a").await.unwrap(), (json!("a"), replayed));
@@ -36,7 +36,7 @@ async fn two_clients_that_count_alike_get_their_own_answers() {
     assert!(create("inst-A", "b").await.unwrap_err().is(Code::KeyReused));
     assert_eq!(bench.value("SELECT count(*) FROM sessions").await, 3);
     let asked = wire::parse_outcome(&json!({"op_id": "req-1", "source_instance_id": "inst-A"}), "cli").unwrap();
-    assert_eq!(writer.submit(asked).await.unwrap().results["ack"]["results"]["id"], "a");
+    assert_eq!(tree(&writer.submit(asked).await.unwrap().results)["ack"]["results"]["id"], "a");
     let asked = wire::parse_outcome(&json!({"op_id": "req-1"}), "cli").unwrap();
     assert_eq!(writer.submit(asked).await.unwrap().results, json!({"outcome": "not_applied"}));
 }
@@ -89,7 +89,7 @@ async fn a_forgotten_op_is_never_run_again() {
     for _ in 0..2 {
         let fault = writer.submit(request(&counted, insert())).await.unwrap_err();
         assert!(fault.is(Code::OutcomeUnknown) && !fault.is_retryable(), "{fault}");
-        let outcome = writer.submit(asked(&counted)).await.unwrap().results;
+        let outcome = tree(&writer.submit(asked(&counted)).await.unwrap().results);
         assert_eq!(outcome["outcome"], "unknown", "{outcome}");
         writer.close().await;
         writer = bench.tuned(forgetful());

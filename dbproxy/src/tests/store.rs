@@ -174,7 +174,7 @@ async fn the_documented_form_works_for_rows_and_bare_ids() {
     let null = json!({"String": "", "Valid": false});
     let mut params = session_params("s");
     params["parent_session_id"] = null.clone();
-    let row = call("req-1", "CreateSession", params.clone()).await.unwrap();
+    let row = tree(&call("req-1", "CreateSession", params.clone()).await.unwrap());
     assert_eq!((&row["parent_session_id"], &row["summary_message_id"]), (&null, &null));
     let keys: Vec<_> = row.as_object().unwrap().keys().map(String::as_str).collect();
     let expected = [

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use pando_ipc::fault::Code;
+use pando_ipc::rpc::Json;
 use pando_ipc::{Envelope, Fault};
 use serde_json::{Value, json};
 
@@ -98,7 +99,11 @@ impl Desk {
     fn settle(&mut self, request: &WriteRequest, found: Found) -> Result<Applied, Fault> {
         let sqlite = |error: rusqlite::Error| from_sqlite(request.work.label(), &error, None);
         let outcome = match found {
-            Found::Stored(stored) => self.ack_of(&stored).map_or(Outcome::NotApplied, |ack| Outcome::Applied { ack }),
+            Found::Stored(stored) => match self.ack_of(&stored).map(Ack::typed) {
+                None => Outcome::NotApplied,
+                Some(Ok(ack)) => Outcome::Applied { ack },
+                Some(Err(why)) => Outcome::Unknown { reason: format!("what is stored of it is unreadable: {why}") },
+            },
             Found::Forgotten => Outcome::Unknown {
                 reason: "this op id is forgotten: its client had the answer, or it is too old".to_owned(),
             },
@@ -114,7 +119,7 @@ impl Desk {
             }
         };
         let (seq, epoch, durability) = (self.journal.head(), self.epoch, self.durability);
-        Ok(Applied::Now(Ack { seq, epoch, durability, results: json!(outcome), replayed: false }, Vec::new()))
+        Ok(Applied::Now(Ack { seq, epoch, durability, results: Json::of(&outcome), replayed: false }, Vec::new()))
     }
 
     /// Returns the answer that is stored, unless the op was settled as not applied.
@@ -140,7 +145,7 @@ impl Desk {
     }
 
     /// Does the work. Returns its results and the events that it published.
-    fn work(&self, request: &WriteRequest) -> Result<(Value, Vec<Envelope>), Fault> {
+    fn work(&self, request: &WriteRequest) -> Result<(Json, Vec<Envelope>), Fault> {
         let method = request.work.label();
         let limit = match &request.work {
             // A schema changes once; its sender says how long that may take.
@@ -157,19 +162,19 @@ impl Desk {
         let tx = Tx::new(runner, &self.writes, &request.source);
         let results = match &request.work {
             Work::Exec { statements, ddl } => self.exec(&tx, statements, *ddl)?,
-            Work::Named { method, params } => self.writes.find(method)?.run(&tx, params)?,
+            Work::Named { method, params } => self.writes.find(method)?.run(&tx, params)?.into(),
             Work::Publish { topic, payload, session_id, project_id } => {
                 let mut event = Envelope::new(&request.source, topic.clone(), payload.clone());
                 (event.session_id, event.project_id) = (session_id.clone(), project_id.clone());
                 tx.append(event);
-                Value::Null
+                Json::null()
             }
-            Work::Settle => Value::Null,
+            Work::Settle => Json::null(),
         };
         Ok((results, tx.into_published()))
     }
 
-    fn exec(&self, tx: &Tx<'_>, statements: &[Statement], ddl: bool) -> Result<Value, Fault> {
+    fn exec(&self, tx: &Tx<'_>, statements: &[Statement], ddl: bool) -> Result<Json, Fault> {
         let mut results = Vec::with_capacity(statements.len());
         for statement in statements {
             let result = if statement.params.refers() {
@@ -184,6 +189,6 @@ impl Desk {
                 after_schema_change(&self.connection, self.reserved, tx.method())?;
             }
         }
-        Ok(json!(results))
+        Ok(Json::of(&results))
     }
 }

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use pando_ipc::Timestamp;
+use pando_ipc::rpc::Json;
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use serde_json::Value;
 use uuid::Uuid;
 
 use crate::op::OpId;
@@ -39,7 +39,7 @@ pub(super) struct Stored {
     pub(super) epoch: u64,
     pub(super) seq: u64,
     /// `None` when the op was settled as not applied.
-    pub(super) results: Option<Value>,
+    pub(super) results: Option<Json>,
 }
 
 /// What is known of an op id.
@@ -133,10 +133,10 @@ impl Ops {
         request: &WriteRequest,
         epoch: u64,
         seq: u64,
-        results: Option<&Value>,
+        results: Option<&Json>,
     ) -> rusqlite::Result<()> {
         let (fingerprint, at) = (signed(request.fingerprint()), Timestamp::now().unix_seconds());
-        let results = results.map(ToString::to_string);
+        let results = results.map(Json::as_str);
         match &request.op_id {
             OpId::Counted { client, counter } => {
                 let sql = "INSERT INTO _pando_op (client, counter, fingerprint, at, epoch, seq, results) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
@@ -330,7 +330,7 @@ mod tests {
         assert_eq!(kept(35), 70, "60 are old enough, 15 of each kind are too many");
         assert_eq!(kept(5), 40, "the young ones stay");
         let mut find = |op: &OpId| ops.find(&connection, op, 0).unwrap();
-        let stored = Stored { fingerprint: u64::MAX, epoch: 1, seq: 1, results: Some(serde_json::json!([7])) };
+        let stored = Stored { fingerprint: u64::MAX, epoch: 1, seq: 1, results: Some(Json::of(&[7])) };
         assert_eq!(find(&OpId::parse("req-61")), Found::Stored(stored));
         assert_eq!(find(&OpId::parse("req-59")), Found::New);
         assert_eq!(

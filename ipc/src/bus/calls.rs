@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
+use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -16,7 +17,7 @@ use crate::failpoint::{self, Point};
 use crate::fault::{Code, Fault};
 use crate::hello::HELLO;
 use crate::methods::{Call, Handler, run_inline};
-use crate::rpc::{Incoming, Request, Response, parse_request};
+use crate::rpc::{Incoming, Json, Request, Response, parse_request};
 use crate::zmtp::encode_reply;
 
 /// Calls of one batch that run at once; the batch starts them in order.
@@ -211,10 +212,10 @@ fn permits(shared: &Shared, peer: &Peer) -> Result<Permits, Fault> {
 }
 
 /// Sends one answer; one that is too large is replaced by the fault that says so.
-fn answer(shared: &Shared, peer: &Peer, response: Response) {
+fn answer<R: Serialize>(shared: &Shared, peer: &Peer, response: Response<R>) {
     let mut message = encode_reply(|out| write_json(out, &response));
     if let Err(fault) = fits(shared, peer, message.len()) {
-        message = encode_reply(|out| write_json(out, &Response { id: response.id, outcome: Err(fault) }));
+        message = encode_reply(|out| write_json(out, &Response::<Json> { id: response.id, outcome: Err(fault) }));
     }
     failpoint::hit(Point::AnswerBefore);
     shared.queue(peer, message);
@@ -232,7 +233,7 @@ fn fits(shared: &Shared, peer: &Peer, bytes: usize) -> Result<(), Fault> {
     Err(Fault::new(Code::TooLarge, why))
 }
 
-fn write_json(out: &mut Vec<u8>, response: &Response) {
+fn write_json<R: Serialize>(out: &mut Vec<u8>, response: &Response<R>) {
     #[expect(clippy::expect_used, reason = "strings, numbers and a Value always serialise into memory")]
     serde_json::to_writer(out, response).expect("an answer serialises");
 }

@@ -24,6 +24,10 @@ use crate::zmtp::Role;
 /// How long anything may take before a test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+async fn crash() -> Result<Value, Fault> {
+    panic!("on purpose")
+}
+
 async fn within<T>(work: impl Future<Output = T>) -> T {
     timeout(PATIENCE, work).await.expect("it took too long")
 }
@@ -63,8 +67,8 @@ impl Fixture {
         methods.register("write_later", Write, |_| async { Ok(json!("written")) });
         methods.register_inline("now", Read, |call| Ok(call.params));
         methods.register("later", Read, |call: Call| async move { Ok(call.params) });
-        methods.register_inline("crash_now", Read, |_| panic!("on purpose"));
-        methods.register("crash_later", Read, |_| async { panic!("on purpose") });
+        methods.register_inline("crash_now", Read, |_| -> Result<Value, Fault> { panic!("on purpose") });
+        methods.register("crash_later", Read, |_| crash());
         methods.register("who", Read, |call: Call| async move {
             Ok(json!({"door": call.caller.door, "pid": call.caller.pid, "uid": call.caller.uid, "peer": call.caller.peer}))
         });
@@ -77,10 +81,10 @@ impl Fixture {
             }
         });
         methods.register_inline("large_now", Read, |call| {
-            Ok("x".repeat(usize::try_from(call.params[0].as_u64().unwrap()).unwrap()).into())
+            Ok(json!("x".repeat(usize::try_from(call.params[0].as_u64().unwrap()).unwrap())))
         });
         methods.register("large", Read, |call: Call| async move {
-            Ok("x".repeat(usize::try_from(call.params[0].as_u64().unwrap()).unwrap()).into())
+            Ok(json!("x".repeat(usize::try_from(call.params[0].as_u64().unwrap()).unwrap())))
         });
         let options = BusOptions { workdir: workdir.clone(), epoch: 7, tcp: TcpDoor::OwnUser, limits };
         let bus = Bus::start(options, methods).await.unwrap();

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use pando::{Delivery, Instance, Options, Pattern, Role, Topic};
-use pando_dbproxy::{Ack, Migrations, SqlValue, Statement, Tracked, WriteError};
+use pando_dbproxy::{Ack, Migrations, SqlValue, Statement, StatementResult, Tracked, WriteError};
 use pando_ipc::failpoint::{self, Armed, Flaw, Plan, Point};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
@@ -218,7 +218,8 @@ async fn record_events(instance: &Instance, recorder: &Recorder) {
 }
 
 async fn read_back(instance: &Instance, recorder: &Recorder, op: String, ack: &Ack) {
-    let rowid = ack.results[0]["last_insert_rowid"].as_i64().unwrap_or(0);
+    let results = ack.results.read::<Vec<StatementResult>>().unwrap_or_default();
+    let rowid = results.first().map_or(0, |result| result.last_insert_rowid);
     let sql = "SELECT count(*) FROM trial WHERE rowid = ?1 AND op = ?2";
     let params = [SqlValue::from(rowid), SqlValue::from(op.clone())];
     if let Ok(Some(count)) = instance.db().query_one(sql, params, |row| row.get::<i64>(0)).await {
