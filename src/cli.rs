@@ -42,6 +42,9 @@ const RUNTIME_END: Duration = Duration::from_millis(50);
 /// Reads the command line, runs the command and returns the documented exit code.
 pub(crate) fn run() -> ExitCode {
     let environment = Environment::read();
+    if completions::answer(&environment) {
+        return ExitCode::SUCCESS;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error, environment.wants_json),

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use clap_complete::ArgValueCandidates;
 use pando_ipc::client::Client;
 use pando_ipc::{Kind as PeerKind, Workdir};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::completions::live;
 use super::context::Context;
 use super::failure::{Failure, Kind};
 use super::output;
@@ -30,7 +32,7 @@ const LOOK: Duration = Duration::from_millis(500);
   pando down --instance ID       end one")]
 pub(crate) struct Args {
     /// End this instance alone; see 'pando ipc instances'
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", add = ArgValueCandidates::new(live::instances))]
     instance: Option<String>,
 }
 

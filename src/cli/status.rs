@@ -180,8 +180,8 @@ async fn look(workdir: &Workdir, context: &Context, diag: bool) -> Result<(Repor
     Ok((report, failure))
 }
 
-/// Returns the end of the lifecycle log.
-fn lifecycle(workdir: &Workdir) -> Vec<Value> {
+/// Returns the end of the lifecycle log, oldest first.
+pub(crate) fn lifecycle(workdir: &Workdir) -> Vec<Value> {
     let text = std::fs::read_to_string(workdir.pando_dir().join("lifecycle.log")).unwrap_or_default();
     let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     lines[lines.len().saturating_sub(SHOWN_LINES)..].to_vec()

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails, and says where")]
 
 mod calls;
+mod completions;
 mod cursors;
 mod database;
 mod demo;

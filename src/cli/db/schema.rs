@@ -1,9 +1,11 @@
 //! `pando db schema`: how the tables were made.
 
+use clap_complete::ArgValueCandidates;
 use pando_dbproxy::catalog::Definition;
 use serde_json::json;
 
 use super::{open, read_failure};
+use crate::cli::completions::live;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Kind};
 use crate::cli::output;
@@ -17,6 +19,7 @@ use crate::cli::output;
   pando db schema sessions")]
 pub(crate) struct Args {
     /// Print this table alone, with what belongs to it
+    #[arg(add = ArgValueCandidates::new(live::tables))]
     table: Option<String>,
     /// Print Pando's own tables, too
     #[arg(long)]

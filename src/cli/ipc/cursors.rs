@@ -1,11 +1,13 @@
 //! `pando ipc cursors`: how far named consumers got, and what they have not read yet.
 
+use clap_complete::ArgValueCandidates;
 use pando_dbproxy::Readers;
 use pando_ipc::cursor::{Cursor, Cursors};
 use pando_ipc::{Pattern, Timestamp};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::cli::completions::live;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Kind};
 use crate::cli::output::{self, Table};
@@ -20,7 +22,7 @@ use crate::cli::output::{self, Table};
   pando ipc cursors --remove build")]
 pub(crate) struct Args {
     /// Forget this cursor
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = ArgValueCandidates::new(live::cursors))]
     remove: Option<String>,
 }
 

@@ -1,8 +1,10 @@
 //! `pando ipc describe`: what one method takes and answers.
 
+use clap_complete::ArgValueCandidates;
 use serde_json::{Value, json};
 
 use super::methods;
+use crate::cli::completions::live;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Kind};
 use crate::cli::output::{self, Palette, Table, cell};
@@ -22,6 +24,7 @@ Examples:
 )]
 pub(crate) struct Args {
     /// Name of the method
+    #[arg(add = ArgValueCandidates::new(live::methods))]
     method: String,
 }
 

@@ -1,9 +1,11 @@
 //! `pando ipc publish`: one event for everybody.
 
+use clap_complete::ArgValueCandidates;
 use pando_ipc::{Topic, hello};
 use serde_json::{Value, json};
 
 use super::call;
+use crate::cli::completions::live;
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::output;
@@ -17,11 +19,12 @@ Examples:
   pando ipc publish llm.token '{\"text\":\"a\"}' --session s1 --ephemeral")]
 pub(crate) struct Args {
     /// Topic, such as 'build.done'
+    #[arg(add = ArgValueCandidates::new(live::topics))]
     topic: Topic,
     /// Payload as JSON [default: null]
     payload: Option<String>,
     /// Session it belongs to
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", add = ArgValueCandidates::new(live::sessions))]
     session: Option<String>,
     /// Skip the journal: no number, and followers may miss it
     #[arg(long)]

@@ -9,6 +9,7 @@ mod text;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap_complete::ArgValueCandidates;
 use pando_dbproxy::Readers;
 use pando_ipc::client::{CallError, Cause, Client, Followed, Follower, History, HistoryError, LocalHistory, Since};
 use pando_ipc::cursor::{Bookmark, Cursor, Cursors};
@@ -16,6 +17,7 @@ use pando_ipc::{Kind as PeerKind, Pattern, Timestamp, Workdir};
 use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use crate::cli::completions::live;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Kind};
 use crate::cli::output;
@@ -55,7 +57,7 @@ Examples:
 )]
 pub(crate) struct Args {
     /// Topics: 'a.b', or a pattern in which '*' stands for any text
-    #[arg(value_name = "TOPIC", default_value = "*")]
+    #[arg(value_name = "TOPIC", default_value = "*", add = ArgValueCandidates::new(live::topics))]
     topics: Vec<Pattern>,
     /// Where to begin: 'now', 'all', behind event SEQ, or at a time
     #[arg(long, value_name = "WHEN", value_parser = moment::parse_start, default_value = "now")]
@@ -64,13 +66,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "WHEN", value_parser = moment::parse_end)]
     until: Option<Moment>,
     /// Remember under this name how far was read, and go on there the next time; --since counts the first time only
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = ArgValueCandidates::new(live::cursors))]
     cursor: Option<String>,
     /// Only events of this session; may be repeated
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", add = ArgValueCandidates::new(live::sessions))]
     session: Vec<String>,
     /// Only events from this instance; may be repeated
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", add = ArgValueCandidates::new(live::instances))]
     instance: Vec<String>,
     /// Only events in which PATH, such as payload.role, is VALUE; several values of one path are alternatives
     #[arg(long = "where", value_name = "PATH=VALUE", value_parser = select::parse_condition)]
