@@ -123,17 +123,24 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
 
 /// Writes one line of JSON.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
-    line(&encode(value, false)?)
+    line(&encode(value)?)
 }
 
 /// Writes JSON: over several lines for a person, in one line for a program.
 pub(crate) fn json_for_reader(value: &impl Serialize) -> Result<(), Failure> {
-    line(&encode(value, is_terminal())?)
+    if !is_terminal() {
+        return json(value);
+    }
+    line(&serde_json::to_string_pretty(value).map_err(|error| unwritable(&error))?)
 }
 
-fn encode(value: &impl Serialize, pretty: bool) -> Result<String, Failure> {
-    let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
-    text.map_err(|error| Failure::new(Kind::Failed, format!("cannot write JSON: {error}")))
+/// Returns a value as JSON in one line.
+pub(crate) fn encode(value: &impl Serialize) -> Result<String, Failure> {
+    serde_json::to_string(value).map_err(|error| unwritable(&error))
+}
+
+fn unwritable(error: &serde_json::Error) -> Failure {
+    Failure::new(Kind::Failed, format!("cannot write JSON: {error}"))
 }
 
 /// Returns a value as it stands in a cell: text without quotes, NULL for nothing, JSON for the rest.

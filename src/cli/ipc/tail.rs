@@ -6,10 +6,12 @@ mod select;
 mod template;
 mod text;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap_complete::ArgValueCandidates;
+use futures::FutureExt;
 use pando_dbproxy::Readers;
 use pando_ipc::client::{CallError, Cause, Client, Followed, Follower, History, HistoryError, LocalHistory, Since};
 use pando_ipc::cursor::{Bookmark, Cursor, Cursors};
@@ -30,6 +32,9 @@ use text::Stitch;
 
 /// How often the command looks whether there is a primary, to say so when there is none.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// Bytes that are printed at once where so many events are there already: what a pipe holds.
+const CHUNK_BYTES: usize = 64 << 10;
 
 /// How often a cursor is moved while events come: whoever is killed reads what was printed since then once more.
 const KEEP: Duration = Duration::from_millis(200);
@@ -242,17 +247,17 @@ impl Tail {
         while self.left != Some(0) {
             let events = &mut self.events;
             let step = tokio::select! {
-                item = async { match last { Some(last) => events.recv_upto(last).await, None => events.recv().await } } => Step::Item(item),
+                item = receive(events, last) => Step::Item(item),
                 end = &mut end, if until.is_some() && last.is_none() => Step::End(end),
                 _ = look.tick() => Step::Look,
                 _ = keep.tick() => Step::Keep,
             };
             match step {
-                Step::Item(Some(item)) => {
-                    self.show(&item)?;
-                    self.printed = self.events.bookmark();
+                Step::Item(item) => {
+                    if self.show_all(item, last)?.is_break() {
+                        break;
+                    }
                 }
-                Step::Item(None) => break,
                 Step::End(seq) => last = Some(seq.map_err(|error| self.unreadable(error))?),
                 Step::Look => self.watch.look()?,
                 Step::Keep => self.keep()?,
@@ -270,26 +275,47 @@ impl Tail {
         self.keeper.as_mut().map_or(Ok(()), |keeper| keeper.keep(self.printed))
     }
 
-    fn show(&mut self, item: &Followed) -> Result<(), Failure> {
+    /// Prints an item and those that are there already, all at once: whoever catches up waits for no system call per event.
+    fn show_all(&mut self, first: Option<Followed>, last: Option<u64>) -> Result<ControlFlow<()>, Failure> {
+        let mut text = String::new();
+        let mut next = Some(first);
+        while let Some(Some(item)) = next {
+            self.show(&item, &mut text)?;
+            let goes_on = self.left != Some(0) && text.len() < CHUNK_BYTES;
+            next = if goes_on { receive(&mut self.events, last).now_or_never() } else { None };
+        }
+        output::raw(text.as_bytes())?;
+        self.printed = self.events.bookmark();
+        Ok(if matches!(next, Some(None)) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+
+    /// Adds what is to be printed for an item.
+    fn show(&mut self, item: &Followed, text: &mut String) -> Result<(), Failure> {
         if let Followed::Event(event) = item {
             if !self.selection.selects(event) {
                 return Ok(());
             }
             self.left = self.left.map(|left| left - 1);
         }
-        match (&mut self.style, item) {
-            (Style::Json, Followed::Event(event)) => output::json(event),
-            (Style::Json, Followed::Lagged(lost)) => output::json(&json!({"lagged": lost})),
-            (Style::Json, Followed::Resync(gap)) => output::json(&json!({"resync": gap})),
-            (Style::Template(template), Followed::Event(event)) => output::line(&template.fill(event)),
-            (Style::Template(_), Followed::Lagged(_)) => Ok(()),
+        let line = match (&mut self.style, item) {
+            (Style::Json, Followed::Event(event)) => output::encode(event)?,
+            (Style::Json, Followed::Lagged(lost)) => output::encode(&json!({"lagged": lost}))?,
+            (Style::Json, Followed::Resync(gap)) => output::encode(&json!({"resync": gap}))?,
+            (Style::Template(template), Followed::Event(event)) => template.fill(event),
+            (Style::Template(_), Followed::Lagged(_)) => return Ok(()),
             (Style::Template(_), Followed::Resync(gap)) => {
                 output::note(&line::resync(gap));
-                Ok(())
+                return Ok(());
             }
-            (Style::Text(stitch), item) => output::raw(stitch.add(item).as_bytes()),
-            (Style::Lines(lines), item) => output::line(&lines.render(item)),
-        }
+            (Style::Text(stitch), item) => {
+                text.push_str(&stitch.add(item));
+                return Ok(());
+            }
+            (Style::Lines(lines), item) => lines.render(item),
+        };
+        text.push_str(&line);
+        text.push('\n');
+        Ok(())
     }
 
     fn unreadable(&self, error: HistoryError) -> Failure {
@@ -297,6 +323,14 @@ impl Tail {
             HistoryError::Call(error) => Failure::call(error, &self.watch.workdir),
             error => Failure::new(Kind::Failed, error.to_string()),
         }
+    }
+}
+
+/// Returns the next item; `None` behind event `last`.
+async fn receive(events: &mut Follower, last: Option<u64>) -> Option<Followed> {
+    match last {
+        Some(last) => events.recv_upto(last).await,
+        None => events.recv().await,
     }
 }
 
