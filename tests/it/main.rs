@@ -24,6 +24,7 @@ mod golden;
 mod handover;
 mod house;
 mod interop;
+mod json_schema;
 mod leftovers;
 mod metrics;
 mod ports;
