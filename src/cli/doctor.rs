@@ -136,14 +136,19 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     } else {
         output::line(&human(&report, context.palette()))?;
     }
-    let with = |status| {
-        let ids: Vec<_> = report.checks.iter().filter(|it| it.status == status).map(|it| it.id).collect();
+    verdict(&report)
+}
+
+/// Returns the end of the command: the worst of all findings decides, and has an exit code of its own.
+fn verdict(report: &Report) -> Result<(), Failure> {
+    let worst = || {
+        let ids: Vec<_> = report.checks.iter().filter(|it| it.status == report.status).map(|it| it.id).collect();
         ids.join(", ")
     };
-    match status {
+    match report.status {
         Status::Skipped | Status::Ok => Ok(()),
-        Status::Warning => Err(Failure::new(Kind::Warned, format!("warnings: {}", with(Status::Warning)))),
-        Status::Fault => Err(Failure::new(Kind::Failed, format!("faults: {}", with(Status::Fault)))),
+        Status::Warning => Err(Failure::new(Kind::Warned, format!("warnings: {}", worst()))),
+        Status::Fault => Err(Failure::new(Kind::Failed, format!("faults: {}", worst()))),
     }
 }
 
@@ -191,6 +196,14 @@ mod tests {
           --  database.opens       there is no database yet
         ");
         insta::assert_snapshot!(output::looks(|palette, _| human(&report(), palette)));
+    }
+
+    #[test]
+    fn the_exit_code_tells_the_worst() {
+        for (status, code) in [(Status::Skipped, 0), (Status::Ok, 0), (Status::Warning, 8), (Status::Fault, 1)] {
+            let ended = verdict(&Report { status, ..report() });
+            assert_eq!(ended.map_or_else(|failure| failure.kind.code(), |()| 0), code, "{status:?}");
+        }
     }
 
     #[test]

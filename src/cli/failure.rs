@@ -407,6 +407,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::cli::args::AFTER_HELP;
 
     fn empty_workdir() -> (tempfile::TempDir, Workdir) {
         let dir = tempfile::tempdir().unwrap();
@@ -425,11 +426,19 @@ mod tests {
             (Kind::Timeout, 5),
             (Kind::Conflict, 6),
             (Kind::Version, 7),
+            (Kind::Warned, 8),
             (Kind::LostElection, 75),
             (Kind::Interrupted, 130),
         ];
+        let (_, help) = AFTER_HELP.split_once("Exit codes:").unwrap();
+        let (_, readme) = include_str!("../../README.md").split_once("Exit codes: ").unwrap();
+        let readme = readme.lines().next().unwrap();
         for (kind, code) in kinds {
             assert_eq!(kind.code(), code, "{kind:?}");
+            for document in [help, readme] {
+                let mut words = document.split_whitespace().map(|word| word.trim_matches('`'));
+                assert!(words.any(|word| word == code.to_string()), "{kind:?}, {code}: {document}");
+            }
         }
     }
 
