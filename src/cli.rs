@@ -14,6 +14,8 @@ mod duration;
 mod environment;
 mod failure;
 mod ipc;
+#[cfg(test)]
+mod looks;
 mod man;
 mod metrics;
 mod output;

@@ -276,19 +276,6 @@ pub(crate) fn facts_within(facts: &[(&str, String)], palette: Palette, columns: 
     facts.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// Returns how a text looks on narrow and wide terminals, with and without colours, for snapshots.
-#[cfg(test)]
-pub(crate) fn looks(render: impl Fn(Palette, Option<usize>) -> String) -> String {
-    let mut looks = String::new();
-    for (name, palette) in [("plain", Palette::plain()), ("colours", Palette::colored())] {
-        for columns in [80, 140] {
-            let text = render(palette, Some(columns)).replace('\u{1b}', "^");
-            looks.push_str(&["== ", name, ", ", &columns.to_string(), " columns ==\n", &text, "\n"].concat());
-        }
-    }
-    looks
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;

@@ -1,6 +1,6 @@
 //! `pando status`: who is primary, who else is here, and what to do when something is wrong.
 
-mod view;
+pub(super) mod view;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -41,9 +41,30 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     if context.json() {
         return output::json_for_reader(&json!({ "definitions": found }));
     }
+    output::raw(human(&found).as_bytes())
+}
+
+fn human(found: &[Definition]) -> String {
     let lines = |definition: &Definition| {
         let safe: Vec<String> = definition.sql.lines().map(output::printable).collect();
         format!("{};\n", safe.join("\n"))
     };
-    output::raw(found.iter().map(lines).collect::<String>().as_bytes())
+    found.iter().map(lines).collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::cli::output::Palette;
+
+    pub(crate) fn look(_palette: Palette, _columns: Option<usize>) -> String {
+        let sql = "CREATE TABLE notes (\n    id TEXT PRIMARY KEY,\n    text -- \u{1b}[2J\n)";
+        let one = |kind: &str, sql: &str| Definition {
+            kind: kind.into(),
+            name: "n".into(),
+            table: "notes".into(),
+            sql: sql.into(),
+        };
+        human(&[one("table", sql), one("index", "CREATE INDEX n ON notes (text)")]).trim_end().to_owned()
+    }
 }

@@ -53,21 +53,25 @@ fn param(param: &Value) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::cli::output::Palette;
 
-    #[test]
-    fn methods_stand_in_a_table_with_their_params() {
-        let document = json!({"methods": [
-            {"name": "instance.ping", "summary": "Tells that the primary is alive", "x-needs": "read", "params": []},
+    fn document() -> Value {
+        json!({"methods": [
+            {"name": "instance.ping", "summary": "Tells that the primary is alive.", "x-needs": "read", "params": []},
             {"name": "session.list", "params": [{"name": "limit", "schema": {}}, {"name": "id", "required": true}]},
-        ]});
-        insta::assert_snapshot!(table(&document).render(Palette::plain()), @r"
-        METHOD         NEEDS  PARAMS     WHAT IT DOES
-        instance.ping  read              Tells that the primary is alive
-        session.list   -      limit? id
-        ");
-        assert_eq!(names(&document), ["instance.ping", "session.list"]);
+            {"name": "events.since", "summary": "Reads the journal, or waits for its next event.", "x-needs": "read",
+                "params": [{"name": "after"}, {"name": "cursor"}, {"name": "topics"}, {"name": "limit"}, {"name": "wait_ms"}]},
+        ]})
+    }
+
+    pub(crate) fn look(palette: Palette, columns: Option<usize>) -> String {
+        table(&document()).render_within(palette, columns)
+    }
+
+    #[test]
+    fn names_are_those_of_the_document() {
+        assert_eq!(names(&document()), ["instance.ping", "session.list", "events.since"]);
     }
 }

@@ -1,10 +1,10 @@
 //! `pando ipc tail`: every event, in order, across takeovers.
 
-mod line;
+pub(crate) mod line;
 mod moment;
 mod select;
 mod template;
-mod text;
+pub(crate) mod text;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

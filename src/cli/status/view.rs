@@ -124,11 +124,11 @@ fn led(report: &Report, facts: &mut Vec<(&str, String)>) {
     facts.push(("ports", ports));
     let bus = &info["bus"];
     if let (Some(callers), Some(subscribers)) = (bus["callers"].as_u64(), bus["subscribers"].as_u64()) {
-        facts.push(("doors", format!("{callers} callers, {subscribers} followers")));
+        let some = |count: u64, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
+        facts.push(("doors", format!("{}, {}", some(callers, "caller"), some(subscribers, "follower"))));
     }
-    let refused: u64 = bus["refusals"].as_object().into_iter().flatten().filter_map(|(_, n)| n.as_u64()).sum();
-    if refused > 0 {
-        facts.push(("refused", format!("{refused}: {}", bus["refusals"])));
+    if let Some(refused) = ipc::doors::refused(&bus["refusals"]) {
+        facts.push(("refused", refused));
     }
     facts.push(("version", format!("{}, protocol {}", text("version"), text("protocol"))));
 }
@@ -196,14 +196,13 @@ pub(super) fn next_steps(report: &Report) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use pando_dbproxy::catalog::Stats;
     use pando_ipc::metrics::{Histogram, Type};
     use serde_json::json;
 
-    use super::super::Diag;
+    use super::super::{Diag, in_place_of_the_last};
     use super::*;
-    use crate::cli::output::looks;
 
     fn report(state: State) -> Report {
         Report { state, ..Report::empty("/home/user/projects/pando".as_ref()) }
@@ -268,38 +267,36 @@ mod tests {
         report
     }
 
-    #[test]
-    fn a_primary_is_shown_with_all_that_goes_on_and_the_next_steps() {
-        let report = led();
-        insta::assert_snapshot!(looks(|palette, columns| human(&report, palette, columns)));
+    pub(crate) fn look_led(palette: Palette, columns: Option<usize>) -> String {
+        human(&Report { diag: None, ..led() }, palette, columns)
     }
 
-    #[test]
-    fn a_free_lock_is_told_with_the_next_step() {
+    pub(crate) fn look_diag(palette: Palette, columns: Option<usize>) -> String {
+        human(&led(), palette, columns)
+    }
+
+    pub(crate) fn look_watch(palette: Palette, columns: Option<usize>) -> String {
+        in_place_of_the_last(&look_free(palette, columns))
+    }
+
+    pub(crate) fn look_free(palette: Palette, columns: Option<usize>) -> String {
         let mut report = report(State::Free);
         report.database = Some(Stats { wal_bytes: 0, ..stats() });
         report.hints.push("start a primary with 'pando up'".into());
-        insta::assert_snapshot!(looks(|palette, columns| human(&report, palette, columns)));
+        human(&report, palette, columns)
     }
 
-    #[test]
-    fn a_file_system_where_nobody_can_lead_is_named() {
+    pub(crate) fn look_file_system(palette: Palette, columns: Option<usize>) -> String {
         let mut report = report(State::Free);
         report.problem = Some("no primary can lead on this file system (nfs): other machines see it".into());
         report.hints.push("work in a directory on a disk of this machine".into());
-        insta::assert_snapshot!(human(&report, Palette::plain(), None), @r"
-        workdir  /home/user/projects/pando
-        state    no primary, the lock is free
-        problem  no primary can lead on this file system (nfs): other machines see it
-        next     work in a directory on a disk of this machine
-        ");
+        human(&report, palette, columns)
     }
 
-    #[test]
-    fn a_silent_holder_is_told() {
+    pub(crate) fn look_silent(palette: Palette, columns: Option<usize>) -> String {
         let mut report = report(State::Silent);
         report.holder = Some(serde_json::from_str(include_str!("../../../tests/golden/ipc.lock")).unwrap());
         report.problem = Some("it says nothing".into());
-        insta::assert_snapshot!(looks(|palette, columns| human(&report, palette, columns)));
+        human(&report, palette, columns)
     }
 }
