@@ -130,6 +130,9 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let report = Report { workdir: workdir.path().to_owned(), version: env!("CARGO_PKG_VERSION"), status, checks };
     if let Some(path) = &args.bundle {
         bundle::write(path, &report, &room, context)?;
+        if !context.quiet() {
+            output::note(&format!("wrote {}; look at it before you send it", path.display()));
+        }
     }
     if context.json() {
         output::json_for_reader(&report)?;

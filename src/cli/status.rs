@@ -121,15 +121,30 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             output::json(&report)?;
         } else {
             let text = view::human(&report, context.palette(), context.width());
-            if in_place { output::raw(in_place_of_the_last(&text).as_bytes())? } else { output::line(&text)? }
+            if in_place {
+                output::raw(in_place_of_the_last(&text, output::terminal_rows()).as_bytes())?;
+            } else {
+                output::line(&text)?;
+            }
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 
 /// Returns the text so that it takes the place of the one before without a flicker: home, each line to its end, then what is below.
-fn in_place_of_the_last(text: &str) -> String {
-    format!("\x1b[H{}\x1b[K\n\x1b[J", text.replace('\n', "\x1b[K\n"))
+///
+/// Of one that is higher than the terminal the end is left out: the top would scroll away.
+fn in_place_of_the_last(text: &str, rows: Option<usize>) -> String {
+    let mut lines: Vec<&str> = text.lines().collect();
+    // The cursor stands below.
+    let room = rows.map_or(usize::MAX, |rows| rows.saturating_sub(1).max(1));
+    let left_out = lines.len().saturating_sub(room);
+    let more = format!("… {} more lines; the window is too low", left_out + 1);
+    if left_out > 0 {
+        lines.truncate(room - 1);
+        lines.push(&more);
+    }
+    format!("\x1b[H{}\x1b[K\n\x1b[J", lines.join("\x1b[K\n"))
 }
 
 /// Looks at the lock and asks the primary.

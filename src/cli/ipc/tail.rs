@@ -18,6 +18,7 @@ use pando_ipc::cursor::{Bookmark, Cursor, Cursors};
 use pando_ipc::{Kind as PeerKind, Pattern, Timestamp, Workdir};
 use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use uuid::Uuid;
 
 use crate::cli::completions::live;
 use crate::cli::context::Context;
@@ -64,9 +65,9 @@ pub(crate) struct Args {
     /// Topics: 'a.b', or a pattern in which '*' stands for any text
     #[arg(value_name = "TOPIC", default_value = "*", add = ArgValueCandidates::new(live::topics))]
     topics: Vec<Pattern>,
-    /// Where to begin: 'now', 'all', behind event SEQ, or at a time
-    #[arg(long, value_name = "WHEN", value_parser = moment::parse_start, default_value = "now")]
-    since: Moment,
+    /// Where to begin: 'now', 'all', behind event SEQ, or at a time [default: now; a new --cursor begins with all]
+    #[arg(long, value_name = "WHEN", value_parser = moment::parse_start)]
+    since: Option<Moment>,
     /// Where to end: with event SEQ, or before a time
     #[arg(long, value_name = "WHEN", value_parser = moment::parse_end)]
     until: Option<Moment>,
@@ -106,6 +107,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let workdir = context.workdir()?;
     let client = context.open(&workdir, PeerKind::Observer);
     let file = Arc::new(Readers::open(workdir.database_path(), 1));
+    let database = file.database().await.ok();
     let history: Arc<dyn History> = Arc::new(LocalHistory::new(file, client.clone()));
     let lines = Lines::new(context.palette(), context.width());
     let style = match args.format {
@@ -115,8 +117,14 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         None => Style::Lines(lines),
     };
     let keeper = args.cursor.map(|name| Keeper::find(&workdir, name, &args.topics)).transpose()?;
-    let begin = keeper.as_ref().and_then(|keeper| keeper.kept).map_or(args.since.since(), Since::Bookmark);
+    let begin = match &keeper {
+        Some(Keeper { kept: Some(kept), .. }) => Since::Bookmark(*kept),
+        // Whoever asks for what is new since the last time, and was never here, has read nothing.
+        Some(_) => args.since.unwrap_or(Moment::All).since(),
+        None => args.since.unwrap_or(Moment::Now).since(),
+    };
     let tail = Tail {
+        database,
         events: client.follow(args.topics, begin, Arc::clone(&history)),
         keeper,
         printed: None,
@@ -204,6 +212,8 @@ impl Keeper {
 struct Tail {
     events: Follower,
     keeper: Option<Keeper>,
+    /// The database's id when we began; `None` where there was none.
+    database: Option<Uuid>,
     /// Up to where everything was printed.
     printed: Option<Bookmark>,
     selection: Selection,
@@ -259,6 +269,7 @@ impl Tail {
                     }
                 }
                 Step::End(seq) => last = Some(seq.map_err(|error| self.unreadable(error))?),
+                Step::Look if output::is_unread() => return Err(output::reader_gone()),
                 Step::Look => self.watch.look()?,
                 Step::Keep => self.keep()?,
             }
@@ -269,9 +280,15 @@ impl Tail {
         }
     }
 
+    /// Returns up to where everything was taken. Where no event was read yet, the stream does not know its database, but the file does.
+    fn place(&self) -> Option<Bookmark> {
+        let unread = || self.database.map(|database| Bookmark { database, seq: self.events.position() });
+        self.events.bookmark().or_else(|| unread().filter(|place| place.seq > 0))
+    }
+
     fn keep(&mut self) -> Result<(), Failure> {
         // Nothing is on its way to the reader now.
-        self.printed = self.events.bookmark();
+        self.printed = self.place();
         self.keeper.as_mut().map_or(Ok(()), |keeper| keeper.keep(self.printed))
     }
 
@@ -285,7 +302,7 @@ impl Tail {
             next = if goes_on { receive(&mut self.events, last).now_or_never() } else { None };
         }
         output::raw(text.as_bytes())?;
-        self.printed = self.events.bookmark();
+        self.printed = self.place();
         Ok(if matches!(next, Some(None)) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }
 

@@ -24,7 +24,10 @@ pub(super) fn human(report: &Report, palette: Palette, columns: Option<usize>) -
                 facts.push(("problem", problem.clone()));
             }
             if let Some(last) = &report.last_holder {
-                facts.push(("last", format!("{}, from {}", last.instance_id, last.started_at)));
+                facts.push((
+                    "last",
+                    format!("{}, from {}", last.instance_id, output::brief_time(&last.started_at.to_string())),
+                ));
             }
         }
         State::Silent => {
@@ -79,7 +82,11 @@ pub(super) fn human(report: &Report, palette: Palette, columns: Option<usize>) -
 fn lines(titles: [&str; 5], lines: &[Value], keys: [&str; 5]) -> Table {
     let mut table = Table::new(titles);
     for line in lines {
-        table.row(keys.map(|key| if line[key].is_null() { "-".to_owned() } else { output::cell(&line[key]) }));
+        table.row(keys.map(|key| match (key, &line[key]) {
+            (_, Value::Null) => "-".to_owned(),
+            ("at", Value::String(time)) => output::brief_time(time),
+            (_, value) => output::cell(value),
+        }));
     }
     table
 }
@@ -105,7 +112,10 @@ fn led(report: &Report, facts: &mut Vec<(&str, String)>) {
     facts.push(("primary", primary));
     if let Some(uptime) = info["uptime"].as_f64() {
         let up = duration::human(Duration::try_from_secs_f64(uptime).unwrap_or_default());
-        let since = info["started_at"].as_str().map(|since| format!(", leads since {since}")).unwrap_or_default();
+        let since = info["started_at"]
+            .as_str()
+            .map(|since| format!(", leads since {}", output::brief_time(since)))
+            .unwrap_or_default();
         facts.push(("up", format!("{up}{since}")));
     }
     facts.push(("epoch", text("epoch")));
@@ -276,7 +286,11 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn look_watch(palette: Palette, columns: Option<usize>) -> String {
-        in_place_of_the_last(&look_free(palette, columns))
+        in_place_of_the_last(&look_free(palette, columns), Some(25))
+    }
+
+    pub(crate) fn look_low_watch(palette: Palette, columns: Option<usize>) -> String {
+        in_place_of_the_last(&look_led(palette, columns), Some(10))
     }
 
     pub(crate) fn look_free(palette: Palette, columns: Option<usize>) -> String {
