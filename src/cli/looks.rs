@@ -20,13 +20,14 @@ enum Long {
 use Long::{Cut, Whole};
 
 /// Every output: its command, its name where a command has several, and how it looks. A new one is a line here.
-const OUTPUTS: [(&str, &str, Long, Look); 33] = [
+const OUTPUTS: [(&str, &str, Long, Look); 34] = [
     ("status", "led", Cut, status::view::tests::look_led),
     ("status", "diag", Cut, status::view::tests::look_diag),
     ("status", "free", Cut, status::view::tests::look_free),
     ("status", "silent", Cut, status::view::tests::look_silent),
     ("status", "file-system", Cut, status::view::tests::look_file_system),
     ("status", "watch", Whole, status::view::tests::look_watch),
+    ("status", "watch-silent", Cut, status::view::tests::look_silent_watch),
     ("status", "watch-low", Whole, status::view::tests::look_low_watch),
     ("doctor", "", Whole, doctor::tests::look),
     ("metrics", "", Whole, metrics::tests::look),

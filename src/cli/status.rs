@@ -58,6 +58,15 @@ enum State {
     Silent,
 }
 
+/// Where it is said what is wrong with a holder that does not answer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Trouble {
+    /// With all else: the command goes on.
+    Here,
+    /// On stderr, as what the command failed by.
+    OnStderr,
+}
+
 /// What `--json` prints; more keys may follow.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -107,7 +116,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         if context.json() {
             output::json_for_reader(&report)?;
         } else {
-            output::line(&view::human(&report, context.palette(), context.width()))?;
+            output::line(&view::human(&report, Trouble::OnStderr, context.palette(), context.width()))?;
         }
         return failure.map_or(Ok(()), Err);
     }
@@ -120,7 +129,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         if context.json() {
             output::json(&report)?;
         } else {
-            let text = view::human(&report, context.palette(), context.width());
+            let text = view::human(&report, Trouble::Here, context.palette(), context.width());
             if in_place {
                 output::raw(in_place_of_the_last(&text, output::terminal_rows()).as_bytes())?;
             } else {

@@ -7,7 +7,7 @@ use pando_ipc::metrics::{Distribution, Metric, Reading};
 use pando_ipc::{Holder, Timestamp};
 use serde_json::Value;
 
-use super::{Report, State};
+use super::{Report, State, Trouble};
 use crate::cli::output::{self, Palette, Table};
 use crate::cli::{duration, ipc};
 
@@ -15,14 +15,11 @@ use crate::cli::{duration, ipc};
 const LAGGING_BYTES: u64 = 2 << 20;
 
 /// Returns the whole, no wider than `columns`.
-pub(super) fn human(report: &Report, palette: Palette, columns: Option<usize>) -> String {
+pub(super) fn human(report: &Report, trouble: Trouble, palette: Palette, columns: Option<usize>) -> String {
     let mut facts = vec![("workdir", report.workdir.display().to_string())];
     match report.state {
         State::Free => {
             facts.push(("state", "no primary, the lock is free".to_owned()));
-            if let Some(problem) = &report.problem {
-                facts.push(("problem", problem.clone()));
-            }
             if let Some(last) = &report.last_holder {
                 facts.push((
                     "last",
@@ -40,14 +37,18 @@ pub(super) fn human(report: &Report, palette: Palette, columns: Option<usize>) -
         }
         State::Led => led(report, &mut facts),
     }
+    // What is wrong goes to stderr as the command's failure, with the next step; where there is no failure both belong here.
+    let is_told_here = trouble == Trouble::Here || !matches!(report.state, State::Silent);
+    if let Some(problem) = report.problem.as_ref().filter(|_| is_told_here) {
+        facts.push(("problem", problem.clone()));
+    }
     if let Some(stats) = report.database.as_ref().filter(|_| !matches!(report.state, State::Led)) {
         facts.push(("head", format!("seq {}, epoch {}", stats.head, stats.epoch)));
     }
     if let Some(stats) = &report.database {
         facts.push(("database", format!("{}, log {}", output::bytes(stats.bytes), output::bytes(stats.wal_bytes))));
     }
-    // What is wrong goes to stderr as the command's failure; without one the next step belongs here.
-    if report.problem.is_none() || matches!(report.state, State::Free) {
+    if is_told_here {
         facts.extend(report.hints.iter().map(|hint| (output::NEXT, hint.clone())));
     }
     let mut parts = vec![output::facts_within(&facts, palette, columns)];
@@ -278,11 +279,11 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn look_led(palette: Palette, columns: Option<usize>) -> String {
-        human(&Report { diag: None, ..led() }, palette, columns)
+        human(&Report { diag: None, ..led() }, Trouble::OnStderr, palette, columns)
     }
 
     pub(crate) fn look_diag(palette: Palette, columns: Option<usize>) -> String {
-        human(&led(), palette, columns)
+        human(&led(), Trouble::OnStderr, palette, columns)
     }
 
     pub(crate) fn look_watch(palette: Palette, columns: Option<usize>) -> String {
@@ -297,20 +298,29 @@ pub(crate) mod tests {
         let mut report = report(State::Free);
         report.database = Some(Stats { wal_bytes: 0, ..stats() });
         report.hints.push("start a primary with 'pando up'".into());
-        human(&report, palette, columns)
+        human(&report, Trouble::OnStderr, palette, columns)
     }
 
     pub(crate) fn look_file_system(palette: Palette, columns: Option<usize>) -> String {
         let mut report = report(State::Free);
         report.problem = Some("no primary can lead on this file system (nfs): other machines see it".into());
         report.hints.push("work in a directory on a disk of this machine".into());
-        human(&report, palette, columns)
+        human(&report, Trouble::OnStderr, palette, columns)
     }
 
-    pub(crate) fn look_silent(palette: Palette, columns: Option<usize>) -> String {
+    fn silent() -> Report {
         let mut report = report(State::Silent);
         report.holder = Some(serde_json::from_str(include_str!("../../../tests/golden/ipc.lock")).unwrap());
         report.problem = Some("it says nothing".into());
-        human(&report, palette, columns)
+        report.hints.push("if it stays silent, end it and another instance takes over: 'pando ipc evict'".into());
+        report
+    }
+
+    pub(crate) fn look_silent(palette: Palette, columns: Option<usize>) -> String {
+        human(&silent(), Trouble::OnStderr, palette, columns)
+    }
+
+    pub(crate) fn look_silent_watch(palette: Palette, columns: Option<usize>) -> String {
+        human(&silent(), Trouble::Here, palette, columns)
     }
 }
