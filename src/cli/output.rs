@@ -103,6 +103,9 @@ pub(crate) fn terminal_columns() -> Option<usize> {
     (size.ws_col > 0).then(|| size.ws_col.into())
 }
 
+/// A terminal with fewer columns is narrow: what matters less is left out there. `--json` has all.
+pub(crate) const WIDE: usize = 100;
+
 /// Returns how many rows it has.
 pub(crate) fn terminal_rows() -> Option<usize> {
     let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::instances::ago;
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
-use crate::cli::output::{self, Palette, Table, cell};
+use crate::cli::output::{self, Palette, Table, WIDE, cell};
 
 /// List every connection to the primary, and who was turned away
 ///
@@ -51,8 +51,6 @@ const COLUMNS: [(&str, &str, bool); 11] = [
     ("SINCE", "since", true),
     ("EXECUTABLE", "executable", true),
 ];
-/// A terminal of fewer columns is narrow.
-const WIDE: usize = 100;
 
 fn table(peers: &[Value], now: Timestamp, width: Option<usize>) -> Table {
     let is_wide = width.is_none_or(|width| width >= WIDE);

@@ -59,7 +59,7 @@ Examples:
   pando ipc tail --cursor build --until now    what is new since the last time
   pando ipc tail --where payload.role=user --where payload.role=system
   pando ipc tail --format '{seq} {topic} {payload.id}'
-  pando ipc tail --text llm.*                  read along while a model answers"
+  pando ipc tail --text 'llm.*'                read along while a model answers"
 )]
 pub(crate) struct Args {
     /// Topics: 'a.b', or a pattern in which '*' stands for any text

@@ -4,12 +4,9 @@ use pando_ipc::Envelope;
 use pando_ipc::client::{Followed, Resync};
 use serde_json::{Map, Value};
 
-use crate::cli::output::{Palette, cut, printable};
+use crate::cli::output::{Palette, WIDE, cut, printable};
 
 use super::select::plain;
-
-/// A line of at least this width has room for milliseconds and whole ids.
-const WIDE: usize = 100;
 
 /// How events look on one line each: time, number, topic, session or instance, payload.
 #[derive(Debug, Clone, Copy)]
