@@ -117,6 +117,8 @@ fn every_commands_json_is_as_published() {
         ("db backup", &[copy], 0),
         ("db backup", &[copy], 6),
         ("ipc tail", &["--since", "all", "--until", "now", "--cursor", "c"], 0),
+        ("ipc tail", &["--until", "now", "--cursor", "stays"], 0),
+        ("ipc tail", &["--since", "yesterday"], 2),
         ("ipc cursors", &[], 0),
         ("ipc instances", &[], 0),
         ("ipc doors", &[], 0),
@@ -148,6 +150,8 @@ fn every_commands_json_is_as_published() {
     checked.run("ipc evict", &["--dry-run"], 0);
     checked.run("ipc evict", &["--yes"], 0);
     checked.run("db restore", &[copy], 0);
+    let anew = checked.run("ipc tail", &["--until", "now", "--cursor", "stays"], 0);
+    assert!(anew.stdout.starts_with("{\"resync\""), "{anew}");
     let (_next, _) = PandoProcess::primary(&sandbox);
     checked.run("down", &[], 0);
 
