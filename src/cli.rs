@@ -14,6 +14,8 @@ mod duration;
 mod environment;
 mod failure;
 mod ipc;
+#[cfg(test)]
+mod looks;
 mod man;
 mod metrics;
 mod output;
@@ -42,6 +44,9 @@ const RUNTIME_END: Duration = Duration::from_millis(50);
 /// Reads the command line, runs the command and returns the documented exit code.
 pub(crate) fn run() -> ExitCode {
     let environment = Environment::read();
+    if completions::answer(&environment) {
+        return ExitCode::SUCCESS;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error, environment.wants_json),

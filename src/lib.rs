@@ -29,6 +29,7 @@ mod instance;
 mod methods;
 
 pub use instance::{Events, Instance, JoinError, Options, Role};
+pub use methods::open_rpc;
 pub use pando_bridge::{Delivery, HubSubscription};
 pub use pando_dbproxy::{
     Ack, Batch, Db, Durability, Migrations, NameTaken, Outcome, Param, Params, Querier, ReadError, Row, RowError,

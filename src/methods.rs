@@ -8,6 +8,8 @@ mod rpc;
 mod session;
 mod state;
 
+pub use rpc::open_rpc;
+
 use std::sync::Arc;
 
 use futures::FutureExt;

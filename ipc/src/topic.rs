@@ -59,6 +59,34 @@ pub const STOP: &str = "instance.stop";
 /// First part of the topics by which a subscriber proves that its subscription is live; ephemeral.
 pub const PROBE_PREFIX: &str = "probe.";
 
+/// Every topic that has a name of its own here; applications publish under any other.
+pub const KNOWN: [&str; 24] = [
+    SESSION_LIST,
+    SESSION_UPDATE,
+    SESSION_ACTIVATED,
+    SESSION_DELETED,
+    SESSION_INTERRUPT,
+    MESSAGE_APPEND,
+    LLM_START,
+    LLM_TOKEN,
+    LLM_END,
+    TOOL_START,
+    TOOL_END,
+    HEARTBEAT,
+    SHUTDOWN,
+    JOINED,
+    LEFT,
+    PROMOTED,
+    MIGRATED,
+    WAL_PINNED,
+    WAL_RELEASED,
+    DOOR_REFUSED,
+    RESTORED,
+    UNRESPONSIVE,
+    RESPONSIVE,
+    STOP,
+];
+
 /// Why a text is not a topic or a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TopicError {

@@ -15,7 +15,8 @@ Whoever comes first is the primary: it alone writes the database and publishes e
 through it and follow its events. When it goes, the next one takes over within milliseconds, and nothing acknowledged is lost. \
 A directory is the address: there is no port to type and nothing to configure.";
 
-const AFTER_HELP: &str = "\
+/// Stands below the list of commands.
+pub(super) const AFTER_HELP: &str = "\
 Examples:
   pando demo                          four processes, one killed, nothing lost
   pando up                            run an instance here, until Ctrl-C
@@ -26,7 +27,7 @@ Examples:
 
 Exit codes:
   0 ok   1 failed   2 usage   3 no primary or unreachable   4 not authorised
-  5 timeout   6 conflict or fenced   7 version mismatch   8 'doctor' has warnings
+  5 timeout   6 conflict or fenced   7 version mismatch   8 'doctor' has warnings, no faults
   75 lost the election (--require-primary)   130 interrupted";
 
 /// The whole command line.

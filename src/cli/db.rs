@@ -1,15 +1,15 @@
 //! `pando db`: the workdir's database from the shell: SQL, what is in it, and its care.
 
-mod backup;
-mod check;
+pub(super) mod backup;
+pub(super) mod check;
 mod copying;
-mod exec;
+pub(super) mod exec;
 mod query;
-mod restore;
-mod rows;
-mod schema;
-mod stats;
-mod tables;
+pub(super) mod restore;
+pub(super) mod rows;
+pub(super) mod schema;
+pub(super) mod stats;
+pub(super) mod tables;
 
 use clap::Subcommand;
 use pando_dbproxy::Readers;

@@ -2,7 +2,7 @@
 
 mod fleet;
 pub(super) mod load;
-mod tally;
+pub(super) mod tally;
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder};

@@ -130,20 +130,28 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let report = Report { workdir: workdir.path().to_owned(), version: env!("CARGO_PKG_VERSION"), status, checks };
     if let Some(path) = &args.bundle {
         bundle::write(path, &report, &room, context)?;
+        if !context.quiet() {
+            output::note(&format!("wrote {}; look at it before you send it", path.display()));
+        }
     }
     if context.json() {
         output::json_for_reader(&report)?;
     } else {
         output::line(&human(&report, context.palette()))?;
     }
-    let with = |status| {
-        let ids: Vec<_> = report.checks.iter().filter(|it| it.status == status).map(|it| it.id).collect();
+    verdict(&report)
+}
+
+/// Returns the end of the command: the worst of all findings decides, and has an exit code of its own.
+fn verdict(report: &Report) -> Result<(), Failure> {
+    let worst = || {
+        let ids: Vec<_> = report.checks.iter().filter(|it| it.status == report.status).map(|it| it.id).collect();
         ids.join(", ")
     };
-    match status {
+    match report.status {
         Status::Skipped | Status::Ok => Ok(()),
-        Status::Warning => Err(Failure::new(Kind::Warned, format!("warnings: {}", with(Status::Warning)))),
-        Status::Fault => Err(Failure::new(Kind::Failed, format!("faults: {}", with(Status::Fault)))),
+        Status::Warning => Err(Failure::new(Kind::Warned, format!("warnings: {}", worst()))),
+        Status::Fault => Err(Failure::new(Kind::Failed, format!("faults: {}", worst()))),
     }
 }
 
@@ -166,7 +174,7 @@ fn human(report: &Report, palette: Palette) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn report() -> Report {
@@ -180,17 +188,16 @@ mod tests {
         Report { workdir: "/w".into(), version: "0.1.0", status: Status::Fault, checks }
     }
 
+    pub(crate) fn look(palette: Palette, _columns: Option<usize>) -> String {
+        human(&report(), palette)
+    }
+
     #[test]
-    fn each_finding_is_a_line_and_each_trouble_has_its_next_step() {
-        insta::assert_snapshot!(human(&report(), Palette::plain()), @r"
-          ok  host.filesystem      ext4, local
-        warn  host.space           50.0 MiB are free
-                                   next: make room: 'df -h /w'
-        FAIL  primary.answers      inst-A, pid 7, is stopped
-                                   next: end it: 'pando ipc evict'
-          --  database.opens       there is no database yet
-        ");
-        insta::assert_snapshot!(output::looks(|palette, _| human(&report(), palette)));
+    fn the_exit_code_tells_the_worst() {
+        for (status, code) in [(Status::Skipped, 0), (Status::Ok, 0), (Status::Warning, 8), (Status::Fault, 1)] {
+            let ended = verdict(&Report { status, ..report() });
+            assert_eq!(ended.map_or_else(|failure| failure.kind.code(), |()| 0), code, "{status:?}");
+        }
     }
 
     #[test]

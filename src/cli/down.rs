@@ -1,14 +1,17 @@
 //! `pando down`: ends the instances that `pando up` runs here.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
+use clap_complete::ArgValueCandidates;
 use pando_ipc::client::Client;
 use pando_ipc::{Kind as PeerKind, Workdir};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::completions::live;
 use super::context::Context;
 use super::failure::{Failure, Kind};
 use super::output;
@@ -30,7 +33,7 @@ const LOOK: Duration = Duration::from_millis(500);
   pando down --instance ID       end one")]
 pub(crate) struct Args {
     /// End this instance alone; see 'pando ipc instances'
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", add = ArgValueCandidates::new(live::instances))]
     instance: Option<String>,
 }
 
@@ -54,11 +57,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let deadline = Instant::now() + context.timeout();
     let workdir = context.workdir()?;
     if let Ok(Standing::Free(_)) = Standing::of(&workdir) {
-        return say(
-            context,
-            &[],
-            &format!("nothing to stop: no primary in {} (lock is free)", workdir.path().display()),
-        );
+        return say(context, &[], &nobody(workdir.path()));
     }
     let client = context.client(&workdir, PeerKind::Client).await?;
     let params = args.instance.as_ref().map_or_else(|| json!({}), |id| json!({"instance_id": id}));
@@ -71,11 +70,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         .asked;
     if asked.is_empty() {
         client.close().await;
-        return say(
-            context,
-            &[],
-            "nothing to stop: the instances here run inside other programs; see 'pando ipc instances'",
-        );
+        return say(context, &[], NONE_OF_OURS);
     }
     let mut left: BTreeSet<String> = asked.iter().cloned().collect();
     while !left.is_empty() {
@@ -93,8 +88,19 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         }
     }
     client.close().await;
+    say(context, &asked, &stopped(&asked))
+}
+
+/// Said when nobody can be asked to stop.
+const NONE_OF_OURS: &str = "nothing to stop: the instances here run inside other programs; see 'pando ipc instances'";
+
+fn nobody(workdir: &Path) -> String {
+    format!("nothing to stop: no primary in {} (lock is free)", workdir.display())
+}
+
+fn stopped(asked: &[String]) -> String {
     let noun = if asked.len() == 1 { "instance" } else { "instances" };
-    say(context, &asked, &format!("stopped {} {noun}: {}", asked.len(), asked.join(", ")))
+    format!("stopped {} {noun}: {}", asked.len(), asked.join(", "))
 }
 
 /// Returns who is in the workdir, or `None` while that cannot be told.
@@ -113,5 +119,16 @@ fn say(context: &Context, stopped: &[String], text: &str) -> Result<(), Failure>
         (true, _) => output::json(&json!({"stopped": stopped, "note": Value::from(text)})),
         (false, true) => Ok(()),
         (false, false) => output::line(text),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::cli::output::Palette;
+
+    pub(crate) fn look(_palette: Palette, _columns: Option<usize>) -> String {
+        let ids = ["inst-a", "inst-b"].map(str::to_owned);
+        [nobody("/w".as_ref()), NONE_OF_OURS.to_owned(), stopped(&ids[..1]), stopped(&ids)].join("\n")
     }
 }

@@ -1,6 +1,7 @@
 //! What the process was started with: the one place that reads it.
 
 use std::env;
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
@@ -11,6 +12,9 @@ const LOG: &str = "PANDO_LOG";
 
 /// Variable that says how wide a line may be, where that is not a terminal's business.
 const COLUMNS: &str = "COLUMNS";
+
+/// Variable by which a shell asks what could be typed next; it holds the shell's name.
+pub(crate) const COMPLETE: &str = "PANDO_COMPLETE";
 
 /// The environment, as far as we care.
 #[derive(Debug)]
@@ -29,6 +33,8 @@ pub(crate) struct Environment {
     pub(crate) columns: Option<usize>,
     /// What to log.
     pub(crate) log: Option<String>,
+    /// The command line.
+    pub(crate) args: Vec<OsString>,
     /// Whether the command line asks for JSON, known even when the rest of it is wrong.
     pub(crate) wants_json: bool,
 }
@@ -39,6 +45,7 @@ impl Environment {
         let is_set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
         #[expect(clippy::disallowed_methods, reason = "the command line finds its workdir from here; nobody else may")]
         let current_dir = env::current_dir();
+        let args: Vec<OsString> = env::args_os().collect();
         Self {
             current_dir,
             home: env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from),
@@ -47,7 +54,8 @@ impl Environment {
             no_color: is_set(NO_COLOR),
             columns: env::var(COLUMNS).ok().and_then(|columns| columns.parse().ok()).filter(|columns| *columns > 0),
             log: env::var(LOG).ok().filter(|filter| !filter.is_empty()),
-            wants_json: env::args_os().any(|arg| arg == "--json"),
+            wants_json: args.iter().any(|arg| arg == "--json"),
+            args,
         }
     }
 }

@@ -403,10 +403,11 @@ fn rounded(waited: Duration) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::cli::args::AFTER_HELP;
 
     fn empty_workdir() -> (tempfile::TempDir, Workdir) {
         let dir = tempfile::tempdir().unwrap();
@@ -425,11 +426,19 @@ mod tests {
             (Kind::Timeout, 5),
             (Kind::Conflict, 6),
             (Kind::Version, 7),
+            (Kind::Warned, 8),
             (Kind::LostElection, 75),
             (Kind::Interrupted, 130),
         ];
+        let (_, help) = AFTER_HELP.split_once("Exit codes:").unwrap();
+        let (_, readme) = include_str!("../../README.md").split_once("Exit codes: ").unwrap();
+        let readme = readme.lines().next().unwrap();
         for (kind, code) in kinds {
             assert_eq!(kind.code(), code, "{kind:?}");
+            for document in [help, readme] {
+                let mut words = document.split_whitespace().map(|word| word.trim_matches('`'));
+                assert!(words.any(|word| word == code.to_string()), "{kind:?}, {code}: {document}");
+            }
         }
     }
 
@@ -479,12 +488,8 @@ mod tests {
         assert_eq!(Failure::from_stderr(&text), Some(failure));
     }
 
-    #[test]
-    fn a_workdir_that_is_not_there_is_a_usage_error() {
+    pub(crate) fn look(palette: Palette, _columns: Option<usize>) -> String {
         let missing = WorkdirError::Missing { path: PathBuf::from("/no"), source: io::ErrorKind::NotFound.into() };
-        insta::assert_snapshot!(Failure::lock(&missing.into()).render(Palette::plain(), false), @r"
-        error: no workdir at /no: entity not found
-        hint: make it first, 'mkdir -p /no', or name another with '--workdir DIR'
-        ");
+        Failure::lock(&missing.into()).render(palette, false).trim_end().to_owned()
     }
 }

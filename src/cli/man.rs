@@ -1,8 +1,10 @@
 //! `pando man`: the manual pages.
 
 use clap::CommandFactory;
+use clap_complete::ArgValueCandidates;
 
 use super::args::Cli;
+use super::completions::live;
 use super::failure::{Failure, Kind};
 use super::{output, suggest};
 
@@ -14,6 +16,7 @@ use super::{output, suggest};
   pando man > ~/.local/share/man/man1/pando.1")]
 pub(crate) struct Args {
     /// Command to describe, such as 'ipc call' [default: pando itself]
+    #[arg(add = ArgValueCandidates::new(live::commands))]
     command: Vec<String>,
 }
 

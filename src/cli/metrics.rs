@@ -27,3 +27,23 @@ pub(crate) async fn run(_args: Args, context: &Context) -> Result<(), Failure> {
         .map_err(|error| Failure::new(Kind::Version, format!("the primary's metrics cannot be read: {error}")))?;
     output::raw(to_prometheus(&metrics).as_bytes())
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use pando_ipc::metrics::{Histogram, Reading, Type};
+
+    use super::*;
+    use crate::cli::output::Palette;
+
+    pub(crate) fn look(_palette: Palette, _columns: Option<usize>) -> String {
+        let times = Histogram::default();
+        for micros in [800, 12_000] {
+            times.record(micros);
+        }
+        let histogram = Metric::new(Type::Histogram, "pando_call_seconds", "How long calls took.")
+            .with(&[("method", "events.publish")], Reading::Distribution(times.distribution()));
+        to_prometheus(&[Metric::number(Type::Gauge, "pando_epoch", "Term of the primary.", 3), histogram])
+            .trim_end()
+            .to_owned()
+    }
+}

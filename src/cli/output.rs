@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use clap::builder::styling::{AnsiColor, Style};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -102,13 +103,48 @@ pub(crate) fn terminal_columns() -> Option<usize> {
     (size.ws_col > 0).then(|| size.ws_col.into())
 }
 
+/// A terminal with fewer columns is narrow: what matters less is left out there. `--json` has all.
+pub(crate) const WIDE: usize = 100;
+
+/// Returns how many rows it has.
+pub(crate) fn terminal_rows() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    (size.ws_row > 0).then(|| size.ws_row.into())
+}
+
+/// Returns a time of RFC 3339 with milliseconds at most: more are nothing for people.
+pub(crate) fn brief_time(time: &str) -> String {
+    match time.split_once('.') {
+        Some((seconds, fraction)) => {
+            let millis: String = fraction.chars().take_while(char::is_ascii_digit).take(3).collect();
+            let zone = fraction.trim_start_matches(|c: char| c.is_ascii_digit());
+            format!("{seconds}.{millis}{zone}")
+        }
+        None => time.to_owned(),
+    }
+}
+
 /// Writes to stdout at once. A reader that has gone is [`Kind::ReaderGone`].
 pub(crate) fn raw(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| match error.kind() {
-        io::ErrorKind::BrokenPipe => Failure::new(Kind::ReaderGone, "nobody reads our output any more"),
+        io::ErrorKind::BrokenPipe => reader_gone(),
         _ => Failure::io("write to stdout", &error),
     })
+}
+
+/// Returns what ends a command whose output nobody reads any more.
+pub(crate) fn reader_gone() -> Failure {
+    Failure::new(Kind::ReaderGone, "nobody reads our output any more")
+}
+
+/// Tells whether whoever read our stdout has gone, without writing to it.
+pub(crate) fn is_unread() -> bool {
+    let stdout = io::stdout();
+    let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
+    // What nobody asks for is told nevertheless: that a pipe has no reader.
+    let told = poll(&mut watched, Some(&Timespec::default())).unwrap_or_default();
+    told > 0 && watched[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
 }
 
 /// Tells a person something beside the data: one line on stderr. Nobody is left to tell when that is closed.
@@ -123,17 +159,24 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
 
 /// Writes one line of JSON.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
-    line(&encode(value, false)?)
+    line(&encode(value)?)
 }
 
 /// Writes JSON: over several lines for a person, in one line for a program.
 pub(crate) fn json_for_reader(value: &impl Serialize) -> Result<(), Failure> {
-    line(&encode(value, is_terminal())?)
+    if !is_terminal() {
+        return json(value);
+    }
+    line(&serde_json::to_string_pretty(value).map_err(|error| unwritable(&error))?)
 }
 
-fn encode(value: &impl Serialize, pretty: bool) -> Result<String, Failure> {
-    let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
-    text.map_err(|error| Failure::new(Kind::Failed, format!("cannot write JSON: {error}")))
+/// Returns a value as JSON in one line.
+pub(crate) fn encode(value: &impl Serialize) -> Result<String, Failure> {
+    serde_json::to_string(value).map_err(|error| unwritable(&error))
+}
+
+fn unwritable(error: &serde_json::Error) -> Failure {
+    Failure::new(Kind::Failed, format!("cannot write JSON: {error}"))
 }
 
 /// Returns a value as it stands in a cell: text without quotes, NULL for nothing, JSON for the rest.
@@ -269,19 +312,6 @@ pub(crate) fn facts_within(facts: &[(&str, String)], palette: Palette, columns: 
     facts.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// Returns how a text looks on narrow and wide terminals, with and without colours, for snapshots.
-#[cfg(test)]
-pub(crate) fn looks(render: impl Fn(Palette, Option<usize>) -> String) -> String {
-    let mut looks = String::new();
-    for (name, palette) in [("plain", Palette::plain()), ("colours", Palette::colored())] {
-        for columns in [80, 140] {
-            let text = render(palette, Some(columns)).replace('\u{1b}', "^");
-            looks.push_str(&["== ", name, ", ", &columns.to_string(), " columns ==\n", &text, "\n"].concat());
-        }
-    }
-    looks
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -312,6 +342,14 @@ mod tests {
         ");
         let wide = table.render_within(Palette::plain(), Some(80));
         assert_eq!(wide, table.render(Palette::plain()), "nothing is cut without need");
+    }
+
+    #[test]
+    fn a_time_is_brief() {
+        assert_eq!(brief_time("2026-11-21T15:27:33.614247511Z"), "2026-11-21T15:27:33.614Z");
+        assert_eq!(brief_time("2026-11-21T15:27:33.5+01:00"), "2026-11-21T15:27:33.5+01:00");
+        assert_eq!(brief_time("2026-11-21T15:27:33Z"), "2026-11-21T15:27:33Z");
+        assert_eq!(brief_time("?"), "?");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `pando status`: who is primary, who else is here, and what to do when something is wrong.
 
-mod view;
+pub(super) mod view;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -58,6 +58,15 @@ enum State {
     Silent,
 }
 
+/// Where it is said what is wrong with a holder that does not answer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Trouble {
+    /// With all else: the command goes on.
+    Here,
+    /// On stderr, as what the command failed by.
+    OnStderr,
+}
+
 /// What `--json` prints; more keys may follow.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -107,7 +116,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         if context.json() {
             output::json_for_reader(&report)?;
         } else {
-            output::line(&view::human(&report, context.palette(), context.width()))?;
+            output::line(&view::human(&report, Trouble::OnStderr, context.palette(), context.width()))?;
         }
         return failure.map_or(Ok(()), Err);
     }
@@ -120,16 +129,31 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         if context.json() {
             output::json(&report)?;
         } else {
-            let text = view::human(&report, context.palette(), context.width());
-            if in_place { output::raw(in_place_of_the_last(&text).as_bytes())? } else { output::line(&text)? }
+            let text = view::human(&report, Trouble::Here, context.palette(), context.width());
+            if in_place {
+                output::raw(in_place_of_the_last(&text, output::terminal_rows()).as_bytes())?;
+            } else {
+                output::line(&text)?;
+            }
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 
 /// Returns the text so that it takes the place of the one before without a flicker: home, each line to its end, then what is below.
-fn in_place_of_the_last(text: &str) -> String {
-    format!("\x1b[H{}\x1b[K\n\x1b[J", text.replace('\n', "\x1b[K\n"))
+///
+/// Of one that is higher than the terminal the end is left out: the top would scroll away.
+fn in_place_of_the_last(text: &str, rows: Option<usize>) -> String {
+    let mut lines: Vec<&str> = text.lines().collect();
+    // The cursor stands below.
+    let room = rows.map_or(usize::MAX, |rows| rows.saturating_sub(1).max(1));
+    let left_out = lines.len().saturating_sub(room);
+    let more = format!("… {} more lines; the window is too low", left_out + 1);
+    if left_out > 0 {
+        lines.truncate(room - 1);
+        lines.push(&more);
+    }
+    format!("\x1b[H{}\x1b[K\n\x1b[J", lines.join("\x1b[K\n"))
 }
 
 /// Looks at the lock and asks the primary.
@@ -180,8 +204,8 @@ async fn look(workdir: &Workdir, context: &Context, diag: bool) -> Result<(Repor
     Ok((report, failure))
 }
 
-/// Returns the end of the lifecycle log.
-fn lifecycle(workdir: &Workdir) -> Vec<Value> {
+/// Returns the end of the lifecycle log, oldest first.
+pub(crate) fn lifecycle(workdir: &Workdir) -> Vec<Value> {
     let text = std::fs::read_to_string(workdir.pando_dir().join("lifecycle.log")).unwrap_or_default();
     let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     lines[lines.len().saturating_sub(SHOWN_LINES)..].to_vec()

@@ -3,7 +3,7 @@
 mod detach;
 mod ping;
 mod replace;
-mod role;
+pub(super) mod role;
 #[cfg(feature = "failpoints")]
 mod trial;
 

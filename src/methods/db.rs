@@ -69,6 +69,8 @@ struct ExecResult {
     durability: String,
     /// Per statement: `{rows_affected, last_insert_rowid, columns?, rows?}`.
     results: Vec<Value>,
+    /// Whether the op had been carried out already, and this is its answer again.
+    replayed: bool,
 }
 
 /// Who writes, and under which key.

@@ -48,12 +48,18 @@ struct Publish {
     frame: Frame,
 }
 
-/// What `events.publish` answers.
-#[derive(Debug, Serialize, JsonSchema)]
+/// What `events.publish` answers; nothing of it for an ephemeral event.
+#[derive(Debug, JsonSchema)]
+#[expect(dead_code, reason = "describes the shape that wire::publish_result writes")]
 struct Published {
-    /// Number of the journaled event; an ephemeral one has none.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Number of the journaled event.
     seq: Option<u64>,
+    /// The primary's term.
+    epoch: Option<u64>,
+    /// `disk` or `os`: what the acknowledged event has survived.
+    durability: Option<String>,
+    /// Whether the op had been carried out already, and this is its answer again.
+    replayed: Option<bool>,
 }
 
 /// What `events.since` takes.

@@ -25,6 +25,13 @@ pub(super) fn methods() -> Vec<Method> {
     )]
 }
 
+/// Returns the OpenRPC document of this release's methods, as `rpc.discover` of a primary of this release does.
+///
+/// It needs no primary: for tools that describe or complete what can be called.
+pub fn open_rpc() -> Value {
+    Value::Object(document().0)
+}
+
 fn document() -> Document {
     let mut generator = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true).into_generator();
     let mut methods: Vec<Value> = Vec::new();

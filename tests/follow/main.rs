@@ -1,9 +1,10 @@
 //! Five followers with different filters, while primaries are killed and followers start again: each stream is the journal, filtered.
+//! And followers that stand still while others publish: they miss none.
 //!
 //! ```text
 //! cargo test --test follow                                                                    a small form, as CI runs it
 //! cargo test --release --test follow -- --events 100000 --takeovers 20 --restarts 10          all of it
-//! cargo test --release --test follow -- --catch-up 300000 --rate 200000                       and how fast one catches up
+//! cargo test --release --test follow -- --away 60 --pace 5000                                 how fast one catches up after a minute
 //! ```
 
 #![expect(
@@ -47,23 +48,26 @@ struct Scale {
     takeovers: u64,
     /// Restarts of each follower.
     restarts: u64,
-    /// Events that a follower catches up with.
-    catch_up: u64,
-    /// How many it must read in a second; 0: any number will do.
+    /// Seconds for which followers stand still.
+    away: u64,
+    /// Events that are published in each of them.
+    pace: u64,
+    /// How many events a follower must then read in a second; 0: any number will do.
     rate: u64,
 }
 
 impl Scale {
     /// Reads `--events N` and the like. Other arguments are for the harness that this is not.
     fn of_arguments() -> Self {
-        let mut scale = Self { events: 2_000, takeovers: 3, restarts: 3, catch_up: 20_000, rate: 0 };
+        let mut scale = Self { events: 2_000, takeovers: 3, restarts: 3, away: 1, pace: 2_000, rate: 0 };
         let arguments: Vec<String> = std::env::args().collect();
         for pair in arguments.windows(2) {
             let target = match pair[0].as_str() {
                 "--events" => &mut scale.events,
                 "--takeovers" => &mut scale.takeovers,
                 "--restarts" => &mut scale.restarts,
-                "--catch-up" => &mut scale.catch_up,
+                "--away" => &mut scale.away,
+                "--pace" => &mut scale.pace,
                 "--rate" => &mut scale.rate,
                 _ => continue,
             };
@@ -77,7 +81,7 @@ fn main() {
     let scale = Scale::of_arguments();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(streams_are_the_journal_filtered(scale));
-    runtime.block_on(catch_up::a_follower_that_was_away_misses_none(scale.catch_up, scale.rate));
+    runtime.block_on(catch_up::followers_that_stood_still_miss_none(scale));
 }
 
 /// Returns a client that identifies itself.

@@ -53,6 +53,27 @@ fn a_cursor_goes_on_where_it_was_with_and_without_a_primary() {
 }
 
 #[test]
+fn a_new_cursor_begins_with_the_oldest_or_where_it_was_told_and_remembers_that() {
+    let sandbox = Sandbox::new();
+    let (mut instance, _) = PandoProcess::primary(&sandbox);
+    (1..=2).for_each(|number| publish(&sandbox, number));
+    let read = |args: &[&str]| {
+        let outcome = pando(
+            &sandbox,
+            &[&["ipc", "tail", "note.*", "--until", "now", "--format", "{payload.number}"], args].concat(),
+        );
+        assert_eq!(outcome.code, Some(0), "{outcome}");
+        outcome.stdout.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(read(&["--cursor", "whole"]), ["1", "2"]);
+    assert_eq!(read(&["--cursor", "later", "--since", "now"]), [""; 0]);
+    publish(&sandbox, 3);
+    instance.kill();
+    assert_eq!(read(&["--cursor", "whole"]), ["3"]);
+    assert_eq!(read(&["--cursor", "later"]), ["3"], "it had read nothing, but knew from where");
+}
+
+#[test]
 fn a_recreated_database_is_recognised_and_read_from_its_start() {
     let sandbox = Sandbox::new();
     let (mut first, _) = PandoProcess::primary(&sandbox);

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::json_schema::check;
+use crate::shapes::published;
 use crate::support::{Sandbox, heavy, pando};
 
 /// How long the demo may take after the build.
@@ -15,6 +17,7 @@ fn the_demo_loses_nothing_and_says_so() {
     let sandbox = Sandbox::new();
     let started = Instant::now();
     let demo = pando(&sandbox, &["--json", "demo"]);
-    let _report: Value = demo.json();
+    let report: Value = demo.json();
+    check("demo", &report, &published("demo"));
     assert!(started.elapsed() < WITHIN, "{:?}", started.elapsed());
 }

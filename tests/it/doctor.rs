@@ -205,5 +205,7 @@ fn a_bundle_is_private_and_never_overwrites() {
     let bundle: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     assert!(bundle["report"]["checks"].is_array() && bundle["lifecycle"].is_array(), "{bundle}");
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-    assert_eq!(pando(&sandbox, &args).code, Some(1), "it is there already");
+    let again = pando(&sandbox, &args);
+    assert_eq!(again.code, Some(1), "it is there already");
+    assert!(again.stderr.contains("hint: name another file"), "{again}");
 }

@@ -1,5 +1,7 @@
 //! Events come from the journal: whoever was away misses nothing, and nothing comes twice.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use pando_ipc::Kind;
@@ -7,7 +9,7 @@ use pando_ipc::client::{Client, Options};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::support::{PandoProcess, Sandbox, pando, tail};
+use crate::support::{PandoProcess, Sandbox, binary, eventually, pando, tail};
 
 /// How long an event may take to reach somebody who waits for it.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(5);
@@ -103,4 +105,31 @@ async fn a_caller_can_wait_for_the_next_event() {
     assert_eq!(page["events"][0]["seq"], published["seq"]);
     assert_eq!(page["events"][0]["instanceId"], "inst-waiting", "an event carries its publisher's id");
     client.close().await;
+}
+
+#[test]
+fn a_tail_ends_when_its_reader_has_gone_though_nothing_happens() {
+    let sandbox = Sandbox::new();
+    let (mut instance, _) = PandoProcess::primary(&sandbox);
+    publish(&sandbox, 1);
+    instance.kill();
+    let mut command = binary(sandbox.path());
+    command.args(["--quiet", "ipc", "tail", "--since", "all"]).stdout(Stdio::piped()).stdin(Stdio::null());
+    let mut tail = Ended(command.spawn().unwrap());
+    let mut first = String::new();
+    BufReader::new(tail.0.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    assert!(first.contains("instance.promoted"), "{first}");
+    let status = eventually("its end", ARRIVES_WITHIN, || tail.0.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0));
+}
+
+/// A child that does not outlive its test.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails, and says where")]
 
 mod calls;
+mod completions;
 mod cursors;
 mod database;
 mod demo;
@@ -23,6 +24,7 @@ mod golden;
 mod handover;
 mod house;
 mod interop;
+mod json_schema;
 mod leftovers;
 mod metrics;
 mod ports;

@@ -9,7 +9,7 @@ use pando_ipc::{Envelope, LockInfo};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Outcome, PandoProcess, Sandbox, eventually, pando, python, tail};
+use crate::support::{Outcome, PandoProcess, Process, Sandbox, binary, eventually, pando, python, tail};
 
 /// How soon everyone knows; half a second of it is this machine's.
 const KNOWN_WITHIN: Duration = Duration::from_millis(2_500);
@@ -209,4 +209,18 @@ fn in_a_terminal_a_person_is_asked_and_only_yes_ends_the_primary() {
     assert!(code == 0 && said.contains("evicted") && said.contains("leads now"), "{said}");
     first.end(SERVED_WITHIN);
     second.becomes("primary");
+}
+
+#[test]
+fn who_watches_the_status_reads_what_to_do_about_it() {
+    let sandbox = Sandbox::new();
+    let (instance, _) = PandoProcess::primary(&sandbox);
+    let mut command = binary(sandbox.path());
+    command.args(["status", "--watch"]);
+    let mut watch = Process::spawn(&sandbox, "watch", command);
+    let within = Duration::from_secs(10);
+    watch.wait_for("its primary", within, |line| line.text.starts_with("primary  ").then_some(()));
+    instance.signal(Signal::STOP);
+    watch.wait_for("the problem", within, |line| line.text.starts_with("problem  ").then_some(()));
+    watch.wait_for("the next step", within, |line| line.text.contains("'pando ipc evict'").then_some(()));
 }

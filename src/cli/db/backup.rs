@@ -35,6 +35,23 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     if context.json() {
         return output::json_for_reader(&copied);
     }
-    let Copied { path, bytes, standing } = &copied;
-    output::line(&format!("{}: {}, up to seq {}, checked", path.display(), output::bytes(*bytes), standing.seq))
+    output::line(&human(&copied))
+}
+
+fn human(copied: &Copied) -> String {
+    let Copied { path, bytes, standing } = copied;
+    format!("{}: {}, up to seq {}, checked", path.display(), output::bytes(*bytes), standing.seq)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use pando_dbproxy::incarnation::Standing;
+
+    use super::*;
+    use crate::cli::output::Palette;
+
+    pub(crate) fn look(_palette: Palette, _columns: Option<usize>) -> String {
+        let standing = Standing { database: uuid::Uuid::nil(), epoch: 3, seq: 42 };
+        human(&Copied { path: "yesterday.db".into(), bytes: 5 << 20, standing })
+    }
 }

@@ -33,10 +33,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let health = health.map_err(|error| read_failure(error, &workdir))?;
     if context.json() {
         output::json_for_reader(&health)?;
-    } else if health.ok {
-        output::line(&sound(&health))?;
     } else {
-        health.problems.iter().try_for_each(|problem| output::line(&output::printable(problem)))?;
+        output::line(&human(&health))?;
     }
     if health.ok {
         return Ok(());
@@ -48,6 +46,27 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         .hint("or save what can be read: 'sqlite3 FILE .recover'"))
 }
 
-fn sound(health: &Health) -> String {
-    format!("sound: {} pages in {}", health.pages, duration::human(Duration::from_millis(health.took_ms)))
+fn human(health: &Health) -> String {
+    if health.ok {
+        return format!("sound: {} pages in {}", health.pages, duration::human(Duration::from_millis(health.took_ms)));
+    }
+    health.problems.iter().map(|problem| output::printable(problem)).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::cli::output::Palette;
+
+    pub(crate) fn look(_palette: Palette, _columns: Option<usize>) -> String {
+        let health = |problems: &[&str]| Health {
+            ok: problems.is_empty(),
+            problems: problems.iter().map(ToString::to_string).collect(),
+            pages: 1_280,
+            took_ms: 3_200,
+        };
+        let broken =
+            ["Tree 12 page 40: btreeInitPage() returns error code 11", "row 3 missing from index sessions_by_parent"];
+        format!("{}\n{}", human(&health(&[])), human(&health(&broken)))
+    }
 }

@@ -126,8 +126,14 @@ fn summary(answer: &Answer) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::cli::output::Palette;
+
+    pub(crate) fn look(_palette: Palette, _columns: Option<usize>) -> String {
+        let answer = json!({"seq": 42, "epoch": 1, "durability": "disk", "results": [{"rows_affected": 1, "last_insert_rowid": 9}]});
+        summary(&serde_json::from_value(answer).unwrap())
+    }
 
     #[test]
     fn a_write_is_summed_up_in_one_line() {

@@ -71,3 +71,15 @@ fn human(restored: &Restored) -> String {
     let kept = former.as_ref().map_or(String::new(), |path| format!("; the former database is {}", path.display()));
     format!("restored as database {}, seq {}{kept}", standing.database, standing.seq)
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::cli::output::Palette;
+
+    pub(crate) fn look(_palette: Palette, _columns: Option<usize>) -> String {
+        let (database, copy_of) = (uuid::Uuid::nil(), uuid::Uuid::nil());
+        let standing = pando_dbproxy::incarnation::Standing { database, epoch: 3, seq: 42 };
+        human(&Restored { standing, copy_of, former: Some("/w/.pando/pando.db.replaced-20261121T025337Z".into()) })
+    }
+}

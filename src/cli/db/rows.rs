@@ -31,7 +31,7 @@ impl Format {
         } else if self.csv {
             output::raw(csv(columns, rows).as_bytes())
         } else {
-            output::line(&table(columns, rows).render_within(context.palette(), output::terminal_columns()))
+            output::line(&table(columns, rows).render_within(context.palette(), context.width()))
         }
     }
 
@@ -42,7 +42,7 @@ impl Format {
 }
 
 /// Returns rows as a table for people.
-fn table(columns: &[String], rows: &[Vec<SqlValue>]) -> Table {
+pub(super) fn table(columns: &[String], rows: &[Vec<SqlValue>]) -> Table {
     let mut table = Table::new(columns);
     for row in rows {
         table.row(row.iter().map(cell));
@@ -89,7 +89,7 @@ fn quoted(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::cli::output::Palette;
 
@@ -100,14 +100,16 @@ mod tests {
         (columns, vec![first, second])
     }
 
-    #[test]
-    fn a_table_shows_null_and_blobs_as_sql_writes_them() {
+    pub(crate) fn look(palette: Palette, width: Option<usize>) -> String {
         let (columns, rows) = all_kinds();
-        insta::assert_snapshot!(table(&columns, &rows).render(Palette::plain()), @r#"
-          n    r  t          b        z
-          7  1.5  a, "b"\nc  x'00ff'  NULL
-        -12  inf             x''      'NULL'
-        "#);
+        let wide = vec![
+            1.into(),
+            2.5.into(),
+            "one word after the other ".repeat(5).into(),
+            vec![171_u8; 40].into(),
+            SqlValue::Null,
+        ];
+        table(&columns, &[rows, vec![wide]].concat()).render_within(palette, width)
     }
 
     #[test]

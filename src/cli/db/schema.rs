@@ -1,9 +1,11 @@
 //! `pando db schema`: how the tables were made.
 
+use clap_complete::ArgValueCandidates;
 use pando_dbproxy::catalog::Definition;
 use serde_json::json;
 
 use super::{open, read_failure};
+use crate::cli::completions::live;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Kind};
 use crate::cli::output;
@@ -17,6 +19,7 @@ use crate::cli::output;
   pando db schema sessions")]
 pub(crate) struct Args {
     /// Print this table alone, with what belongs to it
+    #[arg(add = ArgValueCandidates::new(live::tables))]
     table: Option<String>,
     /// Print Pando's own tables, too
     #[arg(long)]
@@ -38,9 +41,30 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     if context.json() {
         return output::json_for_reader(&json!({ "definitions": found }));
     }
+    output::raw(human(&found).as_bytes())
+}
+
+fn human(found: &[Definition]) -> String {
     let lines = |definition: &Definition| {
         let safe: Vec<String> = definition.sql.lines().map(output::printable).collect();
         format!("{};\n", safe.join("\n"))
     };
-    output::raw(found.iter().map(lines).collect::<String>().as_bytes())
+    found.iter().map(lines).collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::cli::output::Palette;
+
+    pub(crate) fn look(_palette: Palette, _columns: Option<usize>) -> String {
+        let sql = "CREATE TABLE notes (\n    id TEXT PRIMARY KEY,\n    text -- \u{1b}[2J\n)";
+        let one = |kind: &str, sql: &str| Definition {
+            kind: kind.into(),
+            name: "n".into(),
+            table: "notes".into(),
+            sql: sql.into(),
+        };
+        human(&[one("table", sql), one("index", "CREATE INDEX n ON notes (text)")]).trim_end().to_owned()
+    }
 }

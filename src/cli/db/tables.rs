@@ -29,7 +29,13 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let workdir = context.workdir()?;
     let found = open(&workdir)?.tables(args.all, context.timeout()).await;
     let found = found.map_err(|error| read_failure(error, &workdir))?;
-    let columns = ["table", "kind", "columns", "rows", "bytes"].map(str::to_owned);
+    args.format.print(&COLUMNS.map(str::to_owned), &rows(&found), &json!({ "tables": found }), context)
+}
+
+/// What is told of each.
+const COLUMNS: [&str; 5] = ["table", "kind", "columns", "rows", "bytes"];
+
+fn rows(found: &[TableInfo]) -> Vec<Vec<SqlValue>> {
     let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
     let row = |table: &TableInfo| {
         vec![
@@ -40,6 +46,24 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             table.bytes.map(number).into(),
         ]
     };
-    let rows: Vec<_> = found.iter().map(row).collect();
-    args.format.print(&columns, &rows, &json!({ "tables": found }), context)
+    found.iter().map(row).collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::super::rows::table;
+    use super::*;
+    use crate::cli::output::Palette;
+
+    pub(crate) fn look(palette: Palette, columns: Option<usize>) -> String {
+        let one = |name: &str, kind: &str, rows, bytes| TableInfo {
+            name: name.into(),
+            kind: kind.into(),
+            columns: 7,
+            rows,
+            bytes,
+        };
+        let found = [one("sessions", "table", Some(1_200), Some(16_384)), one("open_sessions", "view", None, None)];
+        table(&COLUMNS.map(str::to_owned), &rows(&found)).render_within(palette, columns)
+    }
 }

@@ -243,7 +243,7 @@ fn millis(duration: Duration) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use pando_ipc::Topic;
     use serde_json::Value;
 
@@ -281,20 +281,17 @@ mod tests {
         Verdict::new(tally, found, Duration::from_micros(3_040), Duration::from_millis(9))
     }
 
+    pub(crate) fn look(palette: Palette, _columns: Option<usize>) -> String {
+        verdict(&tally(), &found()).table(palette)
+    }
+
+    pub(crate) fn look_failed(palette: Palette, _columns: Option<usize>) -> String {
+        verdict(&tally(), &Found { head: 9, ..found() }).table(palette)
+    }
+
     #[test]
     fn all_found_once_and_in_order_is_a_success() {
-        insta::assert_snapshot!(verdict(&tally(), &found()).table(Palette::plain()), @r"
-        writes acknowledged      8
-        rows found               8 of 8
-        missing                  0
-        duplicates               0
-        failed writes            0
-        events seen in order     4 of 4
-        takeover                 3.0 ms
-        next write acknowledged  9.0 ms
-
-        nothing was lost, nothing was applied twice
-        ");
+        assert!(verdict(&tally(), &found()).ok);
     }
 
     #[test]

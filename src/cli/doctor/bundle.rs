@@ -1,7 +1,7 @@
 //! One file for a report of a fault: findings, logs and sizes, without anybody's data.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -19,7 +19,13 @@ const SECRET_KEYS: [&str; 4] = ["token", "secret", "password", "payload"];
 
 /// Writes the file (0600); one that is there already is not overwritten.
 pub(super) fn write(path: &Path, report: &Report, room: &Room, context: &Context) -> Result<(), Failure> {
-    let failed = |error: &std::io::Error| Failure::io(format_args!("write {}", path.display()), error);
+    let failed = |error: &io::Error| {
+        let failure = Failure::io(format_args!("write {}", path.display()), error);
+        match error.kind() {
+            io::ErrorKind::AlreadyExists => failure.hint("name another file: nothing is overwritten"),
+            _ => failure,
+        }
+    };
     let dir = room.workdir.pando_dir();
     let log = |name: &str| {
         let text = fs::read_to_string(dir.join(name)).unwrap_or_default();

@@ -128,7 +128,12 @@ pub(super) fn answers(room: &Room) -> Finding {
         }
         _ => "end it, and the next instance takes over: 'pando ipc evict'",
     };
-    Finding::fault(format!("the primary {what} ({holder:#}): {cause}"), next).with("pid", holder.info.pid)
+    let why = match cause {
+        // It names the holder, too.
+        Cause::Unresponsive { silent, .. } => format!("silent for {silent:?}"),
+        cause => cause.to_string(),
+    };
+    Finding::fault(format!("the primary {what} ({holder:#}): {why}"), next).with("pid", holder.info.pid)
 }
 
 /// Both sides speak the same version.

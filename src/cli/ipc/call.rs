@@ -3,12 +3,14 @@
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
+use clap_complete::ArgValueCandidates;
 use pando_ipc::Kind as PeerKind;
 use pando_ipc::client::{CallError, Client};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
 use super::methods;
+use crate::cli::completions::live;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Kind};
 use crate::cli::{output, suggest};
@@ -26,6 +28,7 @@ Examples:
 )]
 pub(crate) struct Args {
     /// Method to call; see 'pando ipc methods'
+    #[arg(add = ArgValueCandidates::new(live::methods))]
     method: String,
     /// Its params as JSON, or '-' for stdin
     params: Option<String>,

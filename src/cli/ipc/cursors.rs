@@ -1,11 +1,13 @@
 //! `pando ipc cursors`: how far named consumers got, and what they have not read yet.
 
+use clap_complete::ArgValueCandidates;
 use pando_dbproxy::Readers;
 use pando_ipc::cursor::{Cursor, Cursors};
 use pando_ipc::{Pattern, Timestamp};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::cli::completions::live;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Kind};
 use crate::cli::output::{self, Table};
@@ -20,7 +22,7 @@ use crate::cli::output::{self, Table};
   pando ipc cursors --remove build")]
 pub(crate) struct Args {
     /// Forget this cursor
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = ArgValueCandidates::new(live::cursors))]
     remove: Option<String>,
 }
 
@@ -79,14 +81,13 @@ fn moved(at: Timestamp) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use pando_ipc::cursor::Bookmark;
 
     use super::*;
     use crate::cli::output::Palette;
 
-    #[test]
-    fn cursors_stand_in_a_table_with_what_is_unread() {
+    pub(crate) fn look(palette: Palette, columns: Option<usize>) -> String {
         let listed = |name: &str, topics: &[&str], unread| {
             let at = serde_json::from_str("\"2026-11-21T02:53:37.5Z\"").unwrap();
             let topics = topics.iter().map(|text| Pattern::new(text).unwrap()).collect();
@@ -94,10 +95,6 @@ mod tests {
             Listed { cursor: Cursor { name: name.into(), bookmark, topics, at }, unread }
         };
         let rows = [listed("build", &["db.*", "tool.end"], Some(7)), listed("old", &[], None)];
-        insta::assert_snapshot!(table(&rows).render(Palette::plain()), @r"
-        CURSOR  SEQ  UNREAD            MOVED                 TOPICS
-        build    41  7                 2026-11-21T02:53:37Z  db.* tool.end
-        old      41  database is gone  2026-11-21T02:53:37Z
-        ");
+        table(&rows).render_within(palette, columns)
     }
 }

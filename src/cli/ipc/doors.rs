@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::instances::ago;
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
-use crate::cli::output::{self, Table, cell};
+use crate::cli::output::{self, Palette, Table, WIDE, cell};
 
 /// List every connection to the primary, and who was turned away
 ///
@@ -25,42 +25,50 @@ pub(crate) async fn run(_args: Args, context: &Context) -> Result<(), Failure> {
     if context.json() {
         return output::json_for_reader(&answer);
     }
-    let mut text = table(answer["peers"].as_array().map(Vec::as_slice).unwrap_or_default(), Timestamp::now())
-        .render_within(context.palette(), context.width());
-    if let Some(refused) = refused(&answer["refusals"]) {
-        text = format!("{text}\n\nrefused  {refused}");
-    }
-    output::line(&text)
+    output::line(&human(&answer, Timestamp::now(), context.palette(), context.width()))
 }
 
-fn table(peers: &[Value], now: Timestamp) -> Table {
-    let titles = ["INSTANCE", "SOCKET", "DOOR", "MAY", "UID", "PID", "IN", "OUT", "REFUSED", "SINCE", "EXECUTABLE"];
-    let mut table = Table::new(titles);
+fn human(answer: &Value, now: Timestamp, palette: Palette, columns: Option<usize>) -> String {
+    let peers = answer["peers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let text = table(peers, now, columns).render_within(palette, columns);
+    match refused(&answer["refusals"]) {
+        Some(refused) => format!("{text}\n\nrefused  {refused}"),
+        None => text,
+    }
+}
+
+/// The columns: their titles, what stands in them, and whether a narrow terminal has room for them; `--json` has all.
+const COLUMNS: [(&str, &str, bool); 11] = [
+    ("INSTANCE", "instance_id", true),
+    ("SOCKET", "socket", true),
+    ("DOOR", "door", true),
+    ("MAY", "may", false),
+    ("UID", "uid", false),
+    ("PID", "pid", true),
+    ("IN", "bytes_in", true),
+    ("OUT", "bytes_out", true),
+    ("REFUSED", "refusals", false),
+    ("SINCE", "since", true),
+    ("EXECUTABLE", "executable", true),
+];
+
+fn table(peers: &[Value], now: Timestamp, width: Option<usize>) -> Table {
+    let is_wide = width.is_none_or(|width| width >= WIDE);
+    let columns = COLUMNS.iter().filter(|(.., always)| is_wide || *always);
+    let mut table = Table::new(columns.clone().map(|(title, ..)| title));
     for peer in peers {
-        let text = |key: &str| match &peer[key] {
-            Value::Null => "-".to_owned(),
-            value => cell(value),
-        };
-        let size = |key: &str| peer[key].as_u64().map_or_else(|| "-".to_owned(), bytes);
-        table.row([
-            text("instance_id"),
-            text("socket"),
-            text("door"),
-            text("may"),
-            text("uid"),
-            text("pid"),
-            size("bytes_in"),
-            size("bytes_out"),
-            text("refusals"),
-            ago(&text("since"), now),
-            text("executable"),
-        ]);
+        table.row(columns.clone().map(|(_, key, _)| match (*key, &peer[*key]) {
+            (_, Value::Null) => "-".to_owned(),
+            ("bytes_in" | "bytes_out", Value::Number(count)) => count.as_u64().map_or_else(|| "-".to_owned(), bytes),
+            ("since", Value::String(since)) => ago(since, now),
+            (_, value) => cell(value),
+        }));
     }
     table
 }
 
 /// Returns the refusals as `3 foreign_uid, 1 protocol`; `None` when there were none.
-fn refused(refusals: &Value) -> Option<String> {
+pub(crate) fn refused(refusals: &Value) -> Option<String> {
     let counts = refusals.as_object()?.iter().map(|(reason, count)| format!("{count} {reason}"));
     Some(counts.collect::<Vec<_>>().join(", ")).filter(|text| !text.is_empty())
 }
@@ -74,24 +82,22 @@ fn bytes(count: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use crate::cli::output::Palette;
 
-    #[test]
-    fn connections_stand_in_a_table() {
+    pub(crate) fn look(palette: Palette, columns: Option<usize>) -> String {
         let now: Timestamp = serde_json::from_str("\"2026-11-21T03:00:00Z\"").unwrap();
-        let rows = [
+        let peers = [
             json!({"instance_id": "inst-A", "socket": "rpc", "door": "native", "may": "control", "uid": 1000, "pid": 12,
                 "bytes_in": 9999, "bytes_out": 30_000_000, "refusals": 0, "since": "2026-11-21T02:58:00.5Z", "executable": "/bin/pando"}),
             json!({"instance_id": null, "socket": "pub", "door": "tcp", "may": "control", "uid": null, "pid": null,
                 "bytes_in": 0, "bytes_out": 10_000, "refusals": 3, "since": "2026-11-21T02:59:59Z", "executable": null}),
         ];
-        insta::assert_snapshot!(table(&rows, now).render(Palette::plain()), @r"
-        INSTANCE  SOCKET  DOOR    MAY      UID   PID  IN      OUT     REFUSED  SINCE       EXECUTABLE
-        inst-A    rpc     native  control  1000  12   9999 B  28 MiB        0  1m 59s ago  /bin/pando
-        -         pub     tcp     control  -     -    0 B     9 KiB         3  1s ago      -
-        ");
+        human(&json!({"peers": peers, "refusals": {"foreign_uid": 3, "protocol": 1}}), now, palette, columns)
+    }
+
+    #[test]
+    fn refusals_are_counted_by_reason() {
         assert_eq!(refused(&json!({"foreign_uid": 3, "protocol": 1})).unwrap(), "3 foreign_uid, 1 protocol");
         assert_eq!(refused(&json!({})), None);
     }

@@ -47,15 +47,14 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let path = workdir.path().display().to_string();
     let holder = match Standing::of(&workdir).map_err(|error| Failure::lock(&error))? {
         Standing::Free(_) => {
-            let text = format!("nobody to evict: no primary in {path} (lock is free)");
-            return say(context, &json!({"evicted": null}), &text);
+            return say(context, &json!({"evicted": null}), &nobody(&path));
         }
         Standing::Held(None) => return Err(Failure::no_primary(&workdir)),
         Standing::Held(Some(_)) => silent_holder(&workdir).await?,
     };
     holder.check().map_err(|error| failed(&error, &workdir))?;
     let means: Vec<_> = holder.means().iter().map(|signal| name_of(*signal)).collect();
-    let plan = format!("would end {holder:#}: {}", means.join(", then "));
+    let plan = plan(&holder, &means);
     if args.dry_run {
         return say(context, &json!({"would_evict": describe(&holder), "signals": means}), &plan);
     }
@@ -64,13 +63,29 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     }
     let signal = holder.evict().await.map_err(|error| failed(&error, &workdir))?;
     let next = next_primary(&workdir, &holder, context).await?;
+    let line = json!({"evicted": describe(&holder), "signal": signal.map(name_of), "primary": next});
+    say(context, &line, &done(&holder, signal, next.as_deref()))
+}
+
+fn nobody(path: &str) -> String {
+    format!("nobody to evict: no primary in {path} (lock is free)")
+}
+
+fn plan(holder: &Holder, means: &[&str]) -> String {
+    format!("would end {holder:#}: {}", means.join(", then "))
+}
+
+fn question(plan: &str) -> String {
+    format!("{plan}\ngo on? [y/N] ")
+}
+
+fn done(holder: &Holder, signal: Option<Signal>, next: Option<&str>) -> String {
     let how = signal.map_or("it had ended already", name_of);
-    let then = match &next {
+    let then = match next {
         Some(next) => format!("{next} leads now"),
         None => "nobody leads now; start a primary with 'pando up'".to_owned(),
     };
-    let line = json!({"evicted": describe(&holder), "signal": signal.map(name_of), "primary": next});
-    say(context, &line, &format!("evicted {}, pid {} ({how}); {then}", holder.info.instance_id, holder.info.pid))
+    format!("evicted {}, pid {} ({how}); {then}", holder.info.instance_id, holder.info.pid)
 }
 
 /// Returns the holder of the lock once it is sure that it says nothing; one that answers is left alone.
@@ -100,7 +115,7 @@ async fn confirm(plan: &str) -> Result<(), Failure> {
         return Err(Failure::new(Kind::Usage, format!("{plan}, but nobody is here to ask"))
             .hint("if that is what you want: 'pando ipc evict --yes'"));
     }
-    let question = format!("{plan}\ngo on? [y/N] ");
+    let question = question(plan);
     let asked = tokio::task::spawn_blocking(move || {
         io::stderr().write_all(question.as_bytes())?;
         let mut answer = String::new();
@@ -164,5 +179,22 @@ fn say(context: &Context, line: &Value, text: &str) -> Result<(), Failure> {
         (true, _) => output::json(line),
         (false, true) => Ok(()),
         (false, false) => output::line(text),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use pando_ipc::process::ProcessState;
+
+    use super::*;
+    use crate::cli::output::Palette;
+
+    pub(crate) fn look(_palette: Palette, _columns: Option<usize>) -> String {
+        let info = serde_json::from_str(include_str!("../../../tests/golden/ipc.lock")).unwrap();
+        let holder = Holder { info, executable: Some("/usr/bin/pando".into()), state: Some(ProcessState::Stopped) };
+        let asked = question(&plan(&holder, &["SIGTERM", "SIGKILL"]));
+        let ended =
+            [(None, None), (Some(Signal::KILL), Some("inst-b"))].map(|(signal, next)| done(&holder, signal, next));
+        [nobody("/w"), asked, ended.join("\n")].join("\n")
     }
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
-use crate::cli::output;
+use crate::cli::output::{self, Palette};
 use crate::cli::standing::Standing;
 
 /// Show the ports and sockets of the primary, or the ports it would try first
@@ -44,10 +44,13 @@ pub(crate) fn run(_args: &Args, context: &Context) -> Result<(), Failure> {
             Doors { publish: hint.publish, rpc: hint.rpc, advertised: false, endpoints: Endpoints::default() }
         }
     };
-    if context.json() { output::json_for_reader(&doors) } else { output::line(&human(&doors, context)) }
+    if context.json() {
+        return output::json_for_reader(&doors);
+    }
+    output::line(&human(&doors, context.palette()))
 }
 
-fn human(doors: &Doors, context: &Context) -> String {
+fn human(doors: &Doors, palette: Palette) -> String {
     let port = |port: u16| if port == 0 { "closed".to_owned() } else { port.to_string() };
     let mut facts = vec![("pub", port(doors.publish)), ("rpc", port(doors.rpc))];
     if doors.advertised {
@@ -56,5 +59,21 @@ fn human(doors: &Doors, context: &Context) -> String {
     } else {
         facts.push(("state", "no primary; these ports would be tried first".to_owned()));
     }
-    output::facts(&facts, context.palette())
+    output::facts(&facts, palette)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn look(palette: Palette, _columns: Option<usize>) -> String {
+        let socket = |door: &str| vec![format!("ipc:///home/user/projects/pando/.pando/run/3-8cd20e.{door}")];
+        let endpoints = Endpoints { publish: socket("pub"), rpc: socket("rpc") };
+        human(&Doors { publish: 45337, rpc: 0, advertised: true, endpoints }, palette)
+    }
+
+    pub(crate) fn look_free(palette: Palette, _columns: Option<usize>) -> String {
+        let doors = Doors { publish: 45337, rpc: 45338, advertised: false, endpoints: Endpoints::default() };
+        human(&doors, palette)
+    }
 }

@@ -1,9 +1,11 @@
 //! `pando ipc publish`: one event for everybody.
 
+use clap_complete::ArgValueCandidates;
 use pando_ipc::{Topic, hello};
 use serde_json::{Value, json};
 
 use super::call;
+use crate::cli::completions::live;
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::output;
@@ -17,11 +19,12 @@ Examples:
   pando ipc publish llm.token '{\"text\":\"a\"}' --session s1 --ephemeral")]
 pub(crate) struct Args {
     /// Topic, such as 'build.done'
+    #[arg(add = ArgValueCandidates::new(live::topics))]
     topic: Topic,
     /// Payload as JSON [default: null]
     payload: Option<String>,
     /// Session it belongs to
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", add = ArgValueCandidates::new(live::sessions))]
     session: Option<String>,
     /// Skip the journal: no number, and followers may miss it
     #[arg(long)]
@@ -39,9 +42,23 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         params["durable"] = false.into();
     }
     let answer = context.call(hello::PUBLISH, params).await?;
-    match (context.json(), &answer["seq"]) {
-        (true, _) => output::json(&answer),
-        (false, Value::Number(seq)) => output::line(&format!("published {} as seq {seq}", args.topic)),
-        (false, _) => output::line(&format!("published {}, without a number", args.topic)),
+    if context.json() { output::json(&answer) } else { output::line(&human(&args.topic, &answer["seq"])) }
+}
+
+fn human(topic: &Topic, seq: &Value) -> String {
+    match seq {
+        Value::Number(seq) => format!("published {topic} as seq {seq}"),
+        _ => format!("published {topic}, without a number"),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::cli::output::Palette;
+
+    pub(crate) fn look(_palette: Palette, _columns: Option<usize>) -> String {
+        let topic = Topic::known("build.done");
+        format!("{}\n{}", human(&topic, &json!(42)), human(&topic, &Value::Null))
     }
 }

@@ -1,21 +1,26 @@
 //! `pando ipc tail`: every event, in order, across takeovers.
 
-mod line;
+pub(crate) mod line;
 mod moment;
 mod select;
 mod template;
-mod text;
+pub(crate) mod text;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap_complete::ArgValueCandidates;
+use futures::FutureExt;
 use pando_dbproxy::Readers;
 use pando_ipc::client::{CallError, Cause, Client, Followed, Follower, History, HistoryError, LocalHistory, Since};
 use pando_ipc::cursor::{Bookmark, Cursor, Cursors};
 use pando_ipc::{Kind as PeerKind, Pattern, Timestamp, Workdir};
 use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use uuid::Uuid;
 
+use crate::cli::completions::live;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Kind};
 use crate::cli::output;
@@ -28,6 +33,9 @@ use text::Stitch;
 
 /// How often the command looks whether there is a primary, to say so when there is none.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// Bytes that are printed at once where so many events are there already: what a pipe holds.
+const CHUNK_BYTES: usize = 64 << 10;
 
 /// How often a cursor is moved while events come: whoever is killed reads what was printed since then once more.
 const KEEP: Duration = Duration::from_millis(200);
@@ -51,26 +59,26 @@ Examples:
   pando ipc tail --cursor build --until now    what is new since the last time
   pando ipc tail --where payload.role=user --where payload.role=system
   pando ipc tail --format '{seq} {topic} {payload.id}'
-  pando ipc tail --text llm.*                  read along while a model answers"
+  pando ipc tail --text 'llm.*'                read along while a model answers"
 )]
 pub(crate) struct Args {
     /// Topics: 'a.b', or a pattern in which '*' stands for any text
-    #[arg(value_name = "TOPIC", default_value = "*")]
+    #[arg(value_name = "TOPIC", default_value = "*", add = ArgValueCandidates::new(live::topics))]
     topics: Vec<Pattern>,
-    /// Where to begin: 'now', 'all', behind event SEQ, or at a time
-    #[arg(long, value_name = "WHEN", value_parser = moment::parse_start, default_value = "now")]
-    since: Moment,
+    /// Where to begin: 'now', 'all', behind event SEQ, or at a time [default: now; a new --cursor begins with all]
+    #[arg(long, value_name = "WHEN", value_parser = moment::parse_start)]
+    since: Option<Moment>,
     /// Where to end: with event SEQ, or before a time
     #[arg(long, value_name = "WHEN", value_parser = moment::parse_end)]
     until: Option<Moment>,
     /// Remember under this name how far was read, and go on there the next time; --since counts the first time only
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = ArgValueCandidates::new(live::cursors))]
     cursor: Option<String>,
     /// Only events of this session; may be repeated
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", add = ArgValueCandidates::new(live::sessions))]
     session: Vec<String>,
     /// Only events from this instance; may be repeated
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", add = ArgValueCandidates::new(live::instances))]
     instance: Vec<String>,
     /// Only events in which PATH, such as payload.role, is VALUE; several values of one path are alternatives
     #[arg(long = "where", value_name = "PATH=VALUE", value_parser = select::parse_condition)]
@@ -99,6 +107,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let workdir = context.workdir()?;
     let client = context.open(&workdir, PeerKind::Observer);
     let file = Arc::new(Readers::open(workdir.database_path(), 1));
+    let database = file.database().await.ok();
     let history: Arc<dyn History> = Arc::new(LocalHistory::new(file, client.clone()));
     let lines = Lines::new(context.palette(), context.width());
     let style = match args.format {
@@ -108,8 +117,14 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         None => Style::Lines(lines),
     };
     let keeper = args.cursor.map(|name| Keeper::find(&workdir, name, &args.topics)).transpose()?;
-    let begin = keeper.as_ref().and_then(|keeper| keeper.kept).map_or(args.since.since(), Since::Bookmark);
+    let begin = match &keeper {
+        Some(Keeper { kept: Some(kept), .. }) => Since::Bookmark(*kept),
+        // Whoever asks for what is new since the last time, and was never here, has read nothing.
+        Some(_) => args.since.unwrap_or(Moment::All).since(),
+        None => args.since.unwrap_or(Moment::Now).since(),
+    };
     let tail = Tail {
+        database,
         events: client.follow(args.topics, begin, Arc::clone(&history)),
         keeper,
         printed: None,
@@ -197,6 +212,8 @@ impl Keeper {
 struct Tail {
     events: Follower,
     keeper: Option<Keeper>,
+    /// The database's id when we began; `None` where there was none.
+    database: Option<Uuid>,
     /// Up to where everything was printed.
     printed: Option<Bookmark>,
     selection: Selection,
@@ -240,18 +257,19 @@ impl Tail {
         while self.left != Some(0) {
             let events = &mut self.events;
             let step = tokio::select! {
-                item = async { match last { Some(last) => events.recv_upto(last).await, None => events.recv().await } } => Step::Item(item),
+                item = receive(events, last) => Step::Item(item),
                 end = &mut end, if until.is_some() && last.is_none() => Step::End(end),
                 _ = look.tick() => Step::Look,
                 _ = keep.tick() => Step::Keep,
             };
             match step {
-                Step::Item(Some(item)) => {
-                    self.show(&item)?;
-                    self.printed = self.events.bookmark();
+                Step::Item(item) => {
+                    if self.show_all(item, last)?.is_break() {
+                        break;
+                    }
                 }
-                Step::Item(None) => break,
                 Step::End(seq) => last = Some(seq.map_err(|error| self.unreadable(error))?),
+                Step::Look if output::is_unread() => return Err(output::reader_gone()),
                 Step::Look => self.watch.look()?,
                 Step::Keep => self.keep()?,
             }
@@ -262,32 +280,59 @@ impl Tail {
         }
     }
 
+    /// Returns up to where everything was taken. Where no event was read yet, the stream does not know its database, but the file does.
+    fn place(&self) -> Option<Bookmark> {
+        let unread = || self.database.map(|database| Bookmark { database, seq: self.events.position() });
+        self.events.bookmark().or_else(|| unread().filter(|place| place.seq > 0))
+    }
+
     fn keep(&mut self) -> Result<(), Failure> {
         // Nothing is on its way to the reader now.
-        self.printed = self.events.bookmark();
+        self.printed = self.place();
         self.keeper.as_mut().map_or(Ok(()), |keeper| keeper.keep(self.printed))
     }
 
-    fn show(&mut self, item: &Followed) -> Result<(), Failure> {
+    /// Prints an item and those that are there already, all at once: whoever catches up waits for no system call per event.
+    fn show_all(&mut self, first: Option<Followed>, last: Option<u64>) -> Result<ControlFlow<()>, Failure> {
+        let mut text = String::new();
+        let mut next = Some(first);
+        while let Some(Some(item)) = next {
+            self.show(&item, &mut text)?;
+            let goes_on = self.left != Some(0) && text.len() < CHUNK_BYTES;
+            next = if goes_on { receive(&mut self.events, last).now_or_never() } else { None };
+        }
+        output::raw(text.as_bytes())?;
+        self.printed = self.place();
+        Ok(if matches!(next, Some(None)) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+
+    /// Adds what is to be printed for an item.
+    fn show(&mut self, item: &Followed, text: &mut String) -> Result<(), Failure> {
         if let Followed::Event(event) = item {
             if !self.selection.selects(event) {
                 return Ok(());
             }
             self.left = self.left.map(|left| left - 1);
         }
-        match (&mut self.style, item) {
-            (Style::Json, Followed::Event(event)) => output::json(event),
-            (Style::Json, Followed::Lagged(lost)) => output::json(&json!({"lagged": lost})),
-            (Style::Json, Followed::Resync(gap)) => output::json(&json!({"resync": gap})),
-            (Style::Template(template), Followed::Event(event)) => output::line(&template.fill(event)),
-            (Style::Template(_), Followed::Lagged(_)) => Ok(()),
+        let line = match (&mut self.style, item) {
+            (Style::Json, Followed::Event(event)) => output::encode(event)?,
+            (Style::Json, Followed::Lagged(lost)) => output::encode(&json!({"lagged": lost}))?,
+            (Style::Json, Followed::Resync(gap)) => output::encode(&json!({"resync": gap}))?,
+            (Style::Template(template), Followed::Event(event)) => template.fill(event),
+            (Style::Template(_), Followed::Lagged(_)) => return Ok(()),
             (Style::Template(_), Followed::Resync(gap)) => {
                 output::note(&line::resync(gap));
-                Ok(())
+                return Ok(());
             }
-            (Style::Text(stitch), item) => output::raw(stitch.add(item).as_bytes()),
-            (Style::Lines(lines), item) => output::line(&lines.render(item)),
-        }
+            (Style::Text(stitch), item) => {
+                text.push_str(&stitch.add(item));
+                return Ok(());
+            }
+            (Style::Lines(lines), item) => lines.render(item),
+        };
+        text.push_str(&line);
+        text.push('\n');
+        Ok(())
     }
 
     fn unreadable(&self, error: HistoryError) -> Failure {
@@ -295,6 +340,14 @@ impl Tail {
             HistoryError::Call(error) => Failure::call(error, &self.watch.workdir),
             error => Failure::new(Kind::Failed, error.to_string()),
         }
+    }
+}
+
+/// Returns the next item; `None` behind event `last`.
+async fn receive(events: &mut Follower, last: Option<u64>) -> Option<Followed> {
+    match last {
+        Some(last) => events.recv_upto(last).await,
+        None => events.recv().await,
     }
 }
 

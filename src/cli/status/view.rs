@@ -7,7 +7,7 @@ use pando_ipc::metrics::{Distribution, Metric, Reading};
 use pando_ipc::{Holder, Timestamp};
 use serde_json::Value;
 
-use super::{Report, State};
+use super::{Report, State, Trouble};
 use crate::cli::output::{self, Palette, Table};
 use crate::cli::{duration, ipc};
 
@@ -15,16 +15,16 @@ use crate::cli::{duration, ipc};
 const LAGGING_BYTES: u64 = 2 << 20;
 
 /// Returns the whole, no wider than `columns`.
-pub(super) fn human(report: &Report, palette: Palette, columns: Option<usize>) -> String {
+pub(super) fn human(report: &Report, trouble: Trouble, palette: Palette, columns: Option<usize>) -> String {
     let mut facts = vec![("workdir", report.workdir.display().to_string())];
     match report.state {
         State::Free => {
             facts.push(("state", "no primary, the lock is free".to_owned()));
-            if let Some(problem) = &report.problem {
-                facts.push(("problem", problem.clone()));
-            }
             if let Some(last) = &report.last_holder {
-                facts.push(("last", format!("{}, from {}", last.instance_id, last.started_at)));
+                facts.push((
+                    "last",
+                    format!("{}, from {}", last.instance_id, output::brief_time(&last.started_at.to_string())),
+                ));
             }
         }
         State::Silent => {
@@ -37,14 +37,18 @@ pub(super) fn human(report: &Report, palette: Palette, columns: Option<usize>) -
         }
         State::Led => led(report, &mut facts),
     }
+    // What is wrong goes to stderr as the command's failure, with the next step; where there is no failure both belong here.
+    let is_told_here = trouble == Trouble::Here || !matches!(report.state, State::Silent);
+    if let Some(problem) = report.problem.as_ref().filter(|_| is_told_here) {
+        facts.push(("problem", problem.clone()));
+    }
     if let Some(stats) = report.database.as_ref().filter(|_| !matches!(report.state, State::Led)) {
         facts.push(("head", format!("seq {}, epoch {}", stats.head, stats.epoch)));
     }
     if let Some(stats) = &report.database {
         facts.push(("database", format!("{}, log {}", output::bytes(stats.bytes), output::bytes(stats.wal_bytes))));
     }
-    // What is wrong goes to stderr as the command's failure; without one the next step belongs here.
-    if report.problem.is_none() || matches!(report.state, State::Free) {
+    if is_told_here {
         facts.extend(report.hints.iter().map(|hint| (output::NEXT, hint.clone())));
     }
     let mut parts = vec![output::facts_within(&facts, palette, columns)];
@@ -79,7 +83,11 @@ pub(super) fn human(report: &Report, palette: Palette, columns: Option<usize>) -
 fn lines(titles: [&str; 5], lines: &[Value], keys: [&str; 5]) -> Table {
     let mut table = Table::new(titles);
     for line in lines {
-        table.row(keys.map(|key| if line[key].is_null() { "-".to_owned() } else { output::cell(&line[key]) }));
+        table.row(keys.map(|key| match (key, &line[key]) {
+            (_, Value::Null) => "-".to_owned(),
+            ("at", Value::String(time)) => output::brief_time(time),
+            (_, value) => output::cell(value),
+        }));
     }
     table
 }
@@ -105,7 +113,10 @@ fn led(report: &Report, facts: &mut Vec<(&str, String)>) {
     facts.push(("primary", primary));
     if let Some(uptime) = info["uptime"].as_f64() {
         let up = duration::human(Duration::try_from_secs_f64(uptime).unwrap_or_default());
-        let since = info["started_at"].as_str().map(|since| format!(", leads since {since}")).unwrap_or_default();
+        let since = info["started_at"]
+            .as_str()
+            .map(|since| format!(", leads since {}", output::brief_time(since)))
+            .unwrap_or_default();
         facts.push(("up", format!("{up}{since}")));
     }
     facts.push(("epoch", text("epoch")));
@@ -124,11 +135,11 @@ fn led(report: &Report, facts: &mut Vec<(&str, String)>) {
     facts.push(("ports", ports));
     let bus = &info["bus"];
     if let (Some(callers), Some(subscribers)) = (bus["callers"].as_u64(), bus["subscribers"].as_u64()) {
-        facts.push(("doors", format!("{callers} callers, {subscribers} followers")));
+        let some = |count: u64, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
+        facts.push(("doors", format!("{}, {}", some(callers, "caller"), some(subscribers, "follower"))));
     }
-    let refused: u64 = bus["refusals"].as_object().into_iter().flatten().filter_map(|(_, n)| n.as_u64()).sum();
-    if refused > 0 {
-        facts.push(("refused", format!("{refused}: {}", bus["refusals"])));
+    if let Some(refused) = ipc::doors::refused(&bus["refusals"]) {
+        facts.push(("refused", refused));
     }
     facts.push(("version", format!("{}, protocol {}", text("version"), text("protocol"))));
 }
@@ -196,14 +207,13 @@ pub(super) fn next_steps(report: &Report) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use pando_dbproxy::catalog::Stats;
     use pando_ipc::metrics::{Histogram, Type};
     use serde_json::json;
 
-    use super::super::Diag;
+    use super::super::{Diag, in_place_of_the_last};
     use super::*;
-    use crate::cli::output::looks;
 
     fn report(state: State) -> Report {
         Report { state, ..Report::empty("/home/user/projects/pando".as_ref()) }
@@ -268,38 +278,49 @@ mod tests {
         report
     }
 
-    #[test]
-    fn a_primary_is_shown_with_all_that_goes_on_and_the_next_steps() {
-        let report = led();
-        insta::assert_snapshot!(looks(|palette, columns| human(&report, palette, columns)));
+    pub(crate) fn look_led(palette: Palette, columns: Option<usize>) -> String {
+        human(&Report { diag: None, ..led() }, Trouble::OnStderr, palette, columns)
     }
 
-    #[test]
-    fn a_free_lock_is_told_with_the_next_step() {
+    pub(crate) fn look_diag(palette: Palette, columns: Option<usize>) -> String {
+        human(&led(), Trouble::OnStderr, palette, columns)
+    }
+
+    pub(crate) fn look_watch(palette: Palette, columns: Option<usize>) -> String {
+        in_place_of_the_last(&look_free(palette, columns), Some(25))
+    }
+
+    pub(crate) fn look_low_watch(palette: Palette, columns: Option<usize>) -> String {
+        in_place_of_the_last(&look_led(palette, columns), Some(10))
+    }
+
+    pub(crate) fn look_free(palette: Palette, columns: Option<usize>) -> String {
         let mut report = report(State::Free);
         report.database = Some(Stats { wal_bytes: 0, ..stats() });
         report.hints.push("start a primary with 'pando up'".into());
-        insta::assert_snapshot!(looks(|palette, columns| human(&report, palette, columns)));
+        human(&report, Trouble::OnStderr, palette, columns)
     }
 
-    #[test]
-    fn a_file_system_where_nobody_can_lead_is_named() {
+    pub(crate) fn look_file_system(palette: Palette, columns: Option<usize>) -> String {
         let mut report = report(State::Free);
         report.problem = Some("no primary can lead on this file system (nfs): other machines see it".into());
         report.hints.push("work in a directory on a disk of this machine".into());
-        insta::assert_snapshot!(human(&report, Palette::plain(), None), @r"
-        workdir  /home/user/projects/pando
-        state    no primary, the lock is free
-        problem  no primary can lead on this file system (nfs): other machines see it
-        next     work in a directory on a disk of this machine
-        ");
+        human(&report, Trouble::OnStderr, palette, columns)
     }
 
-    #[test]
-    fn a_silent_holder_is_told() {
+    fn silent() -> Report {
         let mut report = report(State::Silent);
         report.holder = Some(serde_json::from_str(include_str!("../../../tests/golden/ipc.lock")).unwrap());
         report.problem = Some("it says nothing".into());
-        insta::assert_snapshot!(looks(|palette, columns| human(&report, palette, columns)));
+        report.hints.push("if it stays silent, end it and another instance takes over: 'pando ipc evict'".into());
+        report
+    }
+
+    pub(crate) fn look_silent(palette: Palette, columns: Option<usize>) -> String {
+        human(&silent(), Trouble::OnStderr, palette, columns)
+    }
+
+    pub(crate) fn look_silent_watch(palette: Palette, columns: Option<usize>) -> String {
+        human(&silent(), Trouble::Here, palette, columns)
     }
 }

@@ -117,7 +117,7 @@ impl Reporter {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use pando_ipc::Ports;
 
     use super::*;
@@ -139,12 +139,11 @@ mod tests {
         insta::assert_snapshot!(serde_json::to_string(&seeking).unwrap(), @r#"{"role":"seeking","instance_id":"inst-A","epoch":null,"pid":12,"ports":null,"at":"2026-11-21T02:52:48.5Z"}"#);
     }
 
-    #[test]
-    fn people_read_who_and_where() {
+    pub(crate) fn look(palette: Palette, _columns: Option<usize>) -> String {
         let workdir = Workdir::open("/").unwrap();
-        insta::assert_snapshot!(primary_line().human(&workdir, Palette::plain()), @"primary in / · inst-A · epoch 3 · pid 12 · ports 45337, 45338");
         let role = Role::Secondary { primary: "inst-A".into(), epoch: 3 };
-        let line = RoleLine { pid: 13, ..RoleLine::new(&role, "inst-B") };
-        insta::assert_snapshot!(line.human(&workdir, Palette::plain()), @"secondary in / · inst-B · epoch 3 · pid 13 · follows inst-A");
+        let others = [&Role::Seeking, &role].map(|role| RoleLine { pid: 13, ..RoleLine::new(role, "inst-B") });
+        let lines = [&primary_line(), &others[0], &others[1]].map(|line| line.human(&workdir, palette));
+        lines.join("\n")
     }
 }

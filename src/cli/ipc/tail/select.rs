@@ -12,10 +12,26 @@ pub(super) struct Condition {
     value: String,
 }
 
+/// What an event has; all else is in its payload.
+const FIELDS: [&str; 10] =
+    ["topic", "seq", "timestamp", "instanceId", "sessionId", "projectId", "payload", "epoch", "prev", "n"];
+
+/// Tells what is wrong with a path that leads nowhere in any event.
+pub(super) fn check_path(path: &str) -> Result<(), String> {
+    let first = path.split('.').next().unwrap_or_default();
+    if FIELDS.contains(&first) {
+        return Ok(());
+    }
+    Err(format!("an event has no {first:?}; did you mean payload.{path}? It has {}", FIELDS.join(", ")))
+}
+
 /// Reads `payload.role=user`.
 pub(super) fn parse_condition(text: &str) -> Result<Condition, String> {
     match text.split_once('=') {
-        Some((path, value)) if !path.is_empty() => Ok(Condition { path: path.to_owned(), value: value.to_owned() }),
+        Some((path, value)) if !path.is_empty() => {
+            check_path(path)?;
+            Ok(Condition { path: path.to_owned(), value: value.to_owned() })
+        }
         _ => Err("write PATH=VALUE, such as payload.role=user".to_owned()),
     }
 }
@@ -97,6 +113,15 @@ mod tests {
     }
 
     #[test]
+    fn the_fields_are_those_of_an_event() {
+        let (mut event, known) = (event(), |key: &String| FIELDS.contains(&key.as_str()));
+        (event.epoch, event.seq, event.prev, event.n) = (Some(1), Some(2), Some(1), Some(1));
+        let event = json!(event);
+        let fields: Vec<_> = event.as_object().unwrap().keys().collect();
+        assert!(fields.len() == FIELDS.len() && fields.into_iter().all(known), "{event}");
+    }
+
+    #[test]
     fn a_session_and_an_instance_are_selected_by_their_ids() {
         check_selects(&["s0", "s1"], &["inst-A"], &[], true);
         check_selects(&["s0"], &[], &[], false);
@@ -107,5 +132,7 @@ mod tests {
     fn a_condition_has_a_path_and_a_value() {
         assert!(parse_condition("payload.role").is_err() && parse_condition("=user").is_err());
         assert!(parse_condition("payload.role=").is_ok());
+        let wrong = parse_condition("role=user").unwrap_err();
+        assert!(wrong.contains("did you mean payload.role?"), "{wrong}");
     }
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use pando_ipc::Envelope;
 use serde_json::json;
 
-use super::select::{at, plain};
+use super::select::{at, check_path, plain};
 
 #[derive(Debug, Clone, PartialEq)]
 enum Part {
@@ -35,6 +35,7 @@ impl FromStr for Template {
                     if path.is_empty() || path.contains('{') {
                         return Err("a place is written {PATH}, such as {seq} or {payload.id}".to_owned());
                     }
+                    check_path(&path)?;
                     parts.push(Part::Text(std::mem::take(&mut plain)));
                     parts.push(Part::Path(path));
                 }
@@ -85,5 +86,6 @@ mod tests {
         assert!("{}".parse::<Template>().is_err());
         assert!("a } b".parse::<Template>().is_err());
         assert!("{a{b}}".parse::<Template>().is_err());
+        assert!("{id}".parse::<Template>().unwrap_err().contains("payload.id"));
     }
 }
