@@ -16,7 +16,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use pando_ipc::Fault;
 use pando_ipc::access::Needs;
-use pando_ipc::methods::{Call, Caller, Methods};
+use pando_ipc::methods::{Call, Caller, Methods, Reply};
 use pando_ipc::rpc::Json;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde::Serialize;
@@ -29,12 +29,15 @@ use crate::instance::Primary;
 type SchemaOf = fn(&mut SchemaGenerator) -> schemars::Schema;
 type Handler = Arc<dyn Fn(Arc<Primary>, Call) -> BoxFuture<'static, Result<Json, Fault>> + Send + Sync>;
 type InlineHandler = fn(&Primary, Call) -> Result<Json, Fault>;
+type DeferredHandler = fn(&Primary, Call, Reply);
 
 enum Body {
     /// Answered in the peer's reader: cheap, and never refused for load.
     Inline(InlineHandler),
     /// Answered by a task of its own.
     Spawned(Handler),
+    /// Begun at once, and answered by the thread that has the outcome.
+    Deferred(DeferredHandler),
 }
 
 /// One method: its name, what it needs of its callers, what it does, its shapes and the code that answers it.
@@ -88,6 +91,16 @@ impl Method {
         Self::described::<P, R>(name, needs.into(), summary, Body::Inline(handler))
     }
 
+    /// A method that is answered later, by whatever thread has the outcome; `P` and `R` describe its shapes.
+    fn deferred<P: JsonSchema, R: JsonSchema>(
+        name: &'static str,
+        needs: impl Into<Needs>,
+        summary: &'static str,
+        handler: DeferredHandler,
+    ) -> Self {
+        Self::described::<P, R>(name, needs.into(), summary, Body::Deferred(handler))
+    }
+
     fn described<P: JsonSchema, R: JsonSchema>(
         name: &'static str,
         needs: Needs,
@@ -121,6 +134,9 @@ pub(crate) fn bind(primary: &Arc<Primary>) -> Methods {
         let primary = Arc::clone(primary);
         match body {
             Body::Inline(handler) => methods.register_inline(name, needs, move |call| handler(&primary, call)),
+            Body::Deferred(handler) => {
+                methods.register_deferred(name, needs, move |call, reply| handler(&primary, call, reply));
+            }
             Body::Spawned(handler) => methods.register(name, needs, move |call| handler(Arc::clone(&primary), call)),
         }
     }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use pando_ipc::methods::Sent;
 use pando_ipc::{Envelope, Fault};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::mpsc::error::TrySendError;
@@ -29,7 +30,7 @@ use crate::write::{Ack, Durability, Work, WriteRequest};
 pub(crate) use dedup::Ops;
 pub use dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR, MAX_OPS};
 pub(crate) use thread::Tuning;
-use thread::{Command, Desk, Job, Place, Signals};
+use thread::{Answer, Command, Desk, Job, Place, Signals};
 
 /// Writes that wait for the writer. When it is full, a write is answered `E_BUSY_QUEUE` at once.
 pub const QUEUE_WRITES: usize = 1_024;
@@ -48,9 +49,6 @@ const NEWS_TIME: Duration = Duration::from_secs(60);
 
 /// Called with the events of each commit, in order, before the writes are answered. It must not block.
 pub type OnCommit = Box<dyn Fn(&[Arc<Envelope>]) + Send>;
-
-/// Where the answer to a queued write arrives.
-type Answered = oneshot::Receiver<Result<Ack, Fault>>;
 
 /// How to open a [`Writer`].
 pub struct WriterOptions {
@@ -210,10 +208,24 @@ impl Writer {
     pub async fn submit(&self, request: WriteRequest) -> Result<Ack, Fault> {
         self.timed(async {
             let label = request.work.label().to_owned();
-            let (job, answered) = self.admit(request)?;
-            self.enqueue(job, answered, &label).await
+            let job = self.admit(request)?;
+            self.enqueued(job, &label).await
         })
         .await
+    }
+
+    /// Does the same and tells the answer to `tell`: from this thread when the write is refused, and from the writer's when it is done. `tell` must not
+    /// block. Who is to be answered need not be woken for that.
+    pub fn submit_then(&self, request: WriteRequest, tell: impl FnOnce(Result<Ack, Fault>) -> Sent + Send + 'static) {
+        let (began, meter) = (Instant::now(), Arc::clone(&self.0.meter));
+        let answer = Answer::new(move |result| {
+            meter.answered(began.elapsed(), result.is_ok());
+            tell(result)
+        });
+        match self.admit(request) {
+            Ok(job) => self.enqueue(job, answer),
+            Err(fault) => drop(answer.tell(Err(fault))),
+        }
     }
 
     /// Does the same, and commits on the spot when nobody else writes: that saves waking the writer's thread, and takes the caller's.
@@ -222,10 +234,10 @@ impl Writer {
     pub async fn submit_here(&self, request: WriteRequest) -> Result<Ack, Fault> {
         self.timed(async {
             let label = request.work.label().to_owned();
-            let (job, answered) = self.admit(request)?;
+            let job = self.admit(request)?;
             match self.commit_here(job) {
                 Ok(result) => result,
-                Err(job) => self.enqueue(job, answered, &label).await,
+                Err(job) => self.enqueued(job, &label).await,
             }
         })
         .await
@@ -252,7 +264,7 @@ impl Writer {
     }
 
     /// Checks whether a write may be taken at all.
-    fn admit(&self, request: WriteRequest) -> Result<(Box<Job>, Answered), Fault> {
+    fn admit(&self, request: WriteRequest) -> Result<Box<Job>, Fault> {
         let label = request.work.label();
         if self.0.refusing.load(Ordering::Acquire) {
             return Err(self.refusal(label));
@@ -264,24 +276,38 @@ impl Writer {
         if weight > MAX_WRITE_BYTES {
             return Err(too_large(label, format!("the write has {weight} bytes; the limit is {MAX_WRITE_BYTES}")));
         }
-        let (answer, answered) = oneshot::channel();
-        Ok((Box::new(Job { request, weight, answer }), answered))
+        Ok(Box::new(Job { request, weight, answer: Answer::default() }))
     }
 
-    async fn enqueue(&self, job: Box<Job>, answered: Answered, label: &str) -> Result<Ack, Fault> {
+    async fn enqueued(&self, job: Box<Job>, label: &str) -> Result<Ack, Fault> {
+        let (answer, answered) = oneshot::channel();
+        let tell = |result| {
+            // Whoever asked may have left; the answer is kept for a retry.
+            drop(answer.send(result));
+            Sent::default()
+        };
+        self.enqueue(job, Answer::new(tell));
+        answered.await.unwrap_or_else(|_| Err(died(label)))
+    }
+
+    fn enqueue(&self, mut job: Box<Job>, answer: Answer) {
         let weight = job.weight;
         if self.0.queued_bytes.fetch_add(weight, Ordering::Relaxed) + weight > QUEUE_BYTES {
             self.0.queued_bytes.fetch_sub(weight, Ordering::Relaxed);
-            return Err(queue_is_full(label, RETRY_AFTER));
+            return drop(answer.tell(Err(queue_is_full(job.request.work.label(), RETRY_AFTER))));
         }
-        if let Err(refused) = self.0.queue.try_send(Command::Write(job)) {
-            self.0.queued_bytes.fetch_sub(weight, Ordering::Relaxed);
-            return Err(match refused {
-                TrySendError::Full(_) => queue_is_full(label, RETRY_AFTER),
-                TrySendError::Closed(_) => self.refusal(label),
-            });
+        job.answer = answer;
+        let (is_full, command) = match self.0.queue.try_send(Command::Write(job)) {
+            Ok(()) => return,
+            Err(TrySendError::Full(command)) => (true, command),
+            Err(TrySendError::Closed(command)) => (false, command),
+        };
+        self.0.queued_bytes.fetch_sub(weight, Ordering::Relaxed);
+        if let Command::Write(job) = command {
+            let Job { request, answer, .. } = *job;
+            let label = request.work.label();
+            drop(answer.tell(Err(if is_full { queue_is_full(label, RETRY_AFTER) } else { self.refusal(label) })));
         }
-        answered.await.unwrap_or_else(|_| Err(died(label)))
     }
 
     fn refusal(&self, label: &str) -> Fault {
@@ -377,8 +403,7 @@ fn announce(queue: mpsc::WeakSender<Command>, source: String) -> Announce {
         let request = WriteRequest::new(OpId::fresh(), source.clone(), Instant::now() + NEWS_TIME, work);
         // News that is refused, or that comes when the writer is gone, will not do better later.
         let (Ok(request), Some(queue)) = (request, queue.upgrade()) else { return true };
-        let (answer, _nobody) = oneshot::channel();
-        queue.try_send(Command::Write(Box::new(Job { request, weight: 0, answer }))).is_ok()
+        queue.try_send(Command::Write(Box::new(Job { request, weight: 0, answer: Answer::default() }))).is_ok()
     })
 }
 

@@ -12,6 +12,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::Serialize;
 use serde_json::Value;
+use tokio::sync::oneshot;
 
 use crate::access::{LocalTrust, Needs, PeerVerifier};
 use crate::fault::Fault;
@@ -79,7 +80,68 @@ pub struct Call {
 
 type Outcome = Result<Json, Fault>;
 type InlineHandler = dyn Fn(Call) -> Outcome + Send + Sync;
+type DeferredHandler = dyn Fn(Call, Reply) + Send + Sync;
 type AsyncHandler = dyn Fn(Call) -> BoxFuture<'static, Outcome> + Send + Sync;
+
+/// Where the outcome of a call goes, once and from any thread. Dropped without one it answers with an internal fault.
+pub struct Reply(Option<Box<dyn FnOnce(Outcome) -> Sent + Send>>);
+
+/// An answer that stands in its peer's queue; it leaves when this is dropped. Who answers many calls at once keeps these until all are answered: then
+/// the answers of each peer leave in one write.
+#[derive(Default)]
+#[must_use = "the answer leaves when this is dropped"]
+pub struct Sent(Option<Arc<dyn Flush>>);
+
+/// Writes what is queued.
+pub(crate) trait Flush: Send + Sync {
+    /// Writes what is queued, as far as that takes no waiting.
+    fn flush(&self);
+}
+
+impl Reply {
+    pub(crate) fn new(tell: impl FnOnce(Outcome) -> Sent + Send + 'static) -> Self {
+        Self(Some(Box::new(tell)))
+    }
+
+    /// Answers the call.
+    pub fn send<R: Into<Json>>(mut self, outcome: Result<R, Fault>) -> Sent {
+        self.0.take().map(|tell| tell(outcome.map(Into::into))).unwrap_or_default()
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if let Some(tell) = self.0.take() {
+            drop(tell(Err(Fault::internal("the call was given up"))));
+        }
+    }
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reply").finish_non_exhaustive()
+    }
+}
+
+impl Sent {
+    pub(crate) fn new(queue: Arc<dyn Flush>) -> Self {
+        Self(Some(queue))
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        if let Some(queue) = self.0.take() {
+            queue.flush();
+        }
+    }
+}
+
+impl fmt::Debug for Sent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sent").finish_non_exhaustive()
+    }
+}
 
 /// What answers a method.
 #[derive(Clone)]
@@ -88,6 +150,8 @@ pub(crate) enum Handler {
     Inline(Arc<InlineHandler>),
     /// A task of its own, under the caps on calls in flight.
     Task(Arc<AsyncHandler>),
+    /// Begun in the peer's reader and answered later by another thread, under the same caps.
+    Deferred(Arc<DeferredHandler>),
 }
 
 impl Handler {
@@ -101,6 +165,16 @@ impl Handler {
                 let run = AssertUnwindSafe(async { handler(call).await }).catch_unwind();
                 run.await.unwrap_or_else(|_| Err(panicked(&method)))
             }
+            Self::Deferred(handler) => {
+                let (sender, outcome) = oneshot::channel();
+                let reply = Reply::new(move |outcome| {
+                    // Whoever asked may have left.
+                    drop(sender.send(outcome));
+                    Sent::default()
+                });
+                run_deferred(&**handler, call, reply);
+                outcome.await.unwrap_or_else(|_| Err(Fault::internal("the call was given up")))
+            }
         }
     }
 }
@@ -108,6 +182,14 @@ impl Handler {
 pub(crate) fn run_inline(handler: &InlineHandler, call: Call) -> Outcome {
     let method = Arc::clone(&call.method);
     catch_unwind(AssertUnwindSafe(|| handler(call))).unwrap_or_else(|_| Err(panicked(&method)))
+}
+
+/// Begins a call. A handler that panics drops its reply, which answers.
+pub(crate) fn run_deferred(handler: &DeferredHandler, call: Call, reply: Reply) {
+    let method = Arc::clone(&call.method);
+    if catch_unwind(AssertUnwindSafe(|| handler(call, reply))).is_err() {
+        tracing::error!(%method, "handler panicked");
+    }
 }
 
 fn panicked(method: &str) -> Fault {
@@ -211,6 +293,23 @@ impl Methods {
         self.insert(name.into(), Entry { needs: needs.into(), handler: Handler::Task(Arc::new(handler)), meter });
     }
 
+    /// Adds or replaces a method that is begun in the peer's reader, which it must not hold up, and answered later by whatever thread has the
+    /// outcome: without a task in between.
+    pub fn register_deferred(
+        &self,
+        name: impl Into<Arc<str>>,
+        needs: impl Into<Needs>,
+        handler: impl Fn(Call, Reply) + Send + Sync + 'static,
+    ) {
+        let meter = Arc::<CallMeter>::default();
+        let own = Arc::clone(&meter);
+        let handler = move |call, reply: Reply| {
+            let (began, own) = (Instant::now(), Arc::clone(&own));
+            handler(call, Reply::new(move |outcome| reply.send(own.note(began, outcome))));
+        };
+        self.insert(name.into(), Entry { needs: needs.into(), handler: Handler::Deferred(Arc::new(handler)), meter });
+    }
+
     /// Returns what was counted and timed of each method that was called at all, by name.
     pub fn calls(&self) -> Vec<CallStats> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
@@ -277,12 +376,17 @@ mod tests {
         methods.register("later", Read, |call: Call| async move { Ok(json!([call.params, call.caller.peer])) });
         assert_eq!(call(&methods, "echo", json!(1)).await, Ok(json!(1).into()));
         assert_eq!(call(&methods, "later", json!(2)).await, Ok(json!([2, 0]).into()));
+        methods.register_deferred("deferred", Read, |call, reply| {
+            std::thread::spawn(move || drop(reply.send(Ok(call.params))));
+        });
+        assert_eq!(call(&methods, "deferred", json!(3)).await, Ok(json!(3).into()));
         assert_eq!(call(&methods, "none", Value::Null).await, Err(Fault::method_not_found("none")));
         assert_eq!(format!("{methods:?}"), r#"{"echo", "later"}"#);
         methods.register("bad", Read, |_| async { Outcome::Err(Fault::invalid_params("x", "is bad")) });
         drop(call(&methods, "bad", Value::Null).await);
-        let told: Vec<_> =
+        let mut told: Vec<_> =
             methods.calls().iter().map(|it| (it.method.to_string(), it.time.count, it.refused)).collect();
+        assert_eq!(told.remove(1), ("deferred".to_owned(), 1, 0));
         assert_eq!(told, [("bad".to_owned(), 1, 1), ("echo".to_owned(), 1, 0), ("later".to_owned(), 1, 0)]);
     }
 
@@ -316,6 +420,9 @@ mod tests {
         methods.register_inline("now", Read, |_| -> Outcome { panic!("inline") });
         methods.register("first", Read, |_| -> BoxFuture<'static, Outcome> { panic!("before the future") });
         methods.register("then", Read, |_| crash());
+        methods.register_deferred("begun", Read, |_, _reply| panic!("with the reply in hand"));
+        let given_up = call(&methods, "begun", Value::Null).await.unwrap_err();
+        assert_eq!((given_up.code, given_up.message.contains("given up")), (crate::fault::INTERNAL, true));
         for method in ["now", "first", "then"] {
             let fault = call(&methods, method, Value::Null).await.unwrap_err();
             assert_eq!(fault.code, crate::fault::INTERNAL);

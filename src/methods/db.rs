@@ -6,7 +6,7 @@ use std::time::Duration;
 use pando_dbproxy::catalog::{Depth, Health};
 use pando_dbproxy::{DbError, QueryLimits, WriteError, wire};
 use pando_ipc::access::Capability;
-use pando_ipc::methods::Call;
+use pando_ipc::methods::{Call, Reply};
 use pando_ipc::rpc::Json;
 use pando_ipc::{Code, Fault};
 use schemars::JsonSchema;
@@ -175,8 +175,8 @@ struct Table {
 
 pub(super) fn methods() -> Vec<Method> {
     vec![
-        Method::raw::<Write, Option<Value>, _, _>("db.write", Capability::Write, "Performs a named write.", write),
-        Method::raw::<Exec, ExecResult, _, _>(
+        Method::deferred::<Write, Option<Value>>("db.write", Capability::Write, "Performs a named write.", write),
+        Method::deferred::<Exec, ExecResult>(
             "db.exec",
             Capability::Write,
             "Executes SQL statements in one transaction.",
@@ -203,17 +203,23 @@ pub(super) fn methods() -> Vec<Method> {
     ]
 }
 
-async fn write(primary: Arc<Primary>, call: Call) -> Result<Json, Fault> {
-    let (request, answer) =
-        wire::parse_write(&call.params, &primary.name_of(&call.caller), &primary.shared.options.writes)?;
-    let ack = primary.writer.submit(request).await?;
-    Ok(wire::write_result(&answer, &ack))
+fn write(primary: &Primary, call: Call, reply: Reply) {
+    let source = primary.name_of(&call.caller);
+    match wire::parse_write(&call.params, &source, &primary.shared.options.writes) {
+        Ok((request, answer)) => primary
+            .writer
+            .submit_then(request, move |result| reply.send(result.map(|ack| wire::write_result(&answer, &ack)))),
+        Err(fault) => drop(reply.send::<Json>(Err(fault))),
+    }
 }
 
-async fn exec(primary: Arc<Primary>, call: Call) -> Result<Json, Fault> {
-    let request = wire::parse_exec(&call.params, &primary.name_of(&call.caller))?;
-    let ack = primary.writer.submit(request).await?;
-    Ok(wire::exec_result(&ack))
+fn exec(primary: &Primary, call: Call, reply: Reply) {
+    match wire::parse_exec(&call.params, &primary.name_of(&call.caller)) {
+        Ok(request) => {
+            primary.writer.submit_then(request, |result| reply.send(result.map(|ack| wire::exec_result(&ack))));
+        }
+        Err(fault) => drop(reply.send::<Json>(Err(fault))),
+    }
 }
 
 async fn outcome(primary: Arc<Primary>, call: Call) -> Result<Json, Fault> {

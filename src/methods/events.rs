@@ -1,13 +1,12 @@
 //! `events.*`: publish, and read the journal.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use pando_dbproxy::wire::{self, Publication};
 use pando_ipc::access::{Capability, Needs};
 use pando_ipc::client::Resync;
 use pando_ipc::cursor::{Bookmark, Cursor, CursorError, Cursors};
-use pando_ipc::methods::Call;
+use pando_ipc::methods::{Call, Reply};
 use pando_ipc::rpc::Json;
 use pando_ipc::topic::{HEARTBEAT, PROBE_PREFIX};
 use pando_ipc::{Code, Fault, Pattern, Timestamp};
@@ -150,7 +149,7 @@ struct Head {
 
 pub(super) fn methods() -> Vec<Method> {
     vec![
-        Method::raw::<Publish, Published, _, _>(
+        Method::deferred::<Publish, Published>(
             "events.publish",
             Needs::ByParams(publishing),
             "Publishes an event in the caller's name.",
@@ -266,16 +265,19 @@ fn publishing(params: &Value) -> Capability {
     if is_probe && params["durable"] != true { Capability::Read } else { Capability::Write }
 }
 
-async fn publish(primary: Arc<Primary>, call: Call) -> Result<Json, Fault> {
-    match wire::parse_publish(&call.params, &primary.name_of(&call.caller))? {
-        Publication::Durable(request) => Ok(wire::publish_result(&primary.writer.submit(request).await?).into()),
-        Publication::Ephemeral(event) => {
+fn publish(primary: &Primary, call: Call, reply: Reply) {
+    match wire::parse_publish(&call.params, &primary.name_of(&call.caller)) {
+        Ok(Publication::Durable(request)) => {
+            primary.writer.submit_then(request, |result| reply.send(result.map(|ack| wire::publish_result(&ack))));
+        }
+        Ok(Publication::Ephemeral(event)) => {
             if event.topic.as_str() == HEARTBEAT {
                 primary.roster.heard(&event.instance_id);
             }
             primary.outbound.ephemeral(event);
-            Ok(json!({}).into())
+            drop(reply.send(Ok(json!({}))));
         }
+        Err(fault) => drop(reply.send::<Json>(Err(fault))),
     }
 }
 

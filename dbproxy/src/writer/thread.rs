@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use pando_ipc::failpoint::{self, Point};
 use pando_ipc::fault::Code;
+use pando_ipc::methods::Sent;
 use pando_ipc::{Envelope, Fault};
 use rusqlite::Connection;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use super::batch::Answered;
@@ -82,7 +83,37 @@ impl Default for Tuning {
 pub(super) struct Job {
     pub(super) request: WriteRequest,
     pub(super) weight: usize,
-    pub(super) answer: oneshot::Sender<Result<Ack, Fault>>,
+    pub(super) answer: Answer,
+}
+
+/// Where the answer to a write goes. It comes from the writer's thread; should that die, from wherever the write is dropped.
+#[derive(Default)]
+pub(super) struct Answer(Option<Box<Tell>>);
+
+type Tell = dyn FnOnce(Result<Ack, Fault>) -> Sent + Send;
+
+impl Answer {
+    pub(super) fn new(tell: impl FnOnce(Result<Ack, Fault>) -> Sent + Send + 'static) -> Self {
+        Self(Some(Box::new(tell)))
+    }
+
+    pub(super) fn tell(mut self, result: Result<Ack, Fault>) -> Sent {
+        self.0.take().map(|tell| tell(result)).unwrap_or_default()
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(tell) = self.0.take() {
+            drop(tell(Err(died("write"))));
+        }
+    }
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answer").finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -340,13 +371,16 @@ fn serve(place: &Place, mut commands: mpsc::Receiver<Command>, queued_bytes: &At
             }
         }
         if !pending.is_empty() {
-            for (job, result) in desk.commit(&mut pending) {
+            let answered = desk.commit(&mut pending);
+            let mut sent = Vec::with_capacity(answered.len());
+            for (job, result) in answered {
                 queued_bytes.fetch_sub(job.weight, Ordering::Relaxed);
                 failpoint::hit(Point::ReplyBefore);
-                // Whoever asked may have left; the answer is kept for a retry.
-                drop(job.answer.send(result));
-                failpoint::hit(Point::ReplyAfter);
+                sent.push(job.answer.tell(result));
             }
+            // The answers to one peer leave together.
+            drop(sent);
+            failpoint::hit(Point::ReplyAfter);
             desk.keep_house();
         }
     }

@@ -16,8 +16,8 @@ use super::stats::Refusal;
 use crate::failpoint::{self, Point};
 use crate::fault::{Code, Fault};
 use crate::hello::HELLO;
-use crate::methods::{Call, Handler, run_inline};
-use crate::rpc::{Incoming, Json, Request, Response, parse_request};
+use crate::methods::{Call, Handler, Reply, Sent, run_deferred, run_inline};
+use crate::rpc::{Id, Incoming, Json, Request, Response, parse_request};
 use crate::zmtp::encode_reply;
 
 /// Calls of one batch that run at once; the batch starts them in order.
@@ -47,6 +47,13 @@ fn single(shared: &Arc<Shared>, peer: &Arc<Peer>, request: Request) {
     let outcome = match admit(shared, peer, &method, &params) {
         Err(refusal) => Err(refusal),
         Ok((method, Handler::Inline(handler))) => run_inline(&*handler, Call { method, params, caller }),
+        Ok((method, Handler::Deferred(handler))) => match permits(shared, peer) {
+            Err(busy) => Err(busy),
+            Ok(permits) => {
+                let reply = reply_to(shared, peer, id, permits);
+                return run_deferred(&*handler, Call { method, params, caller }, reply);
+            }
+        },
         Ok((method, handler)) => match permits(shared, peer) {
             Err(busy) => Err(busy),
             Ok(permits) => {
@@ -66,6 +73,18 @@ fn single(shared: &Arc<Shared>, peer: &Arc<Peer>, request: Request) {
     if let Some(id) = id {
         answer(shared, peer, Response { id, outcome });
     }
+}
+
+/// Returns what answers a call from another thread, and holds what the call holds until then.
+fn reply_to(shared: &Arc<Shared>, peer: &Arc<Peer>, id: Option<Id>, permits: Permits) -> Reply {
+    let (bus, owner, running) = (Arc::clone(shared), Arc::clone(peer), shared.calls.token());
+    Reply::new(move |outcome| {
+        if let Some(id) = id {
+            answer(&bus, &owner, Response { id, outcome });
+        }
+        drop((permits, running));
+        Sent::new(owner)
+    })
 }
 
 fn batch(shared: &Arc<Shared>, peer: &Arc<Peer>, parts: Vec<Result<Request, Response>>) {

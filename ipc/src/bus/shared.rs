@@ -22,7 +22,7 @@ use crate::access::capability_of;
 use crate::envelope::Timestamp;
 use crate::fault::Fault;
 use crate::hello::GOODBYE;
-use crate::methods::{Caller, Methods};
+use crate::methods::{Caller, Flush, Methods};
 use crate::zmtp::{Prefixes, Remote, Role, Subscriptions, ZmtpError, encode_message, encode_reply};
 
 /// Departures that a receiver may lag behind; the oldest are lost to it beyond that.
@@ -66,6 +66,12 @@ pub(super) struct Peer {
     pub(super) read: AtomicU64,
     /// Whether it said hello: then it is told goodbye.
     pub(super) has_said_hello: AtomicBool,
+}
+
+impl Flush for Peer {
+    fn flush(&self) {
+        Shared::flush(self);
+    }
 }
 
 #[derive(Debug, Default)]
