@@ -26,6 +26,7 @@ mod interop;
 mod leftovers;
 mod metrics;
 mod ports;
+mod reads;
 mod schemas;
 mod shapes;
 mod skew;
