@@ -1,7 +1,7 @@
 //! Another user of the machine gets no answer and no event, whatever he tries.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -202,6 +202,30 @@ fn every_command_of_another_user_says_whose_the_workdir_is() {
     }
     fs::set_permissions(sandbox.path(), fs::Permissions::from_mode(0o700)).unwrap();
     refused("status", sandbox.path());
+}
+
+#[test]
+fn nobody_leads_in_a_directory_of_another_user_however_open_it_is() {
+    if !can_be_another() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let pando_dir = sandbox.workdir().pando_dir();
+    fs::create_dir(&pando_dir).unwrap();
+    for theirs in [pando_dir.clone(), pando_dir.join("run")] {
+        fs::create_dir_all(&theirs).unwrap();
+        chown(&theirs, Some(NOBODY), None).unwrap();
+        fs::set_permissions(&theirs, fs::Permissions::from_mode(0o777)).unwrap();
+        let refused = pando(&sandbox, &["up"]);
+        assert_eq!(refused.code, Some(4), "{refused}");
+        assert!(refused.stderr.contains(&format!("{} belongs to uid {NOBODY}", theirs.display())), "{refused}");
+        assert_eq!(fs::metadata(&theirs).unwrap().mode() & 0o777, 0o777, "it is not ours to repair");
+        chown(&theirs, Some(rustix::process::geteuid().as_raw()), None).unwrap();
+    }
+    let (_instance, _) = PandoProcess::primary(&sandbox);
+    for ours in [pando_dir.clone(), pando_dir.join("run")] {
+        assert_eq!(fs::metadata(&ours).unwrap().mode() & 0o777, 0o700, "{}", ours.display());
+    }
 }
 
 #[test]
