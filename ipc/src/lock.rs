@@ -352,6 +352,9 @@ mod tests {
         let fifo = rustix::fs::FileType::Fifo;
         rustix::fs::mknodat(rustix::fs::CWD, workdir.lock_path(), fifo, rustix::fs::Mode::RUSR, 0).unwrap();
         assert!(matches!(try_lock(&workdir), Err(LockError::Foreign { .. })));
+        // Nobody waits for somebody to write into it.
+        assert!(read_lock_for_path(&workdir).is_err());
+        assert!(!is_held(&workdir).unwrap());
         fs::remove_file(workdir.lock_path()).unwrap();
         let elsewhere = workdir.path().join("elsewhere");
         fs::write(&elsewhere, info(1).to_text()).unwrap();
