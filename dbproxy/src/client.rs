@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::op::OpId;
 
 /// How long a client id is used. The primary remembers for longer which ids it has forgotten, see [`crate::writer::KEPT_CLIENTS_FOR`].
-const RENEWED_AFTER: Duration = Duration::from_secs(86_400);
+pub(crate) const RENEWED_AFTER: Duration = Duration::from_secs(86_400);
 /// Writes without an answer that the primary is asked to remember. Beyond it the oldest is given up: [`crate::Db::outcome`] cannot tell of it any more.
 const MAX_OPEN: usize = 10_000;
 

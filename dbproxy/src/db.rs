@@ -42,10 +42,12 @@ impl Default for DbOptions {
 ///
 /// After an acknowledgement, later reads through any `Db` of this host see the write.
 #[derive(Clone)]
-pub struct Db(Arc<Shared>);
+pub struct Db {
+    readers: Readers,
+    shared: Arc<Shared>,
+}
 
 struct Shared {
-    readers: Readers,
     route: Route,
     writes: Writes,
     source: String,
@@ -66,8 +68,8 @@ struct Target {
 impl fmt::Debug for Db {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Db")
-            .field("path", &self.0.readers.path())
-            .field("source", &self.0.source)
+            .field("path", &self.readers.path())
+            .field("source", &self.shared.source)
             .finish_non_exhaustive()
     }
 }
@@ -75,29 +77,36 @@ impl fmt::Debug for Db {
 impl Db {
     /// Returns a handle that reads from `readers` and writes along `route`; `source` is the instance's id, `writes` what it knows by name.
     pub fn new(readers: Readers, route: Route, writes: Writes, source: impl Into<String>, options: DbOptions) -> Self {
-        Self(Arc::new(Shared {
-            readers,
+        let shared = Shared {
             route,
             writes,
             source: source.into(),
             options,
             client: Client::default(),
             target: Mutex::default(),
-        }))
+        };
+        Self { readers, shared: Arc::new(shared) }
     }
 
     /// Returns the connections by which this handle reads.
     pub fn readers(&self) -> &Readers {
-        &self.0.readers
+        &self.readers
     }
 
     /// Returns the same handle with other options.
     #[must_use]
     pub fn with_options(&self, options: DbOptions) -> Self {
-        let Shared { readers, route, writes, source, client, .. } = &*self.0;
-        let (readers, route, writes) = (readers.clone(), route.clone(), writes.clone());
-        let (source, client, target) = (source.clone(), client.clone(), Mutex::default());
-        Self(Arc::new(Shared { readers, route, writes, source, options, client, target }))
+        let Shared { route, writes, source, client, .. } = &*self.shared;
+        let (route, writes, source) = (route.clone(), writes.clone(), source.clone());
+        let (client, target) = (client.clone(), Mutex::default());
+        let shared = Shared { route, writes, source, options, client, target };
+        Self { readers: self.readers.clone(), shared: Arc::new(shared) }
+    }
+
+    /// Returns the same handle with reads that take the turns of `source`, see [`Readers::for_source`].
+    #[must_use]
+    pub fn for_source(&self, source: u64) -> Self {
+        Self { readers: self.readers.for_source(source), shared: Arc::clone(&self.shared) }
     }
 
     /// Runs one statement that changes rows. `results` of the answer tells how many, the row id, and what RETURNING returned.
@@ -136,12 +145,12 @@ impl Db {
         R: Serialize,
         F: Fn(&Tx<'_>, P) -> Result<R, Fault> + Send + Sync + 'static,
     {
-        self.0.writes.register(name, write)
+        self.shared.writes.register(name, write)
     }
 
     /// Runs a named write on the primary: one of the agent store, or a registered one. Returns its result.
     pub async fn named(&self, name: &str, params: &Value) -> Result<Value, WriteError> {
-        let ack = self.write(self.0.writes.work(name, params)?).await?.typed();
+        let ack = self.write(self.shared.writes.work(name, params)?).await?.typed();
         Ok(ack.map_err(|why| internal(name, format!("the primary's answer is malformed: {why}")))?.results)
     }
 
@@ -158,7 +167,7 @@ impl Db {
         params: impl Into<Params>,
         row: impl FnMut(&Row<'_>) -> Result<T, RowError>,
     ) -> Result<Vec<T>, ReadError> {
-        Ok(self.0.readers.query(sql, params, self.0.options.limits).await?.map(row)?)
+        Ok(self.readers.query(sql, params, self.shared.options.limits).await?.map(row)?)
     }
 
     /// Runs one statement that only reads and reads its first row by `row`; `None` when there is none.
@@ -168,7 +177,7 @@ impl Db {
         params: impl Into<Params>,
         mut row: impl FnMut(&Row<'_>) -> Result<T, RowError>,
     ) -> Result<Option<T>, ReadError> {
-        let result = self.0.readers.query(sql, params, self.0.options.limits).await?;
+        let result = self.readers.query(sql, params, self.shared.options.limits).await?;
         Ok(result.rows().next().map(|first| row(&first)).transpose()?)
     }
 
@@ -176,13 +185,13 @@ impl Db {
     ///
     /// Waits at most as long as a write is tried; then it is [`ReadError::Behind`], which says how far the database came.
     pub async fn read_at(&self, min_seq: u64) -> Result<ReadAt, ReadError> {
-        let seq = self.0.readers.wait_for(min_seq, Instant::now() + self.0.options.timeout).await?;
+        let seq = self.readers.wait_for(min_seq, Instant::now() + self.shared.options.timeout).await?;
         Ok(ReadAt { db: self.clone(), seq })
     }
 
     /// Brings any write to the primary, under a new op id, until it is answered or its time is over.
     pub async fn write(&self, work: Work) -> Result<Ack, WriteError> {
-        let begun = self.0.client.begin();
+        let begun = self.shared.client.begin();
         let answer = self.deliver(begun.op_id(), begun.acked, work).await;
         if matches!(answer, Err(WriteError::Unknown { .. })) {
             begun.leave_open();
@@ -195,7 +204,7 @@ impl Db {
         let op_id = OpId::parse(op_id);
         let answer = self.deliver(op_id.clone(), 0, work).await;
         if !matches!(answer, Err(WriteError::Unknown { .. } | WriteError::NotSent { .. })) {
-            self.0.client.close(&op_id);
+            self.shared.client.close(&op_id);
         }
         answer
     }
@@ -209,11 +218,11 @@ impl Db {
     }
 
     async fn deliver(&self, op_id: OpId, acked: u64, work: Work) -> Result<Ack, WriteError> {
-        let deadline = Instant::now() + self.0.options.timeout;
+        let deadline = Instant::now() + self.shared.options.timeout;
         let Target { database, epoch } = self.target().await;
-        let request = WriteRequest::new(op_id, self.0.source.clone(), deadline, work)?;
+        let request = WriteRequest::new(op_id, self.shared.source.clone(), deadline, work)?;
         let request = request.meant_for(database, epoch).acked(acked);
-        let answer = deliver_until_answered(request, self.0.route.clone()).await;
+        let answer = deliver_until_answered(request, self.shared.route.clone()).await;
         match &answer {
             Ok(ack) => {
                 let mut target = self.lock_target();
@@ -232,7 +241,7 @@ impl Db {
         if known.database.is_some() {
             return known;
         }
-        let read = futures::future::try_join(self.0.readers.database(), self.0.readers.head()).await;
+        let read = futures::future::try_join(self.readers.database(), self.readers.head()).await;
         let found =
             read.map_or_else(|_| known, |(database, head)| Target { database: Some(database), epoch: head.epoch });
         *self.lock_target() = found;
@@ -240,7 +249,7 @@ impl Db {
     }
 
     fn lock_target(&self) -> MutexGuard<'_, Target> {
-        self.0.target.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.target.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

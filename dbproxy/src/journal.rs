@@ -370,12 +370,102 @@ mod tests {
             connection.query_row("SELECT sum(length(envelope)) / 5 FROM _pando_event", [], |row| row.get(0)).unwrap();
         assert_eq!(kept(&connection, Retention { max_bytes: 3 * bytes, ..all }), 3_000);
         assert_eq!(kept(&connection, Retention { max_age_s: Some(60), ..all }), 3_000);
-        connection.execute("UPDATE _pando_event SET at = at - 100 WHERE seq <= 3800", []).unwrap();
-        assert_eq!(
-            kept(&connection, Retention { max_age_s: Some(60), ..all }),
-            2_000,
-            "a chunk goes when all of it is old"
-        );
+        let aged = |upto: u64| {
+            connection.execute("UPDATE _pando_event SET at = at - 100 WHERE seq <= ?1", [upto]).unwrap();
+            kept(&connection, Retention { max_age_s: Some(60), ..all })
+        };
+        assert_eq!(aged(2_999), 3_000, "a chunk goes when all of it is old");
+        assert_eq!(aged(4_000), 1_000, "as many as are old go at once");
+    }
+
+    #[test]
+    fn a_chunk_goes_as_soon_as_the_others_are_enough_and_the_last_one_stays() {
+        let keep = |max_events| Retention { max_events, ..Retention::default() };
+        for (events, max_events, is_prunable) in [
+            (PRUNE_CHUNK, 0, false),
+            (PRUNE_CHUNK + 1, 0, true),
+            (2 * PRUNE_CHUNK - 1, PRUNE_CHUNK, false),
+            (2 * PRUNE_CHUNK, PRUNE_CHUNK, true),
+        ] {
+            let (connection, mut journal) = fresh();
+            append_many(&connection, &mut journal, events - 1);
+            journal.commit();
+            assert_eq!(journal.is_prunable(&connection, &keep(max_events)).unwrap(), is_prunable, "{events}");
+        }
+    }
+
+    #[test]
+    fn a_term_that_begins_measures_what_is_there() {
+        let (connection, mut journal) = fresh();
+        append_many(&connection, &mut journal, 2 * PRUNE_CHUNK);
+        let mut journal = Journal::load(&connection, 2).unwrap();
+        assert!(journal.is_prunable(&connection, &Retention { max_bytes: 1, ..Retention::default() }).unwrap());
+    }
+
+    #[test]
+    fn a_commit_is_measured_from_its_first_event() {
+        let (connection, mut journal) = fresh();
+        append(&connection, &mut journal, "a");
+        assert_eq!(journal.sizes.keep_from(1), None);
+        journal.commit();
+        assert_eq!(journal.sizes.keep_from(1), Some(1));
+        append_many(&connection, &mut journal, PRUNE_CHUNK - 2);
+        journal.commit();
+        assert_eq!(journal.sizes.keep_from(1), Some(1), "it belongs to the first chunk");
+        append(&connection, &mut journal, "a");
+        append(&connection, &mut journal, "a");
+        journal.commit();
+        assert_eq!(journal.sizes.keep_from(1), Some(PRUNE_CHUNK + 1));
+    }
+
+    #[test]
+    fn last_numbers_are_written_down_after_so_many_events() {
+        let (connection, mut journal) = fresh();
+        for head in 1..=2 * SAVE_EVERY {
+            append(&connection, &mut journal, "a");
+            assert_eq!(journal.is_savable(), head % SAVE_EVERY == 0, "{head}");
+            if journal.is_savable() {
+                journal.save(&connection).unwrap();
+                journal.is_kept(false);
+            }
+        }
+    }
+
+    #[test]
+    fn topics_are_dropped_from_memory_when_they_are_too_many() {
+        let (_connection, mut journal) = fresh();
+        let mut kept = |count: usize| {
+            journal.last.extend((0..count).map(|at| (format!("t{at}").into(), 1)));
+            journal.is_kept(false);
+            journal.last.len()
+        };
+        assert_eq!((kept(1), kept(MAX_TOPICS), kept(MAX_TOPICS + 1)), (1, MAX_TOPICS, 0));
+    }
+
+    #[test]
+    fn a_journal_that_begins_anew_is_empty_and_remembers_topics() {
+        let (connection, mut journal) = fresh();
+        append(&connection, &mut journal, "rare");
+        append_many(&connection, &mut journal, 10);
+        journal.commit();
+        journal.begin_anew(&connection, 100).unwrap();
+        assert_eq!(bounds(&connection).unwrap(), (0, 0));
+        assert_eq!((journal.head(), journal.oldest), (100, 101));
+        assert_eq!(append(&connection, &mut journal, "rare"), (101, 1));
+        journal.commit();
+        assert_eq!(journal.sizes.keep_from(1), Some(101), "what is gone takes no room");
+    }
+
+    #[test]
+    fn a_page_ends_early_when_it_is_large() {
+        let (connection, mut journal) = fresh();
+        let large = json!("x".repeat(MAX_PAGE_BYTES / 3));
+        for _ in 0..5 {
+            journal.append(&connection, Envelope::new("i", Topic::known("a"), large.clone())).unwrap();
+        }
+        let page = all(&connection, 0, "*", 100);
+        assert_eq!((page.events.len(), page.upto), (3, 3));
+        assert_eq!(all(&connection, 5, "*", 100).resync, None, "at the end nothing is missing");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Local reads: a small pool of read-only connections, on every instance.
 
+mod turns;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +15,6 @@ use pando_ipc::fault::Code;
 use pando_ipc::{Fault, Pattern, Timestamp};
 use rusqlite::{Connection, OpenFlags};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::guard::{Guard, Mode};
@@ -25,6 +26,7 @@ use crate::run::{Limits, Ran, Runner};
 use crate::schema::{self, STATEMENTS_KEPT, StoreError};
 use crate::value::SqlValue;
 use crate::write::Statement;
+use turns::Turns;
 
 /// How long a read waits for a lock; WAL readers wait only for a recovery.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -146,14 +148,22 @@ impl From<ReadError> for Fault {
 }
 
 /// A pool of read-only connections. Clones share it. Opened when first used, and anew when the file was replaced.
+///
+/// Whose reads they are is the [source](Readers::for_source); sources take turns at the connections.
 #[derive(Debug, Clone)]
-pub struct Readers(Arc<Pool>);
+pub struct Readers {
+    pool: Arc<Pool>,
+    source: u64,
+}
+
+/// The source of this process's own reads.
+const OWN: u64 = 0;
 
 #[derive(Debug)]
 struct Pool {
     path: PathBuf,
-    /// One for each connection; who waits for one waits at most for the others' time limits.
-    permits: Arc<Semaphore>,
+    /// Who waits for one waits at most for one read of each other source, and those have time limits.
+    turns: Turns,
     idle: Mutex<Vec<Reader>>,
 }
 
@@ -167,18 +177,26 @@ struct Reader {
 impl Readers {
     /// Returns a pool of at most `count` connections to the database at `path`, which need not exist yet.
     pub fn open(path: impl Into<PathBuf>, count: usize) -> Self {
-        let permits = Arc::new(Semaphore::new(count.max(1)));
-        Self(Arc::new(Pool { path: path.into(), permits, idle: Mutex::default() }))
+        let pool = Pool { path: path.into(), turns: Turns::new(count), idle: Mutex::default() };
+        Self { pool: Arc::new(pool), source: OWN }
+    }
+
+    /// Returns the same pool for the reads of `source`, such as a connection by its number; 0 is this process itself.
+    ///
+    /// Reads of one source wait for each other's turns, and for one turn of each other source.
+    #[must_use]
+    pub fn for_source(&self, source: u64) -> Self {
+        Self { pool: Arc::clone(&self.pool), source }
     }
 
     /// Returns the path of the database.
     pub fn path(&self) -> &Path {
-        &self.0.path
+        &self.pool.path
     }
 
     /// Closes the connections that nobody uses now: an open one keeps the WAL from being removed. The next read opens one anew.
     pub fn close_idle(&self) {
-        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Runs one statement that only reads, in a read transaction of its own.
@@ -219,9 +237,9 @@ impl Readers {
 
     /// Returns the same without waiting for a connection: it blocks for one small read.
     pub fn head_now(&self) -> Result<Head, ReadError> {
-        let reader = self.0.take()?;
+        let reader = self.pool.take()?;
         let head = journal::head(&reader.connection);
-        self.0.put_back(reader);
+        self.pool.put_back(reader);
         let (seq, epoch) = head.map_err(|error| ReadError::Refused(from_sqlite("query", &error, None)))?;
         Ok(Head { seq, epoch })
     }
@@ -291,7 +309,7 @@ impl Readers {
         limit: impl Into<Option<Duration>>,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, ReadError> {
-        let (path, limit) = (self.0.path.clone(), limit.into());
+        let (path, limit) = (self.pool.path.clone(), limit.into());
         self.with(move |reader| {
             let done = match limit {
                 None => work(&reader.connection),
@@ -314,9 +332,8 @@ impl Readers {
         &self,
         work: impl FnOnce(&Reader) -> Result<T, ReadError> + Send + 'static,
     ) -> Result<T, ReadError> {
-        let permits = Arc::clone(&self.0.permits);
-        let permit = permits.acquire_owned().await.map_err(|why| ReadError::CutOff(why.to_string()))?;
-        let pool = Arc::clone(&self.0);
+        let pool = Arc::clone(&self.pool);
+        let permit = pool.turns.next(self.source).await.map_err(|why| ReadError::CutOff(why.to_string()))?;
         let done = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             let reader = pool.take()?;

@@ -1,6 +1,7 @@
 //! Tests of the parts together, on real files and threads.
 
 mod attacks;
+mod batches;
 mod copies;
 mod crash;
 mod delivery;

@@ -127,11 +127,7 @@ impl Drop for Lease {
 
 /// Races once for the lock, without waiting; `None` when someone else holds it.
 pub fn try_lock(workdir: &Workdir) -> Result<Option<Lease>, LockError> {
-    lock_with(workdir, |file, _id| match fs2::FileExt::try_lock_exclusive(file) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == fs2::lock_contended_error().kind() => Ok(false),
-        Err(error) => Err(error),
-    })
+    lock_with(workdir, |file, _id| is_got(fs2::FileExt::try_lock_exclusive(file)))
 }
 
 /// Races once for the lock; when it is lost, reads who holds it.
@@ -166,10 +162,16 @@ pub fn is_held(workdir: &Workdir) -> Result<bool, LockError> {
         }
         Err(source) => return Err(LockError::Io { path, source }),
     };
-    match fs2::FileExt::try_lock_shared(&file) {
-        Ok(()) => Ok(false),
-        Err(error) if error.kind() == fs2::lock_contended_error().kind() => Ok(true),
-        Err(source) => Err(LockError::Io { path, source }),
+    let got = is_got(fs2::FileExt::try_lock_shared(&file)).map_err(|source| LockError::Io { path, source })?;
+    Ok(!got)
+}
+
+/// Tells whether a lock was got; what else went wrong than that somebody has it stays an error.
+fn is_got(locked: io::Result<()>) -> io::Result<bool> {
+    match locked {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == fs2::lock_contended_error().kind() => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -277,6 +279,46 @@ mod tests {
         assert!(matches!(acquire_lock(&workdir, Duration::ZERO).await.unwrap(), Claim::Won(_)));
     }
 
+    #[tokio::test]
+    async fn a_holder_is_given_time_to_say_who_it_is() {
+        let (_dir, workdir) = workdir();
+        let lease = try_lock(&workdir).unwrap().unwrap();
+        let lost = acquire_lock(&workdir, Duration::from_secs(20));
+        let (lost, ()) = tokio::join!(lost, async { lease.advertise(&info(1)).unwrap() });
+        assert!(matches!(lost, Ok(Claim::Lost(seen)) if seen == info(1)));
+    }
+
+    #[test]
+    fn nobody_loses_to_one_who_only_looks() {
+        let (_dir, workdir) = workdir();
+        try_lock(&workdir).unwrap().unwrap().advertise(&info(1)).unwrap();
+        let looking = File::open(workdir.lock_path()).unwrap();
+        fs2::FileExt::lock_shared(&looking).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let (begun, begins) = std::sync::mpsc::channel();
+        let racer = std::thread::spawn({
+            let workdir = workdir.clone();
+            move || {
+                begun.send(()).unwrap();
+                runtime.block_on(acquire_lock(&workdir, Duration::from_secs(20)))
+            }
+        });
+        begins.recv().unwrap();
+        // It has met the one who looks by then, or has not: it may lose to nobody either way.
+        for _ in 0..1_000 {
+            assert!(!is_held(&workdir).unwrap());
+        }
+        drop(looking);
+        assert!(matches!(racer.join().unwrap(), Ok(Claim::Won(_))));
+    }
+
+    #[test]
+    fn a_lock_that_cannot_be_had_is_an_error_and_one_that_another_has_is_none() {
+        assert!(is_got(Ok(())).unwrap());
+        assert!(!is_got(Err(fs2::lock_contended_error())).unwrap());
+        assert!(is_got(Err(rustix::io::Errno::NOLCK.into())).is_err());
+    }
+
     #[test]
     fn a_shorter_note_leaves_nothing_of_a_longer_one() {
         let (_dir, workdir) = workdir();
@@ -307,8 +349,43 @@ mod tests {
         fs::create_dir(workdir.lock_path()).unwrap();
         assert!(matches!(try_lock(&workdir), Err(LockError::Foreign { .. })));
         fs::remove_dir(workdir.lock_path()).unwrap();
-        std::os::unix::fs::symlink("/dev/null", workdir.lock_path()).unwrap();
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, workdir.lock_path(), fifo, rustix::fs::Mode::RUSR, 0).unwrap();
         assert!(matches!(try_lock(&workdir), Err(LockError::Foreign { .. })));
+        // Nobody waits for somebody to write into it.
+        assert!(read_lock_for_path(&workdir).is_err());
+        assert!(!is_held(&workdir).unwrap());
+        fs::remove_file(workdir.lock_path()).unwrap();
+        let elsewhere = workdir.path().join("elsewhere");
+        fs::write(&elsewhere, info(1).to_text()).unwrap();
+        for target in [Path::new("/dev/null"), &elsewhere] {
+            std::os::unix::fs::symlink(target, workdir.lock_path()).unwrap();
+            assert!(matches!(try_lock(&workdir), Err(LockError::Foreign { .. })));
+            assert!(matches!(is_held(&workdir), Err(LockError::Io { .. })));
+            assert!(matches!(read_lock_for_path(&workdir), Err(InfoError::Io { .. })));
+            fs::remove_file(workdir.lock_path()).unwrap();
+        }
+    }
+
+    #[test]
+    fn where_nobody_was_the_lock_is_free() {
+        let (_dir, workdir) = workdir();
+        assert!(!is_held(&workdir).unwrap());
+        assert!(matches!(read_lock_for_path(&workdir), Err(InfoError::Missing { .. })));
+        assert!(!workdir.pando_dir().exists(), "looking makes nothing");
+    }
+
+    #[test]
+    fn a_note_of_64_kib_is_read_and_a_longer_one_is_not() {
+        let (_dir, workdir) = workdir();
+        let lease = try_lock(&workdir).unwrap().unwrap();
+        for (length, is_read) in [(64 * 1024, true), (64 * 1024 + 1, false)] {
+            let mut note = info(1);
+            note.instance_id = "x".repeat(length + note.instance_id.len() - note.to_text().len());
+            lease.advertise(&note).unwrap();
+            let read = read_lock_for_path(&workdir);
+            assert!(if is_read { read.unwrap() == note } else { matches!(read, Err(InfoError::TooLarge { .. })) });
+        }
     }
 
     #[tokio::test]
@@ -321,21 +398,40 @@ mod tests {
         assert!(lease.is_current());
     }
 
-    #[tokio::test]
-    async fn a_candidate_knows_that_it_waits_for_a_lock_that_is_gone() {
-        let (_dir, workdir) = workdir();
-        let _lease = try_lock(&workdir).unwrap().unwrap();
-        let candidate = Candidate::wait(workdir.clone(), "inst-B").unwrap();
+    /// Waits until the candidate's thread has opened the lock file.
+    async fn comes_to_the_lock(candidate: &Candidate) {
         let deadline = Instant::now() + Duration::from_secs(5);
         while !candidate.is_waiting() {
             assert!(Instant::now() < deadline, "the thread never came to the lock");
             tokio::task::yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_candidate_knows_that_it_waits_for_a_lock_that_is_gone() {
+        let (_dir, workdir) = workdir();
+        let _lease = try_lock(&workdir).unwrap().unwrap();
+        let candidate = Candidate::wait(workdir.clone(), "inst-B").unwrap();
+        comes_to_the_lock(&candidate).await;
         assert!(candidate.is_current());
         fs::remove_file(workdir.lock_path()).unwrap();
         assert!(!candidate.is_current());
         let mut second = Candidate::wait(workdir.clone(), "inst-B").unwrap();
         assert!(second.won().await.unwrap().is_current());
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_was_replaced_meanwhile_is_not_won() {
+        let (_dir, workdir) = workdir();
+        let former = try_lock(&workdir).unwrap().unwrap();
+        let mut candidate = Candidate::wait(workdir.clone(), "inst-B").unwrap();
+        comes_to_the_lock(&candidate).await;
+        fs::remove_file(workdir.lock_path()).unwrap();
+        let latter = try_lock(&workdir).unwrap().unwrap();
+        drop(former);
+        assert!(latter.is_current());
+        drop(latter);
+        assert!(candidate.won().await.unwrap().is_current());
     }
 
     #[tokio::test]

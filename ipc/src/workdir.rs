@@ -122,6 +122,21 @@ impl Workdir {
         private_dir(&self.pando_dir())
     }
 
+    /// Checks that we may enter `.pando`, where there is one: another user's is closed to us.
+    pub fn check_access(&self) -> Result<(), WorkdirError> {
+        let path = self.pando_dir();
+        match fs::metadata(path.join(".")) {
+            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                // The innermost directory that we can see is the one that is closed.
+                let seen = [&path, &self.path].into_iter().find_map(|dir| Some((dir, fs::symlink_metadata(dir).ok()?)));
+                let foreign = seen.and_then(|(dir, meta)| foreign(dir, &meta));
+                Err(foreign.unwrap_or(WorkdirError::Unusable { path, source }))
+            }
+            // What else is wrong is said by whoever needs what is in it.
+            _ => Ok(()),
+        }
+    }
+
     /// Returns the directory for Unix sockets, made when missing (0700).
     ///
     /// It is `.pando/run`, or where that path is too long for a socket `<run>/pando/<hash>` with `<run>` the first of the
@@ -157,6 +172,12 @@ fn fits(dir: &Path) -> bool {
     dir.as_os_str().len() + SOCKET_NAME_BYTES <= MAX_SOCKET_PATH_BYTES
 }
 
+/// Returns the error that names the owner of a directory that is not ours.
+fn foreign(path: &Path, meta: &fs::Metadata) -> Option<WorkdirError> {
+    let (owner, own) = (meta.uid(), rustix::process::geteuid().as_raw());
+    (owner != own).then(|| WorkdirError::Foreign { path: path.to_owned(), owner, own })
+}
+
 /// Makes a directory that only we may enter, or checks that it is one.
 pub(crate) fn private_dir(path: &Path) -> Result<(), WorkdirError> {
     let unusable = |source| WorkdirError::Unusable { path: path.to_owned(), source };
@@ -169,9 +190,8 @@ pub(crate) fn private_dir(path: &Path) -> Result<(), WorkdirError> {
     if !meta.is_dir() {
         return Err(unusable(io::Error::from(io::ErrorKind::NotADirectory)));
     }
-    let own = rustix::process::geteuid().as_raw();
-    if meta.uid() != own {
-        return Err(WorkdirError::Foreign { path: path.to_owned(), owner: meta.uid(), own });
+    if let Some(foreign) = foreign(path, &meta) {
+        return Err(foreign);
     }
     if meta.mode() & 0o077 != 0 {
         fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(unusable)?;

@@ -87,8 +87,15 @@ impl Context {
         Some(self.environment.columns.unwrap_or(columns))
     }
 
-    /// Returns the workdir: the one named, else the nearest upwards.
+    /// Returns the workdir: the one named, else the nearest upwards. Another user's is refused.
     pub(crate) fn workdir(&self) -> Result<Workdir, Failure> {
+        let workdir = self.any_workdir()?;
+        workdir.check_access().map_err(|error| Failure::workdir(&error))?;
+        Ok(workdir)
+    }
+
+    /// Returns the same, whoever's it is.
+    pub(crate) fn any_workdir(&self) -> Result<Workdir, Failure> {
         let found = match (&self.globals.workdir, &self.environment.current_dir) {
             (Some(named), _) => Workdir::open(named),
             (None, Ok(here)) => Workdir::discover(here, self.environment.home.as_deref()),

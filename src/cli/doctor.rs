@@ -123,7 +123,7 @@ struct Report {
 
 /// Looks, prints, and ends with what was worst.
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    let workdir = context.workdir()?;
+    let workdir = context.any_workdir()?;
     let room = Room::look(&workdir).await;
     let checks: Vec<Finding> = CHECKS.iter().map(|(id, check)| Finding { id, ..check(&room) }).collect();
     let status = checks.iter().map(|finding| finding.status).max().unwrap_or(Status::Ok);

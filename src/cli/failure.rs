@@ -269,6 +269,9 @@ impl Failure {
     pub(crate) fn workdir(error: &WorkdirError) -> Self {
         let message = error.to_string();
         match error {
+            WorkdirError::Missing { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Self::new(Kind::NotAuthorised, message).hint(WORK_ELSEWHERE)
+            }
             WorkdirError::Missing { path, .. } => Self::new(Kind::Usage, message)
                 .hint(format!("make it first, 'mkdir -p {}', or name another with '--workdir DIR'", path.display())),
             WorkdirError::NotADirectory { .. } => {
@@ -279,8 +282,7 @@ impl Failure {
                 Self::new(Kind::Failed, message)
                     .hint(format!("make it a directory you may write to: 'ls -ld {}'", there.display()))
             }
-            WorkdirError::Foreign { .. } => Self::new(Kind::NotAuthorised, message)
-                .hint("run as its owner, or work in a directory of your own with '--workdir DIR'"),
+            WorkdirError::Foreign { .. } => Self::new(Kind::NotAuthorised, message).hint(WORK_ELSEWHERE),
         }
     }
 
@@ -392,6 +394,9 @@ impl Failure {
     }
 }
 
+/// What to do about a directory that is another user's.
+const WORK_ELSEWHERE: &str = "run as its owner, or work in a directory of your own with '--workdir DIR'";
+
 /// What to do with a holder that stays silent.
 const END_IT: &str = "if it stays silent, end it and another instance takes over: 'pando ipc evict'";
 
@@ -440,6 +445,13 @@ pub(crate) mod tests {
                 assert!(words.any(|word| word == code.to_string()), "{kind:?}, {code}: {document}");
             }
         }
+    }
+
+    #[test]
+    fn a_workdir_behind_a_closed_door_is_not_missing() {
+        let missing = |kind: io::ErrorKind| WorkdirError::Missing { path: PathBuf::from("/w"), source: kind.into() };
+        assert_eq!(Failure::workdir(&missing(io::ErrorKind::PermissionDenied)).kind, Kind::NotAuthorised);
+        assert_eq!(Failure::workdir(&missing(io::ErrorKind::NotFound)).kind, Kind::Usage);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pando_bridge::Outbound;
-use pando_dbproxy::{Ack, Fenced, OpId, Readers, Work, WriteRequest, Writer, WriterOptions};
+use pando_dbproxy::{Ack, Db, Fenced, OpId, Readers, Work, WriteRequest, Writer, WriterOptions};
 use pando_ipc::bus::{Bus, BusOptions, Limits};
 use pando_ipc::failpoint::{self, Point};
 use pando_ipc::lock::Lease;
@@ -100,6 +100,11 @@ impl Primary {
                 |hello| hello.instance_id.clone(),
             ),
         }
+    }
+
+    /// Returns the database for a caller: the reads of one connection take turns with those of the others.
+    pub(crate) fn db(&self, caller: &Caller) -> Db {
+        self.shared.db.for_source(caller.peer)
     }
 
     /// Writes in the name of `source`, under a key of its own when none is given.

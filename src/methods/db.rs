@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pando_dbproxy::catalog::{Depth, Health};
-use pando_dbproxy::{DbError, QueryLimits, WriteError, wire};
+use pando_dbproxy::{DbError, QueryLimits, Readers, WriteError, wire};
 use pando_ipc::access::Capability;
 use pando_ipc::methods::{Call, Reply};
 use pando_ipc::rpc::Json;
@@ -198,7 +198,7 @@ pub(super) fn methods() -> Vec<Method> {
             "db.check",
             Capability::Read,
             "Checks that the database is sound.",
-            |primary, _caller, params: Check| async move { check(&primary, &params).await },
+            |primary, caller, params: Check| async move { check(primary.db(&caller).readers(), &params).await },
         ),
     ]
 }
@@ -229,17 +229,18 @@ async fn outcome(primary: Arc<Primary>, call: Call) -> Result<Json, Fault> {
 
 async fn query(primary: Arc<Primary>, call: Call) -> Result<Json, Fault> {
     let wire::Query { statement, min_seq, deadline } = wire::parse_query(&call.params)?;
-    let readers = &primary.shared.readers;
+    let db = primary.db(&call.caller);
+    let readers = db.readers();
     if let Some(seq) = min_seq {
         readers.wait_for(seq, deadline).await?;
     }
     write_result(readers.query(statement.sql, statement.params, QueryLimits::default()).await?)
 }
 
-async fn check(primary: &Primary, params: &Check) -> Result<Checked, Fault> {
+async fn check(readers: &Readers, params: &Check) -> Result<Checked, Fault> {
     let within = params.timeout_ms.map_or(CHECK_TIME, Duration::from_millis);
     let depth = if params.quick { Depth::Quick } else { Depth::Full };
-    let Health { ok, problems, pages, took_ms } = primary.shared.readers.check(depth, within).await?;
+    let Health { ok, problems, pages, took_ms } = readers.check(depth, within).await?;
     Ok(Checked { ok, problems, pages, took_ms })
 }
 

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use pando_dbproxy::Db;
 use pando_dbproxy::wire::{self, Publication};
 use pando_ipc::access::{Capability, Needs};
 use pando_ipc::client::Resync;
 use pando_ipc::cursor::{Bookmark, Cursor, CursorError, Cursors};
-use pando_ipc::methods::{Call, Reply};
+use pando_ipc::methods::{Call, Caller, Reply};
 use pando_ipc::rpc::Json;
 use pando_ipc::topic::{HEARTBEAT, PROBE_PREFIX};
 use pando_ipc::{Code, Fault, Pattern, Timestamp};
@@ -159,25 +160,25 @@ pub(super) fn methods() -> Vec<Method> {
             "events.since",
             Capability::Read,
             "Reads the journal, or waits for its next event.",
-            |primary, _caller, params: Since| async move { since(&primary, params).await },
+            |primary, caller, params: Since| async move { since(&primary, &caller, params).await },
         ),
         Method::new(
             "events.head",
             Capability::Read,
             "Tells where the journal ends, or where it was at a time.",
-            |primary, _caller, params: HeadParams| async move { head(&primary, params).await },
+            |primary, caller, params: HeadParams| async move { head(&primary, &caller, params).await },
         ),
         Method::new(
             "events.ack",
             Capability::Write,
             "Moves a named cursor forward: what is up to there was taken.",
-            |primary, _caller, params: AckParams| async move { ack(&primary, params).await },
+            |primary, caller, params: AckParams| async move { ack(&primary, &caller, params).await },
         ),
         Method::new(
             "events.cursors",
             Capability::Read,
             "Lists the named cursors and what they have not read yet.",
-            |primary, _caller, NoParams {}| async move { cursors(&primary).await },
+            |primary, caller, NoParams {}| async move { cursors(&primary, &caller).await },
         ),
     ]
 }
@@ -195,7 +196,7 @@ async fn in_files<T: Send + 'static>(
     })
 }
 
-async fn ack(primary: &Primary, params: AckParams) -> Result<Listed, Fault> {
+async fn ack(primary: &Primary, caller: &Caller, params: AckParams) -> Result<Listed, Fault> {
     let AckParams { cursor: name, seq, database, topics } = params;
     let own = primary.writer.database();
     if database.is_some_and(|database| database != own) {
@@ -213,21 +214,22 @@ async fn ack(primary: &Primary, params: AckParams) -> Result<Listed, Fault> {
         };
         cursors.advance(Cursor { name, bookmark, topics, at: Timestamp::now() })
     });
-    listed(primary, moved.await?).await
+    listed(&primary.db(caller), moved.await?).await
 }
 
-async fn cursors(primary: &Primary) -> Result<Listing, Fault> {
+async fn cursors(primary: &Primary, caller: &Caller) -> Result<Listing, Fault> {
+    let db = primary.db(caller);
     let mut cursors = Vec::new();
     for cursor in in_files(primary, |cursors| cursors.list()).await? {
-        cursors.push(listed(primary, cursor).await?);
+        cursors.push(listed(&db, cursor).await?);
     }
     Ok(Listing { cursors })
 }
 
-async fn listed(primary: &Primary, cursor: Cursor) -> Result<Listed, Fault> {
+async fn listed(db: &Db, cursor: Cursor) -> Result<Listed, Fault> {
     let topics = if cursor.topics.is_empty() { vec![Pattern::All] } else { cursor.topics.clone() };
     Ok(Listed {
-        unread: primary.shared.readers.unread(cursor.bookmark, &topics).await?,
+        unread: db.readers().unread(cursor.bookmark, &topics).await?,
         cursor: cursor.name,
         seq: cursor.bookmark.seq,
         topics: cursor.topics.iter().map(Pattern::to_string).collect(),
@@ -251,9 +253,9 @@ async fn start_of(primary: &Primary, params: &Since) -> Result<(u64, Option<Resy
     Ok((0, Some(Resync { from: 1, to: seq, reason })))
 }
 
-async fn head(primary: &Primary, params: HeadParams) -> Result<Head, Fault> {
+async fn head(primary: &Primary, caller: &Caller, params: HeadParams) -> Result<Head, Fault> {
     let seq = match params.before {
-        Some(_) => primary.shared.readers.last_before(params.before).await?,
+        Some(_) => primary.db(caller).readers().last_before(params.before).await?,
         None => primary.writer.head(),
     };
     Ok(Head { seq, epoch: primary.writer.epoch() })
@@ -281,7 +283,7 @@ fn publish(primary: &Primary, call: Call, reply: Reply) {
     }
 }
 
-async fn since(primary: &Primary, params: Since) -> Result<SinceResult, Fault> {
+async fn since(primary: &Primary, caller: &Caller, params: Since) -> Result<SinceResult, Fault> {
     let mut patterns = Vec::new();
     for (at, text) in params.topics.iter().enumerate() {
         patterns.push(Pattern::new(text).map_err(|error| Fault::invalid_params(&format!("topics[{at}]"), error))?);
@@ -293,7 +295,8 @@ async fn since(primary: &Primary, params: Since) -> Result<SinceResult, Fault> {
     // Subscribed before the journal is read, so that no event falls in between.
     let mut arriving = primary.shared.hub.subscribe(patterns.clone());
     let (after, replaced) = start_of(primary, &params).await?;
-    let read = || async { primary.shared.readers.since(after, &patterns, limit).await };
+    let db = primary.db(caller);
+    let read = || async { db.readers().since(after, &patterns, limit).await };
     let mut page = read().await?;
     if let Some(wait_ms) = params.wait_ms
         && page.events.is_empty()

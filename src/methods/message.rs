@@ -69,7 +69,7 @@ pub(super) fn methods() -> Vec<Method> {
             Write,
             "Stores a message and tells everyone.",
             |primary, caller, params: Send| async move {
-                let session = find(&primary, params.session_id).await?;
+                let session = find(&primary.db(&caller), params.session_id).await?;
                 let op_id = params.op_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
                 // A repeated call makes the same id of the same op id, so it is the same request.
                 let id = params.id.unwrap_or_else(|| op_id.clone());
@@ -91,9 +91,10 @@ pub(super) fn methods() -> Vec<Method> {
             "message.list",
             Read,
             "Lists the messages of a session.",
-            |primary, _caller, params: ListParams| async move {
-                let session = find(&primary, params.session_id).await?;
-                let messages = primary.shared.db.list_messages_by_session(&session.id).await.map_err(fault)?;
+            |primary, caller, params: ListParams| async move {
+                let db = primary.db(&caller);
+                let session = find(&db, params.session_id).await?;
+                let messages = db.list_messages_by_session(&session.id).await.map_err(fault)?;
                 Ok(List { messages })
             },
         ),

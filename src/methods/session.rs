@@ -1,7 +1,7 @@
 //! `session.*`: sessions as an observer sees them.
 
-use pando_dbproxy::Querier;
 use pando_dbproxy::store::Session;
+use pando_dbproxy::{Db, Querier};
 use pando_ipc::access::Capability::{Control, Read, Write};
 use pando_ipc::{Code, Fault, Topic, topic};
 use schemars::JsonSchema;
@@ -10,7 +10,6 @@ use serde_json::json;
 
 use super::Method;
 use super::db::fault;
-use crate::instance::Primary;
 
 /// Sessions per answer when the caller does not say.
 const DEFAULT_LIMIT: u32 = 100;
@@ -67,21 +66,21 @@ pub(super) fn methods() -> Vec<Method> {
             "session.list",
             Read,
             "Lists sessions, newest first.",
-            |primary, _caller, params: ListParams| async move {
+            |primary, caller, params: ListParams| async move {
                 let limit = params.limit.unwrap_or(DEFAULT_LIMIT).clamp(1, MAX_LIMIT);
-                let sessions = primary.shared.db.list_sessions(limit, params.offset).await.map_err(fault)?;
+                let sessions = primary.db(&caller).list_sessions(limit, params.offset).await.map_err(fault)?;
                 Ok(List { sessions })
             },
         ),
-        Method::new("session.get", Read, "Returns one session.", |primary, _caller, params: Named| async move {
-            find(&primary, params.id).await
+        Method::new("session.get", Read, "Returns one session.", |primary, caller, params: Named| async move {
+            find(&primary.db(&caller), params.id).await
         }),
         Method::new(
             "session.activate",
             Write,
             "Tells everyone that a session is now in front of the user.",
-            |primary, _caller, params: Named| async move {
-                let session = find(&primary, params.id).await?;
+            |primary, caller, params: Named| async move {
+                let session = find(&primary.db(&caller), params.id).await?;
                 let payload = json!({"id": session.id});
                 let seq = primary.publish(Topic::known(topic::SESSION_ACTIVATED), payload, session.id).await?;
                 Ok(Activated { seq })
@@ -91,8 +90,8 @@ pub(super) fn methods() -> Vec<Method> {
             "session.interrupt",
             Control,
             "Asks the agent that works on a session to stop.",
-            |primary, _caller, params: Named| async move {
-                let session = find(&primary, params.id).await?;
+            |primary, caller, params: Named| async move {
+                let session = find(&primary.db(&caller), params.id).await?;
                 let Some(instance_id) = primary.shared.agents.running(&session.id) else {
                     let reason = Some("no agent runs for this session");
                     return Ok(InterruptAnswer { interrupted: false, instance_id: None, reason });
@@ -106,7 +105,7 @@ pub(super) fn methods() -> Vec<Method> {
 }
 
 /// Returns a session, or the fault that names it.
-pub(super) async fn find(primary: &Primary, id: String) -> Result<Session, Fault> {
-    let found = primary.shared.db.get_session(&id).await.map_err(fault)?;
+pub(super) async fn find(db: &Db, id: String) -> Result<Session, Fault> {
+    let found = db.get_session(&id).await.map_err(fault)?;
     found.ok_or_else(|| Fault::new(Code::NotFound, format!("no session {id:?}; 'session.list' names them")))
 }

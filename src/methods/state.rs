@@ -31,10 +31,10 @@ pub(super) fn methods() -> Vec<Method> {
         "state.sync",
         Read,
         "Returns a snapshot and where to follow from.",
-        |primary, _caller, NoParams {}| async move {
+        |primary, caller, NoParams {}| async move {
             // The position first: what commits in between is seen twice, never missed.
             let (seq, epoch) = (primary.writer.head(), primary.writer.epoch());
-            let sessions = primary.shared.db.list_sessions(SNAPSHOT_SESSIONS, 0).await.map_err(fault)?;
+            let sessions = primary.db(&caller).list_sessions(SNAPSHOT_SESSIONS, 0).await.map_err(fault)?;
             Ok(Snapshot { seq, epoch, sessions, instances: list(&primary) })
         },
     )]

@@ -1,7 +1,7 @@
 //! Another user of the machine gets no answer and no event, whatever he tries.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -149,6 +149,83 @@ fn who_is_known_to_be_another_user_stays_outside_an_unverified_door() {
     let role = instance.becomes("primary");
     let got = intrude_under_load(&sandbox, role.ports.unwrap().rpc);
     assert_eq!(got["came"], 0);
+}
+
+#[test]
+fn every_command_of_another_user_says_whose_the_workdir_is() {
+    if !can_be_another() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let (_instance, _) = PandoProcess::primary(&sandbox);
+    // Where the binary was built, others may not be let in. A process of its own copies it: while we had the copy open for
+    // writing, a child of another test could inherit that, and nobody could execute it.
+    let program = sandbox.root().join("pando");
+    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_pando")).arg(&program).status().unwrap().success());
+    open_up(sandbox.root());
+    open_up(&program);
+    let refused = |command: &str, closed: &Path| {
+        let args: Vec<_> = command.split(' ').collect();
+        let mut pando = Command::new(&program);
+        pando.arg("--workdir").arg(sandbox.path()).args(args).env_clear().current_dir("/");
+        let output = pando.uid(NOBODY).gid(NOBODY).output().unwrap();
+        assert_eq!(output.status.code(), Some(4), "{command}: {output:?}");
+        let own = rustix::process::geteuid().as_raw();
+        let whose = format!("error: {} belongs to uid {own}, not to us (uid {NOBODY})\n", closed.display());
+        let next = "hint: run as its owner, or work in a directory of your own with '--workdir DIR'\n";
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), whose + next, "{command}");
+        assert!(output.stdout.is_empty(), "{command}: {:?}", output.stdout);
+    };
+    open_up(sandbox.path());
+    let pando_dir = sandbox.workdir().pando_dir();
+    for command in [
+        "status",
+        "up",
+        "down",
+        "metrics",
+        "ipc call instance.ping",
+        "ipc doors",
+        "ipc instances",
+        "ipc ports",
+        "ipc publish a.b",
+        "ipc tail",
+        "ipc cursors",
+        "ipc methods",
+        "ipc evict",
+        "db exec SELECT(1)",
+        "db query SELECT(1)",
+        "db tables",
+        "db stats",
+        "db check",
+    ] {
+        refused(command, &pando_dir);
+    }
+    fs::set_permissions(sandbox.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    refused("status", sandbox.path());
+}
+
+#[test]
+fn nobody_leads_in_a_directory_of_another_user_however_open_it_is() {
+    if !can_be_another() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let pando_dir = sandbox.workdir().pando_dir();
+    fs::create_dir(&pando_dir).unwrap();
+    for theirs in [pando_dir.clone(), pando_dir.join("run")] {
+        fs::create_dir_all(&theirs).unwrap();
+        chown(&theirs, Some(NOBODY), None).unwrap();
+        fs::set_permissions(&theirs, fs::Permissions::from_mode(0o777)).unwrap();
+        let refused = pando(&sandbox, &["up"]);
+        assert_eq!(refused.code, Some(4), "{refused}");
+        assert!(refused.stderr.contains(&format!("{} belongs to uid {NOBODY}", theirs.display())), "{refused}");
+        assert_eq!(fs::metadata(&theirs).unwrap().mode() & 0o777, 0o777, "it is not ours to repair");
+        chown(&theirs, Some(rustix::process::geteuid().as_raw()), None).unwrap();
+    }
+    let (_instance, _) = PandoProcess::primary(&sandbox);
+    for ours in [pando_dir.clone(), pando_dir.join("run")] {
+        assert_eq!(fs::metadata(&ours).unwrap().mode() & 0o777, 0o700, "{}", ours.display());
+    }
 }
 
 #[test]

@@ -28,6 +28,7 @@ mod json_schema;
 mod leftovers;
 mod metrics;
 mod ports;
+mod reads;
 mod schemas;
 mod shapes;
 mod skew;

@@ -135,4 +135,54 @@ mod tests {
         assert_eq!(sizes.keep_from(200), Some(2_001));
         assert_eq!(sizes.keep_from(1), Some(3_001), "the newest chunk stays");
     }
+
+    /// A journal of events of 10 bytes each.
+    fn events(count: u64) -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        connection
+            .execute_batch("CREATE TABLE _pando_event (seq INTEGER PRIMARY KEY, at INTEGER, envelope TEXT)")
+            .unwrap();
+        let fill = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT ?1)
+                    INSERT INTO _pando_event SELECT x, 0, '0123456789' FROM n";
+        connection.execute(fill, [count]).unwrap();
+        connection
+    }
+
+    #[test]
+    fn every_event_is_measured_once() {
+        for (count, is_more) in [(10, false), (PRUNE_CHUNK, false), (PRUNE_CHUNK + 1, true)] {
+            let (connection, mut sizes) = (events(count), Sizes::default());
+            assert_eq!(sizes.measure(&connection, 1, count).unwrap(), is_more, "{count}");
+            while sizes.measure(&connection, 1, count).unwrap() {}
+            assert_eq!(sizes.total, 10 * count);
+            assert!(!sizes.measure(&connection, 1, count).unwrap());
+            assert_eq!(sizes.total, 10 * count);
+        }
+    }
+
+    #[test]
+    fn a_chunk_is_measured_when_the_last_one_was_long_ago() {
+        let (connection, mut sizes) = (events(3 * PRUNE_CHUNK), Sizes::default());
+        let mut measured = |last: Option<Instant>| {
+            sizes.measured = last;
+            sizes.measure_slowly(&connection, 1, 3 * PRUNE_CHUNK).unwrap();
+            sizes.chunks.len()
+        };
+        let now = Instant::now();
+        assert_eq!(measured(None), 1);
+        // Of a moment to come no time has passed, however slow this machine is.
+        assert_eq!(measured(now.checked_add(Duration::from_secs(3_600))), 1);
+        assert_eq!(measured(now.checked_sub(MEASURE_EVERY)), 2);
+    }
+
+    #[test]
+    fn ages_are_looked_at_now_and_then() {
+        let connection = events(1);
+        let is_over = |looked: Option<Instant>| Ages { looked }.is_over(&connection, 1, 60).unwrap();
+        let now = Instant::now();
+        assert!(is_over(None));
+        assert!(!is_over(now.checked_add(Duration::from_secs(3_600))));
+        assert!(is_over(now.checked_sub(LOOK_AT_AGE)));
+        assert!(!Ages::default().is_over(&connection, 2, 60).unwrap(), "what is not there has no age");
+    }
 }

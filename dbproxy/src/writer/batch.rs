@@ -154,15 +154,7 @@ impl Desk {
             }
             Err(error) => {
                 self.abandon(start);
-                let fault = from_sqlite(&label, &error, None);
-                if is_constraint(&error) {
-                    return Attempt::Blamed(fault);
-                }
-                tracing::error!(%error, "commit failed; nothing was acknowledged");
-                if may_have_committed(&error) && !self.overwrite_lost_commit() {
-                    return Attempt::Failed(commit_unknown(&label, &error));
-                }
-                Attempt::Failed(fault)
+                not_committed(&label, &error, || self.overwrite_lost_commit())
             }
         }
     }
@@ -290,6 +282,55 @@ fn answers(slots: Vec<Slot>, instead: Option<&Fault>) -> Answered {
         .collect()
 }
 
+/// Returns what a COMMIT that failed means for its writes; `overwrite` makes certain that a lost one is gone, where it can.
+fn not_committed(label: &str, error: &Error, overwrite: impl FnOnce() -> bool) -> Attempt {
+    let fault = from_sqlite(label, error, None);
+    if is_constraint(error) {
+        return Attempt::Blamed(fault);
+    }
+    tracing::error!(%error, "commit failed; nothing was acknowledged");
+    if may_have_committed(error) && !overwrite() {
+        return Attempt::Failed(commit_unknown(label, error));
+    }
+    Attempt::Failed(fault)
+}
+
 fn is_constraint(error: &Error) -> bool {
     matches!(error, Error::SqliteFailure(failure, _) if failure.code == ErrorCode::ConstraintViolation)
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::*;
+
+    /// Returns the code of the answer when COMMIT fails with this error, and whether the lost commit was overwritten.
+    fn answer(code: i32, can_overwrite: bool) -> (Code, bool) {
+        let error = Error::SqliteFailure(ffi::Error::new(code), None);
+        let mut tried = false;
+        let attempt = not_committed("exec", &error, || {
+            tried = true;
+            can_overwrite
+        });
+        let Attempt::Failed(fault) = attempt else { panic!("nobody is to blame for {error}") };
+        let codes = [Code::Storage, Code::OutcomeUnknown];
+        (codes.into_iter().find(|code| fault.is(*code)).unwrap_or_else(|| panic!("{fault}")), tried)
+    }
+
+    #[test]
+    fn only_a_commit_that_may_stand_in_the_log_is_unknown_and_only_while_it_cannot_be_overwritten() {
+        for can_overwrite in [false, true] {
+            assert_eq!(answer(ffi::SQLITE_FULL, can_overwrite), (Code::Storage, false));
+            assert_eq!(answer(ffi::SQLITE_IOERR_WRITE, can_overwrite), (Code::Storage, false));
+        }
+        assert_eq!(answer(ffi::SQLITE_IOERR_FSYNC, true), (Code::Storage, true));
+        assert_eq!(answer(ffi::SQLITE_IOERR_FSYNC, false), (Code::OutcomeUnknown, true));
+    }
+
+    #[test]
+    fn a_constraint_at_commit_has_somebody_to_blame() {
+        let error = Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CONSTRAINT_FOREIGNKEY), None);
+        assert!(matches!(not_committed("exec", &error, || unreachable!()), Attempt::Blamed(_)));
+    }
 }

@@ -319,7 +319,7 @@ mod tests {
         let (client, now) = (Uuid::now_v7(), Timestamp::now().unix_seconds());
         for n in 1..=100 {
             let op = if n % 2 == 0 { counted(client, n) } else { OpId::parse(&format!("req-{n}")) };
-            insert(&connection, &op, if n <= 60 { now - 7_200 } else { now });
+            insert(&connection, &op, if n <= 60 { now - 7_200 } else { now - 1_800 });
         }
         let mut ops = Ops::default();
         let mut kept = |keep| {
@@ -338,6 +338,8 @@ mod tests {
             Some(u64::try_from(now - 7_200).unwrap())
         );
         assert_eq!(maybe_forgotten(&connection, &OpId::parse(&Uuid::now_v7().to_string())).unwrap(), None);
+        let earlier = uuid::Timestamp::from_unix(uuid::NoContext, u64::try_from(now - 7_300).unwrap(), 0);
+        assert!(maybe_forgotten(&connection, &OpId::parse(&Uuid::new_v7(earlier).to_string())).unwrap().is_some());
         assert_eq!(find(&counted(client, 60)), Found::Forgotten);
         assert_eq!(find(&counted(client, 59)), Found::Forgotten);
         assert_eq!(find(&counted(client, 61)), Found::New);
@@ -376,6 +378,87 @@ mod tests {
         let mut is_stored =
             |counter| matches!(ops.find(&connection, &request(counter).op_id, 0).unwrap(), Found::Stored(_));
         assert_eq!([1, 2, 3].map(&mut is_stored), [true, false, true]);
+    }
+
+    #[test]
+    fn what_was_stored_before_the_savepoint_stays() {
+        let connection = migrated();
+        let mut ops = Ops::default();
+        let client = Uuid::now_v7();
+        let store = |ops: &mut Ops, counter| {
+            let op = counted(client, counter);
+            let request =
+                WriteRequest::new(op, "i".to_owned(), std::time::Instant::now(), crate::write::Work::Settle).unwrap();
+            ops.store(&connection, &request, 1, 1, None).unwrap();
+        };
+        ops.find(&connection, &counted(client, 1), 0).unwrap();
+        store(&mut ops, 1);
+        let mark = ops.mark();
+        store(&mut ops, 2);
+        ops.roll_back(mark);
+        assert_eq!(ops.clients[&client].rows.keys().collect::<Vec<_>>(), [&1]);
+        ops.commit();
+        assert_eq!(ops.mark().0, 0, "nothing can be taken back any more");
+    }
+
+    #[test]
+    fn clients_without_writes_are_dropped_from_memory_when_they_are_too_many() {
+        let connection = migrated();
+        let mut ops = Ops::default();
+        let writer = Uuid::now_v7();
+        insert(&connection, &counted(writer, 1), 0);
+        let ask = |ops: &mut Ops, count: usize| {
+            for _ in 0..count {
+                ops.find(&connection, &counted(Uuid::now_v7(), 0), 0).unwrap();
+            }
+            ops.commit();
+            ops.clients.len()
+        };
+        assert_eq!(ask(&mut ops, 1), 2, "with the one that has written");
+        assert_eq!(ask(&mut ops, MAX_CLIENTS - 2), MAX_CLIENTS);
+        assert_eq!(ask(&mut ops, 2), 1);
+        assert!(ops.clients.contains_key(&writer));
+    }
+
+    #[test]
+    fn who_follows_for_long_reads_anew_what_is_left() {
+        let connection = migrated();
+        let client = Uuid::now_v7();
+        let fill = format!(
+            "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT {FOLLOWED_ROWS})
+             INSERT INTO _pando_op (client, counter, fingerprint, at, epoch, seq) SELECT ?1, x, 0, 0, 1, 1 FROM n"
+        );
+        connection.execute(&fill, [client.as_bytes()]).unwrap();
+        let mut ops = Ops::default();
+        let mut follow = || {
+            ops.follow(&connection).unwrap();
+            (ops.rows, ops.clients[&client].rows.len())
+        };
+        assert_eq!(follow(), (FOLLOWED_ROWS, FOLLOWED_ROWS));
+        connection.execute("DELETE FROM _pando_op WHERE counter <= 100", []).unwrap();
+        insert(&connection, &counted(client, 1_000_000), 0);
+        let more = FOLLOWED_ROWS + 1;
+        assert_eq!(follow(), (more, more), "only what is new is read");
+        assert_eq!(follow(), (more - 100, more - 100));
+    }
+
+    #[test]
+    fn a_client_that_has_answers_to_nothing_leaves_no_note() {
+        let connection = migrated();
+        let client = Uuid::now_v7();
+        insert(&connection, &counted(client, 1), Timestamp::now().unix_seconds());
+        let mut ops = Ops::default();
+        ops.find(&connection, &counted(client, 2), 0).unwrap();
+        ops.prune(&connection, KEEP).unwrap();
+        let notes: u64 = connection.query_row("SELECT count(*) FROM _pando_client", [], |row| row.get(0)).unwrap();
+        assert_eq!(notes, 0);
+    }
+
+    #[test]
+    fn a_client_is_remembered_for_longer_than_its_id_is_used() {
+        assert!(KEPT_CLIENTS_FOR >= 2 * crate::client::RENEWED_AFTER);
+        let id = uuid::Timestamp::from_unix(uuid::NoContext, 1_700_000_000, 123_000_000);
+        assert_eq!(made(&Uuid::new_v7(id)), 1_700_000_000_123);
     }
 
     #[test]

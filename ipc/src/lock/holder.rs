@@ -121,3 +121,105 @@ pub enum EvictError {
         pid: u32,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use rustix::process::{Pid, kill_process};
+
+    use super::*;
+    use crate::envelope::Timestamp;
+    use crate::lock::try_lock;
+
+    /// The note of a process that lives until it is ended.
+    fn sleeper() -> (Child, LockInfo) {
+        let child = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
+        let info = LockInfo {
+            instance_id: "inst-A".into(),
+            pid: child.id(),
+            pub_port: 0,
+            rpc_port: 0,
+            started_at: serde_json::from_str::<Timestamp>("\"2026-11-21T02:52:48.5Z\"").unwrap(),
+            epoch: None,
+            workdir: None,
+            protocol: None,
+            version: None,
+            endpoints: None,
+            process: ProcessId::of(child.id()),
+            successor: None,
+        };
+        (child, info)
+    }
+
+    fn end(mut child: Child) {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn the_holder_is_whom_the_lock_file_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let workdir = Workdir::open(dir.path()).unwrap();
+        assert_eq!(Holder::of(&workdir), None);
+        let (child, info) = sleeper();
+        try_lock(&workdir).unwrap().unwrap().advertise(&info).unwrap();
+        assert_eq!(Holder::of(&workdir).unwrap().info, info);
+        end(child);
+    }
+
+    #[test]
+    fn only_the_very_process_of_the_note_may_be_ended() {
+        let (child, info) = sleeper();
+        let check = |process: Option<ProcessId>| Holder::new(LockInfo { process, ..info.clone() }).check().cloned();
+        let own = info.process.clone().unwrap();
+        assert_eq!(check(Some(own.clone())).unwrap(), own);
+        let earlier = ProcessId { start_ticks: own.start_ticks - 1, ..own };
+        assert!(matches!(check(Some(earlier)), Err(EvictError::Another { .. })));
+        assert!(matches!(check(None), Err(EvictError::Unnamed { .. })));
+        end(child);
+    }
+
+    #[tokio::test]
+    async fn a_holder_is_asked_first_and_a_halted_one_is_not() {
+        let (mut child, info) = sleeper();
+        let holder = Holder::new(info);
+        assert_eq!(holder.means(), [Signal::TERM, Signal::KILL]);
+        // On a machine that is busy enough, it does not leave in time.
+        assert!(holder.evict().await.unwrap().is_some());
+        assert!(child.try_wait().unwrap().is_some());
+        assert!(matches!(holder.evict().await, Err(EvictError::Another { .. })));
+
+        let (child, info) = sleeper();
+        kill_process(Pid::from_child(&child), Signal::STOP).unwrap();
+        let stopped = stopped(info).await;
+        assert_eq!(stopped.means(), [Signal::KILL]);
+        assert_eq!(stopped.evict().await.unwrap(), Some(Signal::KILL));
+        end(child);
+    }
+
+    /// Waits until the process is stopped.
+    async fn stopped(info: LockInfo) -> Holder {
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        loop {
+            let holder = Holder::new(info.clone());
+            if holder.state == Some(ProcessState::Stopped) {
+                return holder;
+            }
+            assert!(std::time::Instant::now() < deadline, "{holder:#}");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[test]
+    fn a_holder_is_shown_with_what_it_does_when_that_matters() {
+        let (child, info) = sleeper();
+        end(child);
+        let show =
+            |state| Holder { executable: Some("/bin/pando".into()), state, info: LockInfo { pid: 12, ..info.clone() } };
+        let (sleeps, stands) = (show(Some(ProcessState::Sleeping)), show(Some(ProcessState::Stopped)));
+        assert_eq!(sleeps.to_string(), "inst-A, pid 12, /bin/pando, since 2026-11-21T02:52:48Z");
+        assert_eq!(format!("{sleeps:#}"), "inst-A, pid 12, sleeping, /bin/pando, since 2026-11-21T02:52:48Z");
+        assert_eq!(stands.to_string(), "inst-A, pid 12, stopped, /bin/pando, since 2026-11-21T02:52:48Z");
+    }
+}
