@@ -29,7 +29,7 @@ use crate::instance::Primary;
 type SchemaOf = fn(&mut SchemaGenerator) -> schemars::Schema;
 type Handler = Arc<dyn Fn(Arc<Primary>, Call) -> BoxFuture<'static, Result<Json, Fault>> + Send + Sync>;
 type InlineHandler = fn(&Primary, Call) -> Result<Json, Fault>;
-type DeferredHandler = fn(&Primary, Call, Reply);
+type DeferredHandler = fn(&Primary, &Call, Reply);
 
 enum Body {
     /// Answered in the peer's reader: cheap, and never refused for load.
@@ -135,7 +135,7 @@ pub(crate) fn bind(primary: &Arc<Primary>) -> Methods {
         match body {
             Body::Inline(handler) => methods.register_inline(name, needs, move |call| handler(&primary, call)),
             Body::Deferred(handler) => {
-                methods.register_deferred(name, needs, move |call, reply| handler(&primary, call, reply));
+                methods.register_deferred(name, needs, move |call, reply| handler(&primary, &call, reply));
             }
             Body::Spawned(handler) => methods.register(name, needs, move |call| handler(Arc::clone(&primary), call)),
         }

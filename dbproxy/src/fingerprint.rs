@@ -64,7 +64,9 @@ impl Feed {
         match params {
             Params::Positional(values) => {
                 self.group(b'p', values.len());
-                values.iter().for_each(|value| self.param(value));
+                for value in values {
+                    self.param(value);
+                }
             }
             Params::Named(values) => {
                 self.group(b'm', values.len());
@@ -111,7 +113,9 @@ impl Feed {
             Value::String(text) => self.text(text),
             Value::Array(values) => {
                 self.group(b'a', values.len());
-                values.iter().for_each(|value| self.json(value));
+                for value in values {
+                    self.json(value);
+                }
             }
             Value::Object(map) => {
                 self.group(b'o', map.len());

@@ -203,7 +203,7 @@ pub(super) fn methods() -> Vec<Method> {
     ]
 }
 
-fn write(primary: &Primary, call: Call, reply: Reply) {
+fn write(primary: &Primary, call: &Call, reply: Reply) {
     let source = primary.name_of(&call.caller);
     match wire::parse_write(&call.params, &source, &primary.shared.options.writes) {
         Ok((request, answer)) => primary
@@ -213,7 +213,7 @@ fn write(primary: &Primary, call: Call, reply: Reply) {
     }
 }
 
-fn exec(primary: &Primary, call: Call, reply: Reply) {
+fn exec(primary: &Primary, call: &Call, reply: Reply) {
     match wire::parse_exec(&call.params, &primary.name_of(&call.caller)) {
         Ok(request) => {
             primary.writer.submit_then(request, |result| reply.send(result.map(|ack| wire::exec_result(&ack))));

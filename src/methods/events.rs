@@ -267,7 +267,7 @@ fn publishing(params: &Value) -> Capability {
     if is_probe && params["durable"] != true { Capability::Read } else { Capability::Write }
 }
 
-fn publish(primary: &Primary, call: Call, reply: Reply) {
+fn publish(primary: &Primary, call: &Call, reply: Reply) {
     match wire::parse_publish(&call.params, &primary.name_of(&call.caller)) {
         Ok(Publication::Durable(request)) => {
             primary.writer.submit_then(request, |result| reply.send(result.map(|ack| wire::publish_result(&ack))));

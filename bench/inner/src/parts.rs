@@ -9,7 +9,7 @@ use pando_dbproxy::{Durability, OpId, Statement, Work, WriteRequest, Writer, Wri
 use pando_ipc::access::Capability;
 use pando_ipc::methods::{Call, Caller, Methods};
 use pando_ipc::rpc::{Incoming, Response, parse_request};
-use pando_ipc::zmtp::{Engine, Event, Role, Subscriptions, WireLimits, encode_message, encode_reply};
+use pando_ipc::zmtp::{Engine, Event, Prefixes, Role, WireLimits, encode_message, encode_reply};
 use pando_ipc::{Envelope, Pattern, Topic};
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -54,7 +54,7 @@ pub fn parts() -> Vec<Part> {
         part("event: encode", event_encode),
         part("event: decode", event_decode),
         part("event: to 4 subscribers here", event_hub),
-        part("subscriptions: 64, the last matches", subscriptions),
+        part("prefixes: 1,000, one matches", prefixes),
         part("write: one statement, committed", write),
     ]
 }
@@ -119,13 +119,13 @@ fn event_hub() -> Box<dyn FnMut()> {
     })
 }
 
-fn subscriptions() -> Box<dyn FnMut()> {
-    let mut subscriptions = Subscriptions::default();
-    for number in 0..64 {
-        let added = subscriptions.add(format!("topic.{number:02}\0").as_bytes(), &WireLimits::default());
-        assert!(added.is_ok(), "64 are allowed");
+/// Who wants an event, among 1,000 who want others.
+fn prefixes() -> Box<dyn FnMut()> {
+    let mut prefixes = Prefixes::default();
+    for number in 0..1_000 {
+        prefixes.insert(format!("topic.{number:03}\0").as_bytes(), number);
     }
-    Box::new(move || assert!(subscriptions.matches(b"topic.63\0{}"), "the last one matches"))
+    Box::new(move || assert!(prefixes.matching(b"topic.963\0{}").eq([&963]), "one matches"))
 }
 
 /// A directory that is removed at the end.

@@ -24,8 +24,8 @@ use crate::zmtp::Role;
 /// How long anything may take before a test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-async fn crash() -> Result<Value, Fault> {
-    panic!("on purpose")
+fn crash() -> impl Future<Output = Result<Value, Fault>> {
+    std::future::poll_fn(|_| panic!("on purpose"))
 }
 
 async fn within<T>(work: impl Future<Output = T>) -> T {
