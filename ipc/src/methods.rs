@@ -381,7 +381,7 @@ mod tests {
         });
         assert_eq!(call(&methods, "deferred", json!(3)).await, Ok(json!(3).into()));
         assert_eq!(call(&methods, "none", Value::Null).await, Err(Fault::method_not_found("none")));
-        assert_eq!(format!("{methods:?}"), r#"{"echo", "later"}"#);
+        assert_eq!(format!("{methods:?}"), r#"{"deferred", "echo", "later"}"#);
         methods.register("bad", Read, |_| async { Outcome::Err(Fault::invalid_params("x", "is bad")) });
         drop(call(&methods, "bad", Value::Null).await);
         let mut told: Vec<_> =

@@ -132,8 +132,18 @@ mod tests {
     use crate::envelope::Timestamp;
     use crate::lock::try_lock;
 
-    /// The note of a process that lives until it is ended.
-    fn sleeper() -> (Child, LockInfo) {
+    /// A process that lives until it is ended, and no longer than the test.
+    struct Sleeper(Child);
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            self.0.kill().unwrap();
+            self.0.wait().unwrap();
+        }
+    }
+
+    /// Returns such a process with its note.
+    fn sleeper() -> (Sleeper, LockInfo) {
         let child = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
         let info = LockInfo {
             instance_id: "inst-A".into(),
@@ -149,12 +159,7 @@ mod tests {
             process: ProcessId::of(child.id()),
             successor: None,
         };
-        (child, info)
-    }
-
-    fn end(mut child: Child) {
-        child.kill().unwrap();
-        child.wait().unwrap();
+        (Sleeper(child), info)
     }
 
     #[test]
@@ -162,48 +167,46 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let workdir = Workdir::open(dir.path()).unwrap();
         assert_eq!(Holder::of(&workdir), None);
-        let (child, info) = sleeper();
+        let (_sleeper, info) = sleeper();
         try_lock(&workdir).unwrap().unwrap().advertise(&info).unwrap();
         assert_eq!(Holder::of(&workdir).unwrap().info, info);
-        end(child);
     }
 
     #[test]
     fn only_the_very_process_of_the_note_may_be_ended() {
-        let (child, info) = sleeper();
+        let (_sleeper, info) = sleeper();
         let check = |process: Option<ProcessId>| Holder::new(LockInfo { process, ..info.clone() }).check().cloned();
         let own = info.process.clone().unwrap();
         assert_eq!(check(Some(own.clone())).unwrap(), own);
         let earlier = ProcessId { start_ticks: own.start_ticks - 1, ..own };
         assert!(matches!(check(Some(earlier)), Err(EvictError::Another { .. })));
         assert!(matches!(check(None), Err(EvictError::Unnamed { .. })));
-        end(child);
     }
 
     #[tokio::test]
     async fn a_holder_is_asked_first_and_a_halted_one_is_not() {
-        let (mut child, info) = sleeper();
-        let holder = Holder::new(info);
+        let (mut running, info) = sleeper();
+        // While it starts it may be blocked on the disk.
+        let holder = in_state(info, ProcessState::Sleeping).await;
         assert_eq!(holder.means(), [Signal::TERM, Signal::KILL]);
         // On a machine that is busy enough, it does not leave in time.
         assert!(holder.evict().await.unwrap().is_some());
-        assert!(child.try_wait().unwrap().is_some());
+        assert!(running.0.try_wait().unwrap().is_some());
         assert!(matches!(holder.evict().await, Err(EvictError::Another { .. })));
 
-        let (child, info) = sleeper();
-        kill_process(Pid::from_child(&child), Signal::STOP).unwrap();
-        let stopped = stopped(info).await;
+        let (sleeper, info) = sleeper();
+        kill_process(Pid::from_child(&sleeper.0), Signal::STOP).unwrap();
+        let stopped = in_state(info, ProcessState::Stopped).await;
         assert_eq!(stopped.means(), [Signal::KILL]);
         assert_eq!(stopped.evict().await.unwrap(), Some(Signal::KILL));
-        end(child);
     }
 
-    /// Waits until the process is stopped.
-    async fn stopped(info: LockInfo) -> Holder {
+    /// Waits until the process is in a state.
+    async fn in_state(info: LockInfo, state: ProcessState) -> Holder {
         let deadline = std::time::Instant::now() + Duration::from_secs(10);
         loop {
             let holder = Holder::new(info.clone());
-            if holder.state == Some(ProcessState::Stopped) {
+            if holder.state == Some(state) {
                 return holder;
             }
             assert!(std::time::Instant::now() < deadline, "{holder:#}");
@@ -214,7 +217,6 @@ mod tests {
     #[test]
     fn a_holder_is_shown_with_what_it_does_when_that_matters() {
         let (child, info) = sleeper();
-        end(child);
         let show =
             |state| Holder { executable: Some("/bin/pando".into()), state, info: LockInfo { pid: 12, ..info.clone() } };
         let (sleeps, stands) = (show(Some(ProcessState::Sleeping)), show(Some(ProcessState::Stopped)));
