@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_holder_is_shown_with_what_it_does_when_that_matters() {
-        let (child, info) = sleeper();
+        let (_sleeper, info) = sleeper();
         let show =
             |state| Holder { executable: Some("/bin/pando".into()), state, info: LockInfo { pid: 12, ..info.clone() } };
         let (sleeps, stands) = (show(Some(ProcessState::Sleeping)), show(Some(ProcessState::Stopped)));
