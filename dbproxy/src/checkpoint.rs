@@ -77,8 +77,8 @@ impl Shared {
     fn committed(&self, frames: u32) {
         let mut state = self.lock();
         let before = state.fresh();
-        if frames < state.frames {
-            // It has begun anew.
+        // A commit adds frames: a log that is no longer than before has begun anew.
+        if frames <= state.frames {
             state.seen = 0;
         }
         state.frames = frames;
@@ -307,6 +307,17 @@ mod tests {
 
         fn wal_bytes(&self) -> u64 {
             std::fs::metadata(self.path.with_extension("db-wal")).unwrap().len()
+        }
+    }
+
+    #[test]
+    fn frames_of_a_log_that_began_anew_wait_for_a_checkpoint_however_many_they_are() {
+        let shared = Shared::default();
+        shared.committed(6);
+        shared.lock().seen = 6;
+        for (frames, fresh) in [(6, 6), (12, 12), (3, 3), (4, 4)] {
+            shared.committed(frames);
+            assert_eq!(shared.lock().fresh(), fresh, "{frames} frames");
         }
     }
 

@@ -218,7 +218,7 @@ impl Writer {
     /// block. Who is to be answered need not be woken for that.
     pub fn submit_then(&self, request: WriteRequest, tell: impl FnOnce(Result<Ack, Fault>) -> Sent + Send + 'static) {
         let (began, meter) = (Instant::now(), Arc::clone(&self.0.meter));
-        let answer = Answer::new(move |result| {
+        let answer = Answer::new(request.work.label(), move |result| {
             meter.answered(began.elapsed(), result.is_ok());
             tell(result)
         });
@@ -286,7 +286,7 @@ impl Writer {
             drop(answer.send(result));
             Sent::default()
         };
-        self.enqueue(job, Answer::new(tell));
+        self.enqueue(job, Answer::new(label, tell));
         answered.await.unwrap_or_else(|_| Err(died(label)))
     }
 

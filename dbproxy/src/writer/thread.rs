@@ -88,24 +88,28 @@ pub(super) struct Job {
 
 /// Where the answer to a write goes. It comes from the writer's thread; should that die, from wherever the write is dropped.
 #[derive(Default)]
-pub(super) struct Answer(Option<Box<Tell>>);
+pub(super) struct Answer {
+    /// What the write is called.
+    label: String,
+    tell: Option<Box<Tell>>,
+}
 
 type Tell = dyn FnOnce(Result<Ack, Fault>) -> Sent + Send;
 
 impl Answer {
-    pub(super) fn new(tell: impl FnOnce(Result<Ack, Fault>) -> Sent + Send + 'static) -> Self {
-        Self(Some(Box::new(tell)))
+    pub(super) fn new(label: &str, tell: impl FnOnce(Result<Ack, Fault>) -> Sent + Send + 'static) -> Self {
+        Self { label: label.to_owned(), tell: Some(Box::new(tell)) }
     }
 
     pub(super) fn tell(mut self, result: Result<Ack, Fault>) -> Sent {
-        self.0.take().map(|tell| tell(result)).unwrap_or_default()
+        self.tell.take().map(|tell| tell(result)).unwrap_or_default()
     }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        if let Some(tell) = self.0.take() {
-            drop(tell(Err(died("write"))));
+        if let Some(tell) = self.tell.take() {
+            drop(tell(Err(died(&self.label))));
         }
     }
 }
@@ -383,5 +387,29 @@ fn serve(place: &Place, mut commands: mpsc::Receiver<Command>, queued_bytes: &At
             failpoint::hit(Point::ReplyAfter);
             desk.keep_house();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_that_dies_with_its_writer_is_answered_once_and_by_its_name() {
+        let (answers, told) = std::sync::mpsc::channel();
+        let answer = || {
+            let answers = answers.clone();
+            Answer::new("CreateSession", move |result| {
+                answers.send(result.map_err(|fault| (fault.is(Code::OutcomeUnknown), fault.message))).unwrap();
+                Sent::default()
+            })
+        };
+        drop(answer());
+        let message =
+            "dbproxy: UNREACHABLE (CreateSession): the writer died before it answered; send again with the same op id";
+        assert_eq!(told.try_recv().unwrap(), Err((true, message.to_owned())));
+        drop(answer().tell(Err(Fault::new(Code::Busy, "later"))));
+        assert_eq!(told.try_recv().unwrap(), Err((false, "later".to_owned())));
+        assert!(told.try_recv().is_err(), "each is told once");
     }
 }

@@ -16,7 +16,7 @@ use super::stats::Refusal;
 use crate::failpoint::{self, Point};
 use crate::fault::{Code, Fault};
 use crate::hello::HELLO;
-use crate::methods::{Call, Handler, Reply, Sent, run_deferred, run_inline};
+use crate::methods::{Call, Flush, Handler, Reply, Sent, run_deferred, run_inline};
 use crate::rpc::{Id, Incoming, Json, Request, Response, parse_request};
 use crate::zmtp::encode_reply;
 
@@ -157,7 +157,7 @@ pub(super) async fn run(peer: Weak<Peer>, mut started: mpsc::Receiver<Running>) 
                 let more = std::iter::repeat_with(|| running.next().now_or_never().flatten());
                 more.take(MAX_TURN).take_while(Option::is_some).for_each(drop);
                 if let Some(peer) = peer.upgrade() {
-                    Shared::flush(&peer);
+                    peer.flush();
                 }
                 // The next peer's turn.
                 tokio::task::yield_now().await;

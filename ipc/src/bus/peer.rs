@@ -16,6 +16,7 @@ use super::doors::{Identity, Stream};
 use super::output::Output;
 use super::shared::{Peer, Shared};
 use super::stats::{Offence, Refusal};
+use crate::methods::Flush;
 use crate::zmtp::{Engine, Event, Remote, Role, ZmtpError};
 
 /// Room for a read: the smallest, for a peer that says little, and the largest, for one that fills it.
@@ -199,7 +200,7 @@ where
                 Event::Unsubscribe(prefix) => shared.unsubscribe(peer, &prefix),
                 Event::Message(parts) => {
                     if peer.ring.is_over() {
-                        Shared::flush(peer);
+                        peer.flush();
                         peer.ring.room().await;
                     }
                     let began = Instant::now();
@@ -211,14 +212,14 @@ where
                     turn += began.elapsed();
                     if turn > TURN {
                         turn = Duration::ZERO;
-                        Shared::flush(peer);
+                        peer.flush();
                         tokio::task::yield_now().await;
                     }
                 }
                 Event::Ready(_) => {}
             }
         }
-        Shared::flush(peer);
+        peer.flush();
         if peer.ring.room().await {
             // While its answers waited we did not read: that time is not the sender's.
             begun = None;
@@ -253,7 +254,7 @@ async fn write(shared: Arc<Shared>, peer: Arc<Peer>) {
         Some(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
             shared.cut_off(&peer, "cut off: it read nothing for too long");
         }
-        Some(Err(error)) => Shared::unwritable(&peer, &error),
+        Some(Err(error)) => peer.unwritable(&error),
         Some(Ok(())) | None => {}
     }
     peer.ring.close();

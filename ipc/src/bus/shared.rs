@@ -68,9 +68,20 @@ pub(super) struct Peer {
     pub(super) has_said_hello: AtomicBool,
 }
 
+impl Peer {
+    /// Ends the connection: its socket cannot be written to.
+    pub(super) fn unwritable(&self, error: &io::Error) {
+        tracing::debug!(peer = self.caller.peer, %error, "peer cannot be written to");
+        self.gone.cancel();
+    }
+}
+
 impl Flush for Peer {
+    /// Writes what is queued as far as the socket takes it: nobody has to be woken for that.
     fn flush(&self) {
-        Shared::flush(self);
+        if let Err(error) = self.ring.flush() {
+            self.unwritable(&error);
+        }
     }
 }
 
@@ -256,25 +267,12 @@ impl Shared {
         peer.ring.wake();
     }
 
-    /// Queues a message for a peer, until the next [`Shared::flush`]; one whose ring is full is cut off.
+    /// Queues a message for a peer, until the next flush; one whose ring is full is cut off.
     pub(super) fn queue(&self, peer: &Peer, message: Bytes) {
         match peer.ring.push(message) {
             Push::Queued | Push::Closed => {}
             Push::Full => self.cut_off(peer, "cut off: its queue is full"),
         }
-    }
-
-    /// Writes what is queued for a peer as far as its socket takes it: nobody has to be woken for that.
-    pub(super) fn flush(peer: &Peer) {
-        if let Err(error) = peer.ring.flush() {
-            Self::unwritable(peer, &error);
-        }
-    }
-
-    /// Ends the connection of a peer whose socket fails.
-    pub(super) fn unwritable(peer: &Peer, error: &io::Error) {
-        tracing::debug!(peer = peer.caller.peer, %error, "peer cannot be written to");
-        peer.gone.cancel();
     }
 
     /// Ends the connection of a peer that does not read what is sent to it.

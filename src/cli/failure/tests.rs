@@ -1,3 +1,5 @@
+//! What a failure says, and with which code it ends.
+
 use std::path::PathBuf;
 
 use super::*;
