@@ -6,8 +6,11 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::owner::{self, Owners};
@@ -23,6 +26,8 @@ use crate::zmtp::Role;
 const BACKLOG: u32 = 1_024;
 /// Pairs of ports that are tried, from the workdir's own on. Then the kernel chooses, so that no squatter can keep us from starting.
 const MAX_PORT_PAIRS: usize = 1_000;
+/// The kernel forgets the owner of a socket that is closed a moment before the other end learns of it: how long that may take.
+const HANG_UP: Duration = Duration::from_millis(20);
 /// Random hex digits in the name of a socket file; with a term of 20 digits the name still fits `Workdir::socket_dir`.
 const RANDOM_DIGITS: usize = 6;
 
@@ -174,8 +179,8 @@ impl Stream {
     }
 
     /// Finds out whose the connection is. Only our own uid comes in; whom the kernel cannot name stays outside, unless
-    /// the door was opened to such.
-    pub(super) async fn identify(&self, peer: u64) -> Result<Identity, (Refusal, Offence)> {
+    /// the door was opened to such. `None` when nobody is there any more: a socket that was closed has no owner.
+    pub(super) async fn identify(&self, peer: u64) -> Result<Option<Identity>, (Refusal, Offence)> {
         let door = self.door();
         let refuse = |why| (why, Offence::at(door));
         let (uid, pid, inode) = match self {
@@ -190,6 +195,9 @@ impl Stream {
                     return Err(refuse(Refusal::SelfConnect));
                 }
                 let owner = owners.owner_of(theirs, ours).await;
+                if owner.is_none() && timeout(HANG_UP, hung_up(stream)).await.is_ok() {
+                    return Ok(None);
+                }
                 if owner.is_none() && !owners.admit_unknown {
                     return Err(refuse(Refusal::UnknownUid));
                 }
@@ -199,7 +207,17 @@ impl Stream {
         if uid.is_some_and(|uid| uid != rustix::process::geteuid().as_raw()) {
             return Err((Refusal::ForeignUid, Offence { uid, pid, ..Offence::at(door) }));
         }
-        Ok(Identity { caller: Caller::new(peer, door, uid, pid), inode })
+        Ok(Some(Identity { caller: Caller::new(peer, door, uid, pid), inode }))
+    }
+}
+
+/// Waits until the other end has been closed; what it said before stays unread.
+async fn hung_up(stream: &TcpStream) {
+    while let Ok(ready) = stream.ready(Interest::READABLE).await
+        && !ready.is_read_closed()
+    {
+        // The readiness that was seen is forgotten, so that the next one is waited for.
+        drop(stream.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into())));
     }
 }
 

@@ -59,7 +59,8 @@ pub(super) async fn serve(
 ) {
     let number = NEXT_PEER.fetch_add(1, Relaxed);
     let identity = match handshake.bound(stream.identify(number)).await {
-        Some(Ok(identity)) => identity,
+        Some(Ok(Some(identity))) => identity,
+        Some(Ok(None)) => return,
         Some(Err((why, offence))) => return shared.counters.refuse(why, || offence),
         None => return shared.counters.refuse(Refusal::Handshake, || Offence::at(stream.door())),
     };

@@ -1,4 +1,5 @@
 use std::fs;
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -167,5 +168,24 @@ async fn another_user_gets_no_byte_over_tcp() {
         assert_eq!(got, "0");
     }
     assert_eq!(fixture.refusals("foreign_uid") + fixture.refusals("unknown_uid"), 2);
+    fixture.check_alive().await;
+}
+
+#[tokio::test]
+async fn who_hangs_up_before_he_is_looked_at_is_no_stranger() {
+    let fixture = Fixture::start().await;
+    let port = fixture.bus.ports().unwrap().rpc;
+    for said in ["", "x"] {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.write_all(said.as_bytes()).unwrap();
+        // The bus runs on this thread, so it has not seen him yet.
+        drop(stream);
+    }
+    eventually("both came and went", || {
+        let places = fixture.bus.inner.shared.places.available_permits();
+        (fixture.bus.stats().accepted, places) == (2, Limits::default().max_connections)
+    })
+    .await;
+    assert_eq!(fixture.refusals("unknown_uid"), 0);
     fixture.check_alive().await;
 }
