@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use pando_ipc::rpc::{Incoming, Request, parse_request, parse_response};
-use pando_ipc::zmtp::{Engine, Event, Role, WireLimits, ZmtpError};
+use pando_ipc::zmtp::{Engine, Event, SocketType, WireLimits, ZmtpError};
 use pando_ipc::{Envelope, LockInfo, Pattern, Topic};
 
 /// A thing to feed.
@@ -14,7 +14,7 @@ pub const TARGETS: [(&str, Target); 6] =
     [("zmtp", zmtp), ("rpc", rpc), ("envelope", envelope), ("lock", lock), ("topic", topic), ("proof", proof)];
 
 /// Feeds the chunks to an engine; returns every event and how it ended.
-fn converse<'a>(role: Role, chunks: impl Iterator<Item = &'a [u8]>) -> (Vec<Event>, Result<(), ZmtpError>) {
+fn converse<'a>(role: SocketType, chunks: impl Iterator<Item = &'a [u8]>) -> (Vec<Event>, Result<(), ZmtpError>) {
     let limits = WireLimits::default();
     let bound = limits.max_message_bytes + 64 * 1024;
     let mut engine = Engine::new(role, limits);
@@ -34,13 +34,13 @@ fn converse<'a>(role: Role, chunks: impl Iterator<Item = &'a [u8]>) -> (Vec<Even
 }
 
 /// The byte stream of a peer: no memory beyond the limits, and the same events wherever it is split. The first two bytes
-/// choose our role and the size of the pieces.
+/// choose our socket and the size of the pieces.
 pub fn zmtp(input: &[u8]) {
     let [role, step, bytes @ ..] = input else { return };
     if bytes.is_empty() {
         return;
     }
-    let role = if role % 2 == 0 { Role::Router } else { Role::Pub };
+    let role = [SocketType::Router, SocketType::Pub, SocketType::Dealer][usize::from(role % 3)];
     let whole = converse(role, std::iter::once(bytes));
     let split = converse(role, bytes.chunks(usize::from(*step).max(1)));
     assert_eq!(whole, split);

@@ -1,8 +1,8 @@
 //! The client: calls, notifications and events over one link to whoever is the primary.
 //!
 //! ```text
-//!  Client ──call──► Calls ──► link worker ── DEALER ──► ROUTER
-//!         ◄─answer─ (by number)    │ Link (watch): which primary, believed after hello
+//!  Client ──call──► Calls ──────────────── DEALER ──► ROUTER
+//!         ◄─answer─ (by number) ◄─ link worker │ Link (watch): which primary, believed after hello
 //!  Subscription ◄── Inbox ◄── feed worker ── SUB ◄───── PUB
 //!  Follower = Subscription + History: gap-free
 //! ```
@@ -35,9 +35,11 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use crate::failpoint::{self, Point};
 use crate::hello::{PING, Welcome};
 use crate::lock::{Holder, LockInfo};
 use crate::rpc::Json;
+use crate::stream::Ring;
 use crate::topic::Pattern;
 use crate::workdir::Workdir;
 
@@ -296,13 +298,29 @@ impl Core {
         silence.as_ref().map(|it| Cause::Unresponsive { holder: Box::new(it.holder.clone()), silent: it.lasted })
     }
 
+    /// Hands what waits to the link, as far as it takes it, and writes it.
+    fn send_waiting(&self) {
+        let ring = self.calls().hand_over(|| self.next_number());
+        flush(ring);
+    }
+
     /// Queues a request and waits for what becomes of it.
     async fn submit(&self, method: &str, params: Json, answered: bool, deadline: Instant) -> Outcome {
         let number = self.next_number();
-        let body = dial::encode(answered.then_some(number), method, &params);
+        let message = calls::encode(answered.then_some(number), method, &params);
         let (reply, outcome) = oneshot::channel();
-        self.calls().enter(number, Waiting { body, answered, reply }).map_err(CallError::NotSent)?;
-        self.work.notify_one();
+        let (ring, waits) = {
+            let mut calls = self.calls();
+            calls.enter(number, Waiting { message, answered, reply }).map_err(CallError::NotSent)?;
+            (calls.hand_over(|| self.next_number()), calls.is_wanted())
+        };
+        flush(ring);
+        if waits {
+            // There is no link, or it is full.
+            self.work.notify_one();
+        } else {
+            failpoint::hit(Point::ClientSent);
+        }
         let mut ticket = Ticket { core: self, number, outcome };
         let given_up = match self.within(deadline, &mut ticket.outcome).await {
             Ok(outcome) => return outcome.unwrap_or(Err(CallError::Unknown(Cause::Closed))),
@@ -331,6 +349,14 @@ impl Core {
             }
         }
         Err(self.silent_holder().unwrap_or(Cause::Timeout { after: started.elapsed() }))
+    }
+}
+
+/// Writes what was handed over.
+fn flush(ring: Option<Arc<Ring>>) {
+    if let Some(Err(error)) = ring.map(|ring| ring.flush()) {
+        // The link worker finds that, too, and knows what to do.
+        tracing::debug!(%error, "the primary cannot be written to");
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //!  who leads?   workdir ─► lock (flock, LockInfo) ─► ports
 //!  what is said? topic ─► envelope (PUB frame)      rpc (JSON-RPC) ─► fault
-//!  who speaks?  client ── zeromq SUB + DEALER ──►  bus ── zmtp (our binder) ── doors
+//!  who speaks?  client ── DEALER, zeromq SUB ──►  bus ── doors     (under both: stream, zmtp)
 //!  who may?     access: what a method needs, what a peer has
 //! ```
 //!
@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod ports;
 pub mod process;
 pub mod rpc;
+mod stream;
 pub mod topic;
 pub mod workdir;
 pub mod zmtp;

@@ -1,4 +1,4 @@
-//! ZMTP 3.x with the NULL mechanism for the side that binds: bytes in, events and bytes out, no sockets.
+//! ZMTP 3.x with the NULL mechanism, for ROUTER, PUB and DEALER: bytes in, events and bytes out, no sockets.
 //!
 //! ```text
 //!  socket bytes ──► Engine::input ──► Engine::poll ──► Event::{Send, Ready, Message, Subscribe, Unsubscribe}
@@ -15,9 +15,9 @@ mod frame;
 mod greeting;
 mod subscriptions;
 
-pub use engine::{Engine, Event, Remote, Role};
+pub use engine::{Engine, Event, Remote, SocketType};
 pub use error::ZmtpError;
-pub use frame::{encode_message, encode_reply};
+pub use frame::{encode_delimited, encode_message};
 pub use subscriptions::{Prefixes, Subscriptions};
 
 /// Largest message of a caller, all parts together. A larger one closes the connection before it is read.

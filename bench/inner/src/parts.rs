@@ -9,7 +9,7 @@ use pando_dbproxy::{Durability, OpId, Statement, Work, WriteRequest, Writer, Wri
 use pando_ipc::access::Capability;
 use pando_ipc::methods::{Call, Caller, Methods};
 use pando_ipc::rpc::{Incoming, Response, parse_request};
-use pando_ipc::zmtp::{Engine, Event, Prefixes, Role, WireLimits, encode_message, encode_reply};
+use pando_ipc::zmtp::{Engine, Event, Prefixes, SocketType, WireLimits, encode_delimited, encode_message};
 use pando_ipc::{Envelope, Pattern, Topic};
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -63,7 +63,7 @@ pub fn parts() -> Vec<Part> {
 fn call() -> Box<dyn FnMut()> {
     let methods = Methods::new();
     methods.register_inline("echo", Capability::Read, |call| Ok(call.params));
-    let mut engine = Engine::new(Role::Router, WireLimits::default());
+    let mut engine = Engine::new(SocketType::Router, WireLimits::default());
     let mut greeting = [0; 64];
     (greeting[0], greeting[9], greeting[10]) = (0xff, 0x7f, 3);
     greeting[12..16].copy_from_slice(b"NULL");
@@ -81,7 +81,8 @@ fn call() -> Box<dyn FnMut()> {
             let call = Call { method: request.method.as_str().into(), params: request.params, caller: caller.clone() };
             let outcome = runtime.block_on(methods.dispatch(call));
             let response = Response { id: request.id.unwrap_or_else(pando_ipc::rpc::Id::null), outcome };
-            let answer = encode_reply(|out| out.extend_from_slice(&serde_json::to_vec(&response).unwrap_or_default()));
+            let answer =
+                encode_delimited(|out| out.extend_from_slice(&serde_json::to_vec(&response).unwrap_or_default()));
             assert!(answer.len() > REQUEST.len() / 2, "the echo comes back");
         }
     })

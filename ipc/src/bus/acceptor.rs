@@ -13,11 +13,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::doors::{Listener, Stream};
+use super::doors::{Listener, Role, Stream};
 use super::peer::{self, Handshake};
 use super::shared::Shared;
 use super::stats::{Offence, Refusal};
-use crate::zmtp::Role;
 
 /// First pause after a failed accept; it doubles with each further failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);

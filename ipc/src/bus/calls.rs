@@ -18,7 +18,7 @@ use crate::fault::{Code, Fault};
 use crate::hello::HELLO;
 use crate::methods::{Call, Flush, Handler, Reply, Sent, run_deferred, run_inline};
 use crate::rpc::{Id, Incoming, Json, Request, Response, parse_request};
-use crate::zmtp::encode_reply;
+use crate::zmtp::encode_delimited;
 
 /// Calls of one batch that run at once; the batch starts them in order.
 const BATCH_CONCURRENCY: usize = 16;
@@ -193,7 +193,7 @@ impl Answers {
     fn send(self, shared: &Shared, peer: &Peer) {
         if !self.0.is_empty() {
             let array = |out: &mut Vec<u8>| [b"[".as_slice(), &self.0, b"]"].iter().for_each(|part| out.extend(*part));
-            shared.queue(peer, encode_reply(array));
+            shared.queue(peer, encode_delimited(array));
         }
     }
 }
@@ -232,9 +232,9 @@ fn permits(shared: &Shared, peer: &Peer) -> Result<Permits, Fault> {
 
 /// Sends one answer; one that is too large is replaced by the fault that says so.
 fn answer<R: Serialize>(shared: &Shared, peer: &Peer, response: Response<R>) {
-    let mut message = encode_reply(|out| write_json(out, &response));
+    let mut message = encode_delimited(|out| write_json(out, &response));
     if let Err(fault) = fits(shared, peer, message.len()) {
-        message = encode_reply(|out| write_json(out, &Response::<Json> { id: response.id, outcome: Err(fault) }));
+        message = encode_delimited(|out| write_json(out, &Response::<Json> { id: response.id, outcome: Err(fault) }));
     }
     failpoint::hit(Point::AnswerBefore);
     shared.queue(peer, message);

@@ -20,7 +20,7 @@ use crate::failpoint::{self, Point};
 use crate::lock::Endpoints;
 use crate::methods::{Caller, Door};
 use crate::ports::{Ports, ports_for_path};
-use crate::zmtp::Role;
+use crate::zmtp::SocketType;
 
 /// Connections that the kernel holds for us until they are accepted; more are refused or retried by the kernel.
 const BACKLOG: u32 = 1_024;
@@ -30,6 +30,34 @@ const MAX_PORT_PAIRS: usize = 1_000;
 const HANG_UP: Duration = Duration::from_millis(20);
 /// Random hex digits in the name of a socket file; with a term of 20 digits the name still fits `Workdir::socket_dir`.
 const RANDOM_DIGITS: usize = 6;
+
+/// Which of our sockets a connection came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Answers calls.
+    Router,
+    /// Sends events.
+    Pub,
+}
+
+impl Role {
+    /// Returns its name, for people and for the socket's file.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Router => "rpc",
+            Self::Pub => "pub",
+        }
+    }
+}
+
+impl From<Role> for SocketType {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Router => Self::Router,
+            Role::Pub => Self::Pub,
+        }
+    }
+}
 
 /// A socket that listens. A Unix socket's file goes when it is dropped.
 #[derive(Debug)]
@@ -80,8 +108,8 @@ pub(super) fn bind(options: &BusOptions) -> Result<Doors, BusError> {
     let mut doors = Doors { listeners: Vec::new(), endpoints: Endpoints::default(), ports: None };
     let random = Uuid::new_v4().simple().to_string();
     failpoint::hit(Point::BindUnix);
-    for (role, kind) in [(Role::Pub, "pub"), (Role::Router, "rpc")] {
-        let path = dir.join(format!("{}-{}.{kind}", options.epoch, &random[..RANDOM_DIGITS]));
+    for role in [Role::Pub, Role::Router] {
+        let path = dir.join(format!("{}-{}.{}", options.epoch, &random[..RANDOM_DIGITS], role.name()));
         let listener = UnixListener::bind(&path).map_err(|source| BusError::Socket { path: path.clone(), source })?;
         doors.advertise(role, format!("ipc://{}", path.display()));
         doors.listeners.push((role, Listener::Unix { listener, _file: SocketFile(path) }));

@@ -5,22 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use bytes::BufMut;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::AsyncRead;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::calls;
-use super::doors::{Identity, Stream};
-use super::output::Output;
+use super::doors::{Identity, Role, Stream};
 use super::shared::{Peer, Shared};
 use super::stats::{Offence, Refusal};
 use crate::methods::Flush;
-use crate::zmtp::{Engine, Event, Remote, Role, ZmtpError};
+use crate::stream::{Output, Room};
+use crate::zmtp::{Engine, Event, Remote, ZmtpError};
 
-/// Room for a read: the smallest, for a peer that says little, and the largest, for one that fills it.
-const READ_BYTES: [usize; 2] = [4 * 1024, 64 * 1024];
 /// How long the messages of one peer are worked on before it is the next peer's turn. A count would not do: messages differ by
 /// a factor of a thousand in what they take.
 const TURN: Duration = Duration::from_micros(200);
@@ -87,7 +84,7 @@ async fn converse<R: AsyncRead + Unpin>(
     mut input: R,
     output: Output,
 ) {
-    let mut engine = Engine::new(role, shared.limits.wire.clone());
+    let mut engine = Engine::new(role.into(), shared.limits.wire.clone());
     let greeted = handshake.bound(greet(&mut engine, &mut input, &output)).await;
     drop(handshake);
     let remote = match greeted {
@@ -135,7 +132,7 @@ async fn greet<R: AsyncRead + Unpin>(
                 }
             }
             Some(_) => {}
-            None => match receive(engine, input, READ_BYTES[0]).await {
+            None => match Room::default().receive(engine, input).await {
                 Ok(0) | Err(_) => return Ok(None),
                 Ok(_) => {}
             },
@@ -186,8 +183,7 @@ async fn read_all<R>(
 where
     R: AsyncRead + Unpin,
 {
-    let [smallest, largest] = READ_BYTES;
-    let mut room = smallest;
+    let mut room = Room::default();
     // When the message that is being received began.
     let mut begun = None;
     // What it took of our time since others last had their turn.
@@ -228,7 +224,7 @@ where
         if engine.is_amid() {
             begun.get_or_insert_with(Instant::now);
         }
-        let receiving = receive(engine, input, room);
+        let receiving = room.receive(engine, input);
         let read = match begun {
             None => receiving.await?,
             Some(begun) => {
@@ -239,14 +235,7 @@ where
             return Ok(());
         }
         peer.bytes_in.fetch_add(read as u64, Relaxed);
-        room = if read == room { (room * 2).min(largest) } else { smallest.max(read) };
     }
-}
-
-async fn receive<R: AsyncRead + Unpin>(engine: &mut Engine, input: &mut R, room: usize) -> io::Result<usize> {
-    let buffer = engine.input();
-    buffer.reserve(room);
-    input.read_buf(&mut buffer.limit(room)).await
 }
 
 /// Writes what is left in the ring until it is finished or closed.

@@ -11,11 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::calls::Running;
-use super::doors::Identity;
+use super::doors::{Identity, Role};
 use super::limits::Limits;
-use super::output::Output;
 use super::owner;
-use super::ring::{Push, Ring};
 use super::stats::{BusStats, Counters, Offence, PeerStats, Refusal};
 use super::transitions::Transitions;
 use crate::access::capability_of;
@@ -23,7 +21,8 @@ use crate::envelope::Timestamp;
 use crate::fault::Fault;
 use crate::hello::GOODBYE;
 use crate::methods::{Caller, Flush, Methods};
-use crate::zmtp::{Prefixes, Remote, Role, Subscriptions, ZmtpError, encode_message, encode_reply};
+use crate::stream::{Output, Push, Ring};
+use crate::zmtp::{Prefixes, Remote, Subscriptions, ZmtpError, encode_delimited, encode_message};
 
 /// Departures that a receiver may lag behind; the oldest are lost to it beyond that.
 const DEPARTURES: usize = 1_024;
@@ -31,14 +30,6 @@ const DEPARTURES: usize = 1_024;
 /// Locks, whatever happened to an earlier holder: no state here is left half-changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Returns the name of the socket of ours that a peer is connected to.
-fn socket_of(role: Role) -> &'static str {
-    match role {
-        Role::Router => "rpc",
-        Role::Pub => "pub",
-    }
 }
 
 /// One connection that has finished its handshake.
@@ -195,7 +186,7 @@ impl Shared {
     }
 
     fn note(&self, peer: &Peer, what: &'static str) {
-        self.transitions.note(&peer.caller, socket_of(peer.role), what);
+        self.transitions.note(&peer.caller, peer.role.name(), what);
     }
 
     /// Takes a peer out whose connection has ended.
@@ -298,7 +289,7 @@ impl Shared {
     pub(super) fn take_leave(&self, peer: &Peer) {
         if peer.has_said_hello.load(Relaxed) {
             let goodbye = json!({"jsonrpc": "2.0", "method": GOODBYE, "params": {"read": peer.read.load(Relaxed)}});
-            self.send(peer, encode_reply(|out| out.put_slice(goodbye.to_string().as_bytes())));
+            self.send(peer, encode_delimited(|out| out.put_slice(goodbye.to_string().as_bytes())));
         }
         peer.ring.finish();
     }
@@ -351,7 +342,7 @@ impl Shared {
         let holders = owner::holders(&unnamed);
         let look = |peer: &Arc<Peer>| PeerStats {
             peer: peer.caller.peer,
-            socket: socket_of(peer.role),
+            socket: peer.role.name(),
             door: peer.caller.door,
             uid: peer.caller.uid,
             pid: peer.caller.pid.or_else(|| holders.get(&peer.inode?).copied()),

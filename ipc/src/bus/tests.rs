@@ -15,11 +15,11 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use zeromq::{DealerSocket, Socket, SocketRecv, SocketSend, SubSocket, ZmqMessage};
 
+use super::doors::Role;
 use super::*;
 use crate::access::Capability::{Read, Write};
 use crate::hello::{HELLO, Hello};
 use crate::workdir::Workdir;
-use crate::zmtp::Role;
 
 /// How long anything may take before a test fails.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,40 +1,44 @@
 //! The calls of a client that wait to be sent or to be answered: who decides, without waiting.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use fnv::FnvHashMap;
+use serde::Serialize;
+use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::error::{CallError, Cause};
-use crate::rpc::Json;
+use super::socket::Outlet;
+use crate::hello::PING;
+use crate::rpc::{Id, Json, Request};
+use crate::stream::Ring;
+use crate::zmtp::encode_delimited;
 
 /// Most calls that wait to be sent, while there is no link or the primary reads slowly. One more fails with [`Cause::Busy`].
 pub const MAX_WAITING: usize = 16_384;
 /// Most messages handed to the socket that the primary has not shown to have read. Further ones wait.
-///
-/// It lies below the 100,000 messages that the `zeromq` crate queues per peer, so that handing over never blocks.
 pub const MAX_UNREAD: usize = 65_536;
 
 pub(super) type Outcome = Result<Json, CallError>;
 
+/// Returns the message of a request, or of a notification when it has no number.
+pub(super) fn encode(number: Option<u64>, method: &str, params: &impl Serialize) -> Bytes {
+    let request = Request { id: number.map(Id::number), method: method.to_owned(), params };
+    #[expect(clippy::expect_used, reason = "strings, numbers and JSON always serialise into memory")]
+    encode_delimited(|out| serde_json::to_writer(out, &request).expect("a request serialises"))
+}
+
 /// A request that waits to be sent.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    /// The message body.
-    pub(super) body: Bytes,
+    /// The message as it goes over the wire.
+    pub(super) message: Bytes,
     /// Whether the primary answers; a notification is settled once it is handed over.
     pub(super) answered: bool,
     /// Who wants to know.
     pub(super) reply: oneshot::Sender<Outcome>,
-}
-
-/// A message to hand to the socket now.
-#[derive(Debug, PartialEq)]
-pub(super) struct Outgoing {
-    pub(super) number: u64,
-    pub(super) body: Bytes,
-    pub(super) answered: bool,
 }
 
 /// A request that was sent and not answered yet.
@@ -65,11 +69,15 @@ pub(super) struct Calls {
     unread: usize,
     /// The ping whose answer shows that so many notifications were read.
     fence: Option<(u64, usize)>,
+    /// Where messages go, while there is a link that takes them.
+    outlet: Option<Outlet>,
+    /// What is handed over now will be written by the link worker, with what others hand over.
+    is_gathering: bool,
     closed: bool,
 }
 
 impl Calls {
-    /// Takes a call into the queue.
+    /// Takes a call into the queue; [`Calls::hand_over`] sends it.
     pub(super) fn enter(&mut self, number: u64, call: Waiting) -> Result<(), Cause> {
         if self.closed {
             return Err(Cause::Closed);
@@ -81,15 +89,58 @@ impl Calls {
         Ok(())
     }
 
-    /// Takes the oldest waiting call to be sent at once, as the message of this place; from here on it counts as sent.
-    pub(super) fn next(&mut self, place: u64) -> Option<Outgoing> {
-        if self.sent.len() + self.unread >= MAX_UNREAD {
-            return None;
+    /// There is a link: what waits may go there.
+    pub(super) fn open(&mut self, outlet: Outlet) {
+        self.outlet = Some(outlet);
+    }
+
+    /// Nothing more is sent over this link; answers may still come.
+    pub(super) fn hold(&mut self) {
+        self.outlet = None;
+    }
+
+    /// Lets what is handed over from now on wait for [`Calls::gathered`], so that many small messages are written at once.
+    pub(super) fn gather(&mut self) {
+        self.is_gathering = true;
+    }
+
+    /// Ends [`Calls::gather`].
+    pub(super) fn gathered(&mut self) {
+        self.is_gathering = false;
+    }
+
+    /// Sends what waits, oldest first, as far as the link takes it; from here on it counts as sent. Returns where it is to be flushed, unless the
+    /// link worker does so.
+    pub(super) fn hand_over(&mut self, ping_number: impl FnOnce() -> u64) -> Option<Arc<Ring>> {
+        if self.fence.is_none() && self.unread >= MAX_UNREAD / 2 {
+            self.ping(ping_number());
         }
-        let (number, waiting) = self.waiting.pop_first()?;
-        let outgoing = Outgoing { number, body: waiting.body.clone(), answered: waiting.answered };
-        self.sent.insert(number, Sent { waiting, place });
-        Some(outgoing)
+        let outlet = self.outlet.as_mut()?;
+        while self.sent.len() + self.unread < MAX_UNREAD && outlet.has_room() {
+            let Some((number, waiting)) = self.waiting.pop_first() else { break };
+            let place = outlet.push(waiting.message.clone());
+            if waiting.answered {
+                self.sent.insert(number, Sent { waiting, place });
+            } else {
+                self.unread += 1;
+                drop(waiting.reply.send(Ok(Json::null())));
+            }
+        }
+        (!self.is_gathering).then(|| Arc::clone(outlet.ring()))
+    }
+
+    /// Sends a ping of this number, if there is a link; its answer shows that all sent before it was read.
+    pub(super) fn ping(&mut self, number: u64) {
+        if let Some(outlet) = &mut self.outlet {
+            outlet.push(encode(Some(number), PING, &json!({})));
+            self.fence = Some((number, self.unread));
+        }
+    }
+
+    /// Returns where room is to be waited for: a call waits because the socket is full.
+    pub(super) fn blocked(&self) -> Option<Arc<Ring>> {
+        let outlet = self.outlet.as_ref().filter(|outlet| !self.waiting.is_empty() && !outlet.has_room())?;
+        Some(Arc::clone(outlet.ring()))
     }
 
     /// Takes a call back that certainly was not applied: it waits to be sent again.
@@ -108,15 +159,9 @@ impl Calls {
         }
     }
 
-    /// Tells whether answers are awaited.
-    pub(super) fn awaits_answers(&self) -> bool {
-        !self.sent.is_empty()
-    }
-
-    /// Settles a notification that the socket took.
-    pub(super) fn handed_over(&mut self, number: u64) {
-        self.unread += 1;
-        self.settle(number, Ok(Json::null()));
+    /// Tells whether nothing more is sent over this link, and no answer is awaited.
+    pub(super) fn is_done(&self) -> bool {
+        self.outlet.is_none() && self.sent.is_empty()
     }
 
     /// Settles a call by its answer; tells whether someone waited for it.
@@ -127,21 +172,7 @@ impl Calls {
             self.unread -= covered.min(self.unread);
             self.fence = None;
         }
-        self.settle(number, outcome)
-    }
-
-    fn settle(&mut self, number: u64, outcome: Outcome) -> bool {
         self.sent.remove(&number).is_some_and(|sent| sent.waiting.reply.send(outcome).is_ok())
-    }
-
-    /// Notes that ping `number` is on its way: its answer shows that all sent before it was read.
-    pub(super) fn fence(&mut self, number: u64) {
-        self.fence = Some((number, self.unread));
-    }
-
-    /// Tells whether so much is unread that a ping should find out more.
-    pub(super) fn wants_fence(&self) -> bool {
-        self.fence.is_none() && self.unread >= MAX_UNREAD / 2
     }
 
     /// Tells whether notifications may still be on their way.
@@ -177,6 +208,7 @@ impl Calls {
             drop(sent.waiting.reply.send(Err(CallError::Unknown(cause.clone()))));
         }
         (self.unread, self.fence) = (0, None);
+        (self.outlet, self.is_gathering) = (None, false);
     }
 
     /// Waiting is of no use: fails everything that was not sent.
@@ -196,19 +228,38 @@ impl Calls {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::UnixStream;
+
     use super::*;
+    use crate::stream::Output;
 
     fn enter(calls: &mut Calls, number: u64, answered: bool) -> oneshot::Receiver<Outcome> {
         let (reply, outcome) = oneshot::channel();
-        calls.enter(number, Waiting { body: Bytes::new(), answered, reply }).unwrap();
+        calls.enter(number, Waiting { message: Bytes::from_static(b"x"), answered, reply }).unwrap();
         outcome
     }
 
-    #[test]
-    fn a_call_is_settled_once_and_by_its_own_number() {
+    /// A link whose other end reads nothing, and which is told to wait above so many bytes.
+    fn linked(calls: &mut Calls, pause: usize) -> UnixStream {
+        let (own, peer) = UnixStream::pair().unwrap();
+        let ring = Ring::new(usize::MAX, pause, Output::Unix(own.into_split().1));
+        calls.open(Outlet::new(Arc::new(ring)));
+        peer
+    }
+
+    /// Sends what waits; no ping is due.
+    fn send(calls: &mut Calls) {
+        calls.hand_over(|| panic!("a ping"));
+    }
+
+    #[tokio::test]
+    async fn a_call_is_settled_once_and_by_its_own_number() {
         let mut calls = Calls::default();
+        let _peer = linked(&mut calls, usize::MAX);
         let (mut one, mut two) = (enter(&mut calls, 1, true), enter(&mut calls, 2, true));
-        assert_eq!((calls.next(1).unwrap().number, calls.next(2).unwrap().number), (1, 2));
+        assert!(!calls.answered(2, Ok(Json::of(&"early"))), "it is not sent yet");
+        send(&mut calls);
+        assert!(!calls.is_wanted());
         assert!(calls.answered(2, Ok(Json::of(&"two"))));
         assert!(!calls.answered(2, Ok(Json::of(&"again"))));
         assert!(!calls.answered(7, Ok(Json::of(&"nobody's"))));
@@ -216,66 +267,103 @@ mod tests {
         assert!(one.try_recv().is_err(), "not answered yet");
     }
 
-    #[test]
-    fn a_caller_that_gives_up_learns_whether_it_was_sent() {
+    #[tokio::test]
+    async fn a_caller_that_gives_up_learns_whether_it_was_sent() {
         let mut calls = Calls::default();
-        let _receivers = [enter(&mut calls, 1, true), enter(&mut calls, 2, true)];
-        let outgoing = calls.next(1).unwrap();
+        let _peer = linked(&mut calls, usize::MAX);
+        let _sent = enter(&mut calls, 1, true);
+        send(&mut calls);
+        let _waits = enter(&mut calls, 2, true);
         assert_eq!(
             (calls.withdraw(1), calls.withdraw(2), calls.withdraw(2)),
             (Withdrawn::Sent, Withdrawn::Unsent, Withdrawn::Settled)
         );
-        calls.put_back(outgoing.number);
-        assert!(calls.next(2).is_none(), "a withdrawn call is not sent later");
+        calls.put_back(1);
+        assert!(!calls.is_wanted(), "a withdrawn call is not sent later");
     }
 
-    #[test]
-    fn a_lost_link_leaves_what_was_not_sent() {
+    #[tokio::test]
+    async fn a_lost_link_leaves_what_was_not_sent() {
         let mut calls = Calls::default();
-        let (mut sent, mut waits) = (enter(&mut calls, 1, true), enter(&mut calls, 2, true));
-        calls.next(1).unwrap();
+        let _peer = linked(&mut calls, usize::MAX);
+        let mut sent = enter(&mut calls, 1, true);
+        send(&mut calls);
+        calls.hold();
+        let mut waits = enter(&mut calls, 2, true);
+        send(&mut calls);
+        assert!(!calls.is_done(), "an answer is awaited");
         calls.lose(&Cause::Closed);
         assert_eq!(sent.try_recv().unwrap(), Err(CallError::Unknown(Cause::Closed)));
-        assert!(waits.try_recv().is_err());
-        assert_eq!(calls.next(1).unwrap().number, 2);
+        assert!(waits.try_recv().is_err() && calls.is_done());
+        let _peer = linked(&mut calls, usize::MAX);
+        send(&mut calls);
+        assert_eq!(calls.withdraw(2), Withdrawn::Sent);
     }
 
-    #[test]
-    fn what_a_leaving_primary_has_not_read_is_sent_again_in_order() {
+    #[tokio::test]
+    async fn what_a_leaving_primary_has_not_read_is_sent_again_in_order() {
         let mut calls = Calls::default();
+        let _peer = linked(&mut calls, usize::MAX);
         let mut receivers: Vec<_> = (1..=4).map(|number| enter(&mut calls, number, true)).collect();
-        for place in 11..=14 {
-            calls.next(place).unwrap();
-        }
+        send(&mut calls);
+        calls.hold();
         calls.put_back(1);
-        calls.put_back_unread(12);
-        assert!(calls.awaits_answers(), "the second was read");
+        calls.put_back_unread(2);
+        assert!(!calls.is_done(), "the second was read");
         calls.lose(&Cause::Closed);
         assert_eq!(receivers[1].try_recv().unwrap(), Err(CallError::Unknown(Cause::Closed)));
-        let again: Vec<_> = (1..=3).map(|place| calls.next(place).unwrap().number).collect();
-        assert_eq!(again, [1, 3, 4]);
+        assert_eq!(calls.waiting.keys().copied().collect::<Vec<_>>(), [1, 3, 4]);
     }
 
-    #[test]
-    fn what_is_unread_is_bounded_until_a_ping_is_answered() {
+    #[tokio::test]
+    async fn what_is_unread_is_bounded_until_a_ping_is_answered() {
         let mut calls = Calls::default();
+        let _peer = linked(&mut calls, usize::MAX);
         let mut number = 0;
         let mut send_all = |calls: &mut Calls| {
-            let mut count = 0;
-            loop {
+            let before = number;
+            while !calls.is_wanted() {
                 number += 1;
                 drop(enter(calls, number, false));
-                let Some(outgoing) = calls.next(number) else { break count };
-                calls.handed_over(outgoing.number);
-                count += 1;
+                calls.hand_over(|| u64::MAX);
             }
+            number - before
         };
-        assert_eq!(send_all(&mut calls), MAX_UNREAD);
-        assert!(calls.wants_fence());
-        calls.fence(u64::MAX);
-        assert!(!calls.wants_fence(), "one ping at a time");
+        assert_eq!(send_all(&mut calls), MAX_UNREAD as u64 + 1);
+        assert!(calls.fence.is_some_and(|(ping, covered)| ping == u64::MAX && covered == MAX_UNREAD / 2));
         assert!(!calls.answered(u64::MAX, Ok(Json::null())));
-        assert!(send_all(&mut calls) > MAX_UNREAD / 2);
+        calls.hand_over(|| u64::MAX);
+        assert_eq!(send_all(&mut calls), MAX_UNREAD as u64 / 2);
+    }
+
+    #[tokio::test]
+    async fn a_call_waits_while_the_socket_is_full() {
+        let mut calls = Calls::default();
+        let mut peer = linked(&mut calls, 0);
+        let _receivers = [enter(&mut calls, 1, true), enter(&mut calls, 2, true)];
+        assert!(calls.blocked().is_none(), "nothing is full yet");
+        send(&mut calls);
+        assert_eq!((calls.withdraw(1), calls.is_wanted()), (Withdrawn::Sent, true));
+        let ring = calls.blocked().unwrap();
+        let writing = ring.write_out(std::time::Duration::from_secs(20));
+        tokio::select! {
+            ended = writing => panic!("{ended:?}"),
+            _ = ring.room() => {}
+        }
+        tokio::io::AsyncReadExt::read_exact(&mut peer, &mut [0]).await.unwrap();
+        send(&mut calls);
+        assert_eq!(calls.withdraw(2), Withdrawn::Sent);
+    }
+
+    #[tokio::test]
+    async fn what_is_gathered_is_written_by_the_link_worker() {
+        let mut calls = Calls::default();
+        let _peer = linked(&mut calls, usize::MAX);
+        calls.gather();
+        let _one = enter(&mut calls, 1, true);
+        assert!(calls.hand_over(|| 7).is_none());
+        calls.gathered();
+        assert_eq!((calls.hand_over(|| 7).unwrap().bytes() > 0, calls.withdraw(1)), (true, Withdrawn::Sent));
     }
 
     #[test]
@@ -283,7 +371,7 @@ mod tests {
         let mut calls = Calls::default();
         let _receivers: Vec<_> = (0..MAX_WAITING as u64).map(|number| enter(&mut calls, number, true)).collect();
         let (reply, _outcome) = oneshot::channel();
-        let refused = calls.enter(u64::MAX, Waiting { body: Bytes::new(), answered: true, reply });
+        let refused = calls.enter(u64::MAX, Waiting { message: Bytes::new(), answered: true, reply });
         assert_eq!(refused, Err(Cause::Busy { waiting: MAX_WAITING }));
     }
 }

@@ -3,18 +3,18 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Link;
+use super::calls::encode;
 use super::error::Cause;
 use super::options::Options;
-use super::socket::{Dealer, failed};
+use super::socket::{Dealer, Outlet, failed};
 use crate::fault::{Code, Fault};
 use crate::hello::{self, HELLO, Hello, PING, Welcome};
 use crate::lock::{InfoError, LockInfo, is_held, read_lock_for_path};
-use crate::rpc::{Id, Json, Request, parse_response};
+use crate::rpc::{Json, parse_response};
 use crate::workdir::Workdir;
 
 /// How long a peer may take to answer hello; one that accepts and says nothing is given up.
@@ -57,11 +57,11 @@ pub(super) async fn superseded(workdir: &Workdir, info: &LockInfo) {
 }
 
 /// Dials the first door of the primary that works, and believes it when it is the one that `info` names.
-pub(super) async fn dial(info: LockInfo, options: &Options) -> Result<(Dealer, Link), Cause> {
+pub(super) async fn dial(info: LockInfo, options: &Options) -> Result<(Dealer, Outlet, Link), Cause> {
     let mut trouble = failed("the primary", &"it advertises no ROUTER endpoint");
     for endpoint in &info.doors().rpc {
         match introduce(endpoint, &info, options).await {
-            Ok((dealer, welcome)) => return Ok((dealer, Link { info, welcome, number: 0 })),
+            Ok((dealer, outlet, welcome)) => return Ok((dealer, outlet, Link { info, welcome, number: 0 })),
             Err(cause @ Cause::Version { .. }) => return Err(cause),
             Err(cause) => trouble = cause,
         }
@@ -69,8 +69,8 @@ pub(super) async fn dial(info: LockInfo, options: &Options) -> Result<(Dealer, L
     Err(trouble)
 }
 
-async fn introduce(endpoint: &str, info: &LockInfo, options: &Options) -> Result<(Dealer, Welcome), Cause> {
-    let mut dealer = Dealer::open(endpoint).await?;
+async fn introduce(endpoint: &str, info: &LockInfo, options: &Options) -> Result<(Dealer, Outlet, Welcome), Cause> {
+    let (mut dealer, mut outlet) = Dealer::open(endpoint).await?;
     let silent = dealer.failure(&format_args!("no answer to hello within {HELLO_TIMEOUT:?}"));
     let hello = Hello {
         instance_id: options.instance_id.clone(),
@@ -81,8 +81,10 @@ async fn introduce(endpoint: &str, info: &LockInfo, options: &Options) -> Result
         headless: options.headless,
     };
     let asking = async {
-        match ask(&mut dealer, 1, HELLO, &hello).await? {
-            Err(fault) if fault.is_method_not_found() => Ok((true, ask(&mut dealer, 2, PING, &json!({})).await?)),
+        match ask(&mut dealer, &mut outlet, 1, HELLO, &hello).await? {
+            Err(fault) if fault.is_method_not_found() => {
+                Ok((true, ask(&mut dealer, &mut outlet, 2, PING, &json!({})).await?))
+            }
             outcome => Ok((false, outcome)),
         }
     };
@@ -93,7 +95,7 @@ async fn introduce(endpoint: &str, info: &LockInfo, options: &Options) -> Result
         Err(fault) => return Err(refused(&dealer, &fault, info)),
     };
     match welcome {
-        Some(welcome) => Ok((dealer, welcome)),
+        Some(welcome) => Ok((dealer, outlet, welcome)),
         None => Err(dealer.failure(&format_args!(
             "whoever answers there is not {} in term {}, which holds the lock",
             info.instance_id,
@@ -105,11 +107,13 @@ async fn introduce(endpoint: &str, info: &LockInfo, options: &Options) -> Result
 /// Asks one thing on a socket that nobody else uses yet.
 async fn ask(
     dealer: &mut Dealer,
+    outlet: &mut Outlet,
     number: u64,
     method: &str,
     params: &impl Serialize,
 ) -> Result<Result<Value, Fault>, Cause> {
-    dealer.send(encode(Some(number), method, params)).await?;
+    outlet.push(encode(Some(number), method, params));
+    outlet.ring().flush().map_err(|error| dealer.failure(&error))?;
     loop {
         let body = dealer.next().await?;
         match parse_response(&body) {
@@ -121,13 +125,6 @@ async fn ask(
             Err(error) => return Err(dealer.failure(&error)),
         }
     }
-}
-
-/// Returns the body of a request, or of a notification when it has no number.
-pub(super) fn encode(number: Option<u64>, method: &str, params: &impl Serialize) -> Bytes {
-    let request = Request { id: number.map(Id::number), method: method.to_owned(), params };
-    #[expect(clippy::expect_used, reason = "strings, numbers and JSON always serialise into memory")]
-    serde_json::to_vec(&request).expect("a request serialises").into()
 }
 
 /// Reads the answer to hello: `None` when it is not from the primary that holds the lock.

@@ -1,18 +1,16 @@
 //! Keeps the link: finds the primary, sends what waits, hands out the answers, notices the loss, and again.
 
+use std::future::pending;
 use std::time::Duration;
 
-use bytes::Bytes;
-use serde_json::json;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use super::calls::Outgoing;
 use super::error::{CallError, Cause};
-use super::socket::Dealer;
+use super::socket::{Dealer, Outlet};
 use super::{Core, Link, Silence, dial};
 use crate::failpoint::{self, Point};
 use crate::fault::Code;
-use crate::hello::{GOODBYE, PING};
+use crate::hello::GOODBYE;
 use crate::lock::{Holder, LockInfo, read_lock_for_path};
 use crate::rpc::{Incoming, parse_request, parse_response};
 
@@ -121,11 +119,12 @@ pub(super) async fn keep(core: &Core) {
     let mut number = 0;
     let endless = async {
         loop {
-            let (mut dealer, link) = linked(core, &mut backoff, &mut pulse).await;
+            let (mut dealer, outlet, link) = linked(core, &mut backoff, &mut pulse).await;
             number += 1;
             tracing::debug!(instance = link.info.instance_id, epoch = link.welcome.epoch, "linked to the primary");
             let (since, epoch) = (Instant::now(), link.welcome.epoch);
             core.link.send_replace(Some(Link { number, ..link.clone() }));
+            core.calls().open(outlet);
             failpoint::hit(Point::ClientLinked);
             let cause = pump(core, &mut dealer, &link, &mut pulse).await;
             tracing::debug!(epoch, %cause, "link lost");
@@ -141,7 +140,7 @@ pub(super) async fn keep(core: &Core) {
 }
 
 /// Tries until there is a link, and tells meanwhile when whoever holds the lock says nothing.
-async fn linked(core: &Core, backoff: &mut Backoff, pulse: &mut Pulse) -> (Dealer, Link) {
+async fn linked(core: &Core, backoff: &mut Backoff, pulse: &mut Pulse) -> (Dealer, Outlet, Link) {
     let mut ticks = ticks();
     let connected = connected(core, backoff);
     tokio::pin!(connected);
@@ -167,7 +166,7 @@ async fn linked(core: &Core, backoff: &mut Backoff, pulse: &mut Pulse) -> (Deale
 }
 
 /// Tries until there is a link.
-async fn connected(core: &Core, backoff: &mut Backoff) -> (Dealer, Link) {
+async fn connected(core: &Core, backoff: &mut Backoff) -> (Dealer, Outlet, Link) {
     loop {
         let seen = read_lock_for_path(&core.workdir).ok();
         let cause = match dial::advertised(&core.workdir) {
@@ -205,8 +204,7 @@ async fn connected(core: &Core, backoff: &mut Backoff) -> (Dealer, Link) {
 }
 
 enum Step {
-    Heard(Bytes),
-    Lost(Cause),
+    Received(Result<(), Cause>),
     Work,
     Tick,
 }
@@ -214,46 +212,42 @@ enum Step {
 /// Moves messages over one link until it is lost, and tells why.
 async fn pump(core: &Core, dealer: &mut Dealer, link: &Link, pulse: &mut Pulse) -> Cause {
     let mut ticks = ticks();
-    let (mut is_leaving, mut is_superseded) = (false, false);
+    let mut is_superseded = false;
     loop {
-        if is_leaving {
-            if !core.calls().awaits_answers() {
-                return dealer.failure(&SUPERSEDED);
+        core.send_waiting();
+        let blocked = core.calls().blocked();
+        let room = async {
+            match &blocked {
+                Some(ring) => ring.room().await,
+                None => pending().await,
             }
-        } else if let Err(cause) = send_waiting(core, dealer).await {
-            return cause;
-        }
+        };
         let step = tokio::select! {
-            heard = dealer.next() => heard.map_or_else(Step::Lost, Step::Heard),
+            received = dealer.receive() => Step::Received(received),
             () = core.work.notified() => Step::Work,
+            _ = room => Step::Work,
             _ = ticks.tick() => Step::Tick,
         };
         match step {
-            Step::Heard(body) => {
+            Step::Received(Ok(())) => {
                 if pulse.heard() {
                     core.report(None);
                 }
-                match settle(core, &body) {
-                    Said::Answer => {}
-                    Said::NotPrimary => is_leaving = true,
-                    Said::Goodbye { read } => {
-                        core.calls().put_back_unread(read);
-                        return dealer.failure(&LEFT);
-                    }
+                if let Err(cause) = hand_out(core, dealer).await {
+                    return cause;
                 }
             }
-            Step::Lost(cause) => return cause,
+            Step::Received(Err(cause)) => return cause,
             Step::Work => {}
             // Its last words may still lie in the socket: they tell what it has read.
             Step::Tick if is_superseded => return dealer.failure(&SUPERSEDED),
-            Step::Tick if dial::is_superseded(&core.workdir, &link.info) => (is_leaving, is_superseded) = (true, true),
+            Step::Tick if dial::is_superseded(&core.workdir, &link.info) => {
+                is_superseded = true;
+                core.calls().hold();
+            }
             Step::Tick => match pulse.tick(&link.info) {
                 Beat::Nothing => {}
-                Beat::Ping => {
-                    if let Err(cause) = ping(core, dealer).await {
-                        return cause;
-                    }
-                }
+                Beat::Ping => core.calls().ping(core.next_number()),
                 Beat::Report => core.report(pulse.silence()),
                 Beat::GiveUp => {
                     core.report(pulse.silence());
@@ -262,34 +256,33 @@ async fn pump(core: &Core, dealer: &mut Dealer, link: &Link, pulse: &mut Pulse) 
                 }
             },
         }
-    }
-}
-
-/// Hands everything that waits to the socket.
-async fn send_waiting(core: &Core, dealer: &mut Dealer) -> Result<(), Cause> {
-    loop {
-        let wants_fence = core.calls().wants_fence();
-        if wants_fence {
-            ping(core, dealer).await?;
-        }
-        let next = core.calls().next(dealer.sent() + 1);
-        let Some(Outgoing { number, body, answered }) = next else { return Ok(()) };
-        if let Err(cause) = dealer.send(body).await {
-            core.calls().put_back(number);
-            return Err(cause);
-        }
-        failpoint::hit(Point::ClientSent);
-        if !answered {
-            core.calls().handed_over(number);
+        if core.calls().is_done() {
+            return dealer.failure(&SUPERSEDED);
         }
     }
 }
 
-async fn ping(core: &Core, dealer: &mut Dealer) -> Result<(), Cause> {
-    let number = core.next_number();
-    core.calls().fence(number);
-    dealer.send(dial::encode(Some(number), PING, &json!({}))).await
+/// Hands out all that was received. What the callers say to several answers is written at once.
+async fn hand_out(core: &Core, dealer: &mut Dealer) -> Result<(), Cause> {
+    let mut answers = 0;
+    while let Some(body) = dealer.take()? {
+        match settle(core, &body) {
+            Said::Answer => answers += 1,
+            Said::NotPrimary => core.calls().hold(),
+            Said::Goodbye { read } => {
+                core.calls().put_back_unread(read);
+                return Err(dealer.failure(&LEFT));
+            }
+        }
+    }
+    if answers > 1 {
+        core.calls().gather();
+        tokio::task::yield_now().await;
+        core.calls().gathered();
+    }
+    Ok(())
 }
+
 /// What a message from the primary comes to.
 #[derive(Debug, PartialEq)]
 enum Said {

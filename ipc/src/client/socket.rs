@@ -1,73 +1,178 @@
-//! The sockets of a link, and how the `zeromq` crate's behave: the one place of the client that knows them.
+//! The sockets of a link. Each lives for one connection.
 //!
-//! A socket here lives for one connection. `DEALER` never reconnects and its `recv` then hangs for ever, so
-//! [`Dealer::next`] listens to the monitor as well; `SUB` does reconnect, but late, so it is dropped all the same.
+//! The DEALER is ours: what a caller says is written by the caller itself, and one task reads the answers. The SUB is the `zeromq` crate's,
+//! which is known here alone: it does reconnect, but late, so it is dropped when the monitor says that its peer is gone.
 
 use std::fmt::Display;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::channel::mpsc;
-use zeromq::{
-    DealerRecvHalf, DealerSendHalf, DealerSocket, Socket, SocketEvent, SocketOptions, SocketRecv, SocketSend,
-    SubSocket, ZmqError, ZmqMessage,
-};
+use tokio::io::AsyncRead;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+use zeromq::{Socket, SocketEvent, SocketOptions, SocketRecv, SubSocket, ZmqError};
 
 use super::error::Cause;
+use crate::stream::{Output, Ring, Room};
+use crate::zmtp::{Engine, Event, SocketType, WireLimits};
 
 /// How long connecting to one endpoint may take, ZMTP handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a subscription may take to be written; a peer that does not read is gone for us.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Largest answer that is read; Pando's own have at most 4 MiB. A larger one ends the link.
+const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes that wait to be written above which calls wait in their own queue.
+const PAUSE_BYTES: usize = 1024 * 1024;
+/// How long the primary may read nothing while bytes wait for it. Its silence is noticed earlier.
+const READ_NOTHING_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Monitor = mpsc::Receiver<SocketEvent>;
+
+/// Where the messages of a link go out, in order. Whoever has one hands it over and writes it.
+#[derive(Debug)]
+pub(super) struct Outlet {
+    ring: Arc<Ring>,
+    /// Messages handed over so far: the place of the last one in the stream.
+    sent: u64,
+}
+
+impl Outlet {
+    pub(super) fn new(ring: Arc<Ring>) -> Self {
+        Self { ring, sent: 0 }
+    }
+
+    /// Tells whether another message should be handed over now.
+    pub(super) fn has_room(&self) -> bool {
+        !self.ring.is_over()
+    }
+
+    /// Takes a message, and returns its place in the stream. It is written by the next [`Ring::flush`].
+    pub(super) fn push(&mut self, message: Bytes) -> u64 {
+        // A link that is gone takes nothing; that the message went with it is told when the loss is.
+        let _pushed = self.ring.push(message);
+        self.sent += 1;
+        self.sent
+    }
+
+    /// Returns where the messages wait to be written.
+    pub(super) fn ring(&self) -> &Arc<Ring> {
+        &self.ring
+    }
+}
 
 /// A connected DEALER: calls go out, answers come in.
 pub(super) struct Dealer {
     endpoint: String,
-    send: DealerSendHalf,
-    recv: DealerRecvHalf,
-    monitor: Monitor,
-    /// Messages handed over so far.
-    sent: u64,
+    input: Box<dyn AsyncRead + Send + Sync + Unpin>,
+    room: Room,
+    engine: Engine,
+    ring: Arc<Ring>,
 }
 
 impl Dealer {
     /// Connects to one endpoint.
-    pub(super) async fn open(endpoint: &str) -> Result<Self, Cause> {
-        let (socket, monitor): (DealerSocket, _) = connect(endpoint).await?;
-        let (send, recv) = socket.split();
-        Ok(Self { endpoint: endpoint.to_owned(), send, recv, monitor, sent: 0 })
+    pub(super) async fn open(endpoint: &str) -> Result<(Self, Outlet), Cause> {
+        let opening = async {
+            let (input, output) = dial(endpoint).await?;
+            let ring = Arc::new(Ring::new(usize::MAX, PAUSE_BYTES, output));
+            let limits = WireLimits { max_message_bytes: MAX_ANSWER_BYTES, ..WireLimits::default() };
+            let engine = Engine::new(SocketType::Dealer, limits);
+            let mut dealer =
+                Self { endpoint: endpoint.to_owned(), input, room: Room::default(), engine, ring: Arc::clone(&ring) };
+            dealer.greet().await?;
+            Ok((dealer, Outlet::new(ring)))
+        };
+        let late = |_elapsed| failed(endpoint, &format_args!("no ZMTP handshake within {CONNECT_TIMEOUT:?}"));
+        timeout(CONNECT_TIMEOUT, opening).await.map_err(late)?
     }
 
-    /// Returns how many messages were handed over so far: the place of the last one in the stream.
-    pub(super) fn sent(&self) -> u64 {
-        self.sent
+    async fn greet(&mut self) -> Result<(), Cause> {
+        loop {
+            match self.step()? {
+                Some(Event::Ready(_)) => return Ok(()),
+                Some(_) => {}
+                None => self.receive().await?,
+            }
+        }
     }
 
-    /// Hands a message body to the socket. On an error it was not sent.
-    pub(super) async fn send(&mut self, body: Bytes) -> Result<(), Cause> {
-        let mut message = ZmqMessage::from(Bytes::new());
-        message.push_back(body);
-        self.send.send(message).await.map_err(|error| failed(&self.endpoint, &error))?;
-        self.sent += 1;
-        Ok(())
+    /// Returns the next event of what was received, and says what the wire asks for.
+    fn step(&mut self) -> Result<Option<Event>, Cause> {
+        let event = self.engine.poll().map_err(|error| self.failure(&error))?;
+        if let Some(Event::Send(bytes)) = &event {
+            if self.ring.is_over() {
+                return Err(self.failure(&"it asks on and on and does not read our answers"));
+            }
+            let _pushed = self.ring.push(bytes.clone());
+            self.ring.flush().map_err(|error| self.failure(&error))?;
+        }
+        Ok(event)
+    }
+
+    /// Returns the next message body of what was received.
+    pub(super) fn take(&mut self) -> Result<Option<Bytes>, Cause> {
+        while let Some(event) = self.step()? {
+            if let Event::Message(parts) = event {
+                // The frames before the last are an envelope.
+                return Ok(Some(parts.into_iter().next_back().unwrap_or_default()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits until something is received, or tells why nothing will be; writes meanwhile what others have left. Safe to drop and call again.
+    pub(super) async fn receive(&mut self) -> Result<(), Cause> {
+        tokio::select! {
+            received = self.room.receive(&mut self.engine, &mut self.input) => match received {
+                Ok(0) => Err(self.failure(&"the primary closed the connection")),
+                Ok(_) => Ok(()),
+                Err(error) => Err(self.failure(&error)),
+            },
+            written = self.ring.write_out(READ_NOTHING_TIMEOUT) => match written {
+                Ok(()) => Err(self.failure(&"the connection is closed")),
+                Err(error) => Err(self.failure(&error)),
+            },
+        }
     }
 
     /// Waits for the next message body, or tells why there will be none. Safe to drop and call again.
     pub(super) async fn next(&mut self) -> Result<Bytes, Cause> {
-        let message = tokio::select! {
-            message = self.recv.recv() => message.map_err(|error| failed(&self.endpoint, &error))?,
-            () = disconnected(&mut self.monitor) => return Err(self.failure(&"the primary closed the connection")),
-        };
-        Ok(message.into_vecdeque().pop_back().unwrap_or_default())
+        loop {
+            if let Some(body) = self.take()? {
+                return Ok(body);
+            }
+            self.receive().await?;
+        }
     }
 
     /// Returns the cause for something that is wrong with this peer.
     pub(super) fn failure(&self, detail: &dyn Display) -> Cause {
         failed(&self.endpoint, detail)
+    }
+}
+
+impl Drop for Dealer {
+    fn drop(&mut self) {
+        self.ring.close();
+    }
+}
+
+async fn dial(endpoint: &str) -> Result<(Box<dyn AsyncRead + Send + Sync + Unpin>, Output), Cause> {
+    if let Some(path) = endpoint.strip_prefix("ipc://") {
+        let (input, output) = UnixStream::connect(path).await.map_err(|error| failed(endpoint, &error))?.into_split();
+        Ok((Box::new(input), Output::Unix(output)))
+    } else if let Some(address) = endpoint.strip_prefix("tcp://") {
+        let stream = TcpStream::connect(address).await.map_err(|error| failed(endpoint, &error))?;
+        stream.set_nodelay(true).map_err(|error| failed(endpoint, &error))?;
+        let (input, output) = stream.into_split();
+        Ok((Box::new(input), Output::Tcp(output)))
+    } else {
+        Err(failed(endpoint, &"the endpoint is neither ipc:// nor tcp://"))
     }
 }
 
@@ -83,7 +188,7 @@ impl Ear {
     pub(super) async fn open(endpoints: &[String]) -> Result<Self, Cause> {
         let mut trouble = failed("the primary", &"it advertises no PUB endpoint");
         for endpoint in endpoints {
-            match connect(endpoint).await {
+            match subscriber(endpoint).await {
                 Ok((socket, monitor)) => return Ok(Self { endpoint: endpoint.clone(), socket, monitor }),
                 Err(cause) => trouble = cause,
             }
@@ -93,13 +198,13 @@ impl Ear {
 
     /// Asks for the frames that begin with `prefix`.
     pub(super) async fn subscribe(&mut self, prefix: &str) -> Result<(), Cause> {
-        let subscribed = tokio::time::timeout(SUBSCRIBE_TIMEOUT, self.socket.subscribe(prefix)).await;
+        let subscribed = timeout(SUBSCRIBE_TIMEOUT, self.socket.subscribe(prefix)).await;
         self.written(subscribed)
     }
 
     /// Asks for them no longer.
     pub(super) async fn unsubscribe(&mut self, prefix: &str) -> Result<(), Cause> {
-        let unsubscribed = tokio::time::timeout(SUBSCRIBE_TIMEOUT, self.socket.unsubscribe(prefix)).await;
+        let unsubscribed = timeout(SUBSCRIBE_TIMEOUT, self.socket.unsubscribe(prefix)).await;
         self.written(unsubscribed)
     }
 
@@ -130,7 +235,7 @@ pub(super) fn failed(endpoint: &str, detail: &dyn Display) -> Cause {
     Cause::ConnectionFailed { endpoint: endpoint.to_owned(), detail: detail.to_string() }
 }
 
-async fn connect<S: Socket>(endpoint: &str) -> Result<(S, Monitor), Cause> {
+async fn subscriber(endpoint: &str) -> Result<(SubSocket, Monitor), Cause> {
     // The crate takes a missing socket file for "not yet" and waits, while the next door may be open.
     if let Some(path) = endpoint.strip_prefix("ipc://")
         && !Path::new(path).exists()
@@ -139,7 +244,7 @@ async fn connect<S: Socket>(endpoint: &str) -> Result<(S, Monitor), Cause> {
     }
     let mut options = SocketOptions::default();
     options.connect_timeout(CONNECT_TIMEOUT);
-    let mut socket = S::with_options(options);
+    let mut socket = SubSocket::with_options(options);
     let monitor = socket.monitor();
     socket.connect(endpoint).await.map_err(|error| failed(endpoint, &error))?;
     Ok((socket, monitor))

@@ -13,21 +13,24 @@ use super::greeting::{self, GREETING, GREETING_BYTES};
 /// A body above this size leaves the input buffer as a whole, so that it does not pin a buffer of its size for later reads.
 const LARGE_BODY_BYTES: usize = 64 * 1024;
 
-/// What we are on this connection.
+/// What our side of a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Calls: peers are DEALER, REQ and ROUTER.
+pub enum SocketType {
+    /// Answers calls: peers are DEALER, REQ and ROUTER.
     Router,
-    /// Events: peers are SUB and XSUB.
+    /// Sends events: peers are SUB and XSUB.
     Pub,
+    /// Calls: peers are ROUTER, REP and DEALER.
+    Dealer,
 }
 
-impl Role {
-    /// Returns the name of the socket type on the wire.
-    pub fn socket_type(self) -> &'static str {
+impl SocketType {
+    /// Returns its name on the wire.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Router => "ROUTER",
             Self::Pub => "PUB",
+            Self::Dealer => "DEALER",
         }
     }
 
@@ -35,6 +38,7 @@ impl Role {
         match self {
             Self::Router => matches!(socket_type, b"DEALER" | b"REQ" | b"ROUTER"),
             Self::Pub => matches!(socket_type, b"SUB" | b"XSUB"),
+            Self::Dealer => matches!(socket_type, b"ROUTER" | b"REP" | b"DEALER"),
         }
     }
 }
@@ -57,11 +61,11 @@ pub enum Event {
     Send(Bytes),
     /// The handshake is done.
     Ready(Remote),
-    /// A whole message, never empty. Role ROUTER only.
+    /// A whole message, never empty. Not to a PUB.
     Message(Vec<Bytes>),
-    /// The peer asks for frames that begin so. Role PUB only.
+    /// The peer asks for frames that begin so. To a PUB only.
     Subscribe(Bytes),
-    /// The peer takes back one such request. Role PUB only.
+    /// The peer takes back one such request. To a PUB only.
     Unsubscribe(Bytes),
 }
 
@@ -74,13 +78,13 @@ enum State {
     Failed,
 }
 
-/// The binding side of one connection.
+/// Our side of one connection.
 ///
 /// Append what was read to [`Engine::input`], then [`poll`](Engine::poll) until it returns `None`. It holds at most one
 /// incomplete message (see [`WireLimits`]) and what was appended beyond that.
 #[derive(Debug)]
 pub struct Engine {
-    role: Role,
+    ours: SocketType,
     limits: WireLimits,
     state: State,
     input: BytesMut,
@@ -90,8 +94,8 @@ pub struct Engine {
 
 impl Engine {
     /// Returns the engine of a new connection. The first poll yields our greeting.
-    pub fn new(role: Role, limits: WireLimits) -> Self {
-        Self { role, limits, state: State::Start, input: BytesMut::new(), parts: Vec::new(), parts_bytes: 0 }
+    pub fn new(ours: SocketType, limits: WireLimits) -> Self {
+        Self { ours, limits, state: State::Start, input: BytesMut::new(), parts: Vec::new(), parts_bytes: 0 }
     }
 
     /// Returns the buffer to which the peer's bytes are appended. Nothing else may be done to it.
@@ -140,8 +144,8 @@ impl Engine {
     }
 
     fn ready(&self) -> Bytes {
-        let socket_type = self.role.socket_type().as_bytes();
-        #[expect(clippy::cast_possible_truncation, reason = "ROUTER and PUB are short")]
+        let socket_type = self.ours.name().as_bytes();
+        #[expect(clippy::cast_possible_truncation, reason = "the names are short")]
         let length = (socket_type.len() as u32).to_be_bytes();
         encode_command("READY", &[b"\x0bSocket-Type", &length, socket_type])
     }
@@ -170,14 +174,14 @@ impl Engine {
             return Err(ZmtpError::NotReady);
         }
         // Subscribers send nothing but commands and subscriptions.
-        let limit = if header.command || self.role == Role::Pub {
+        let limit = if header.command || self.ours == SocketType::Pub {
             self.limits.max_command_bytes
         } else {
             self.limits.max_message_bytes
         };
         let size = usize::try_from(announced).ok().filter(|size| *size <= limit);
         let Some(size) = size else {
-            return Err(if header.command || self.role == Role::Pub {
+            return Err(if header.command || self.ours == SocketType::Pub {
                 ZmtpError::CommandTooLong { bytes: announced, limit }
             } else {
                 ZmtpError::MessageTooLong { bytes: announced, limit }
@@ -207,9 +211,9 @@ impl Engine {
         }
         self.parts_bytes = 0;
         let message = mem::take(&mut self.parts);
-        match self.role {
-            Role::Router => Ok(Some(Event::Message(message))),
-            Role::Pub => Ok(subscription(&message)),
+        match self.ours {
+            SocketType::Router | SocketType::Dealer => Ok(Some(Event::Message(message))),
+            SocketType::Pub => Ok(subscription(&message)),
         }
     }
 
@@ -218,8 +222,8 @@ impl Engine {
             (_, Command::Error { reason }) => Err(ZmtpError::Refused(String::from_utf8_lossy(&reason).into_owned())),
             (State::Handshake { version }, Command::Ready { socket_type, identity }) => {
                 let named = String::from_utf8_lossy(&socket_type).into_owned();
-                if !self.role.accepts(&socket_type) {
-                    return Err(ZmtpError::SocketType { ours: self.role.socket_type(), theirs: named });
+                if !self.ours.accepts(&socket_type) {
+                    return Err(ZmtpError::SocketType { ours: self.ours.name(), theirs: named });
                 }
                 self.state = State::Open;
                 Ok(Some(Event::Ready(Remote { version, socket_type: named, identity: (*identity).into() })))
@@ -228,8 +232,8 @@ impl Engine {
             (_, Command::Ready { .. }) => Err(ZmtpError::ReadyAgain),
             // Whoever sends a PING knows the answer, so it is given whatever version the greeting named.
             (_, Command::Ping { context }) => Ok(Some(Event::Send(encode_command("PONG", &[&context])))),
-            (_, Command::Subscribe(prefix)) if self.role == Role::Pub => Ok(Some(Event::Subscribe(prefix))),
-            (_, Command::Cancel(prefix)) if self.role == Role::Pub => Ok(Some(Event::Unsubscribe(prefix))),
+            (_, Command::Subscribe(prefix)) if self.ours == SocketType::Pub => Ok(Some(Event::Subscribe(prefix))),
+            (_, Command::Cancel(prefix)) if self.ours == SocketType::Pub => Ok(Some(Event::Unsubscribe(prefix))),
             (_, Command::Subscribe(_) | Command::Cancel(_) | Command::Unknown) => Ok(None),
         }
     }

@@ -82,7 +82,7 @@ pub fn encode_message(frame: &[u8]) -> Bytes {
 }
 
 /// Returns the bytes of the message `["", body]`, where `write` appends the body. Nothing is copied.
-pub fn encode_reply(write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
+pub fn encode_delimited(write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
     const RESERVED: usize = DELIMITER.len() + LONG_HEADER;
     let mut out = Vec::with_capacity(128);
     out.resize(RESERVED, 0);
@@ -107,9 +107,9 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_is_a_delimiter_and_a_body() {
-        assert_eq!(encode_reply(|out| out.extend(b"{}")).as_ref(), b"\x01\x00\x00\x02{}");
-        let long = encode_reply(|out| out.extend([7; 300]));
+    fn a_delimited_message_is_a_delimiter_and_a_body() {
+        assert_eq!(encode_delimited(|out| out.extend(b"{}")).as_ref(), b"\x01\x00\x00\x02{}");
+        let long = encode_delimited(|out| out.extend([7; 300]));
         assert_eq!(&long[..12], [1, 0, 2, 0, 0, 0, 0, 0, 0, 1, 44, 7]);
         assert_eq!(long.len(), 311);
     }

@@ -33,7 +33,7 @@ fn frame(flags: u8, body: &[u8]) -> Vec<u8> {
 
 /// Feeds the chunks and returns every event, and how it ended.
 fn run<'a>(
-    role: Role,
+    role: SocketType,
     limits: &WireLimits,
     chunks: impl IntoIterator<Item = &'a [u8]>,
 ) -> (Vec<Event>, Result<(), ZmtpError>) {
@@ -53,7 +53,7 @@ fn run<'a>(
 }
 
 #[track_caller]
-fn check_refused(role: Role, bytes: &[u8], expected: &ZmtpError) {
+fn check_refused(role: SocketType, bytes: &[u8], expected: &ZmtpError) {
     let (_, ended) = run(role, &WireLimits::default(), [bytes]);
     assert_eq!(ended.as_ref(), Err(expected));
     let (_, ended) = run(role, &WireLimits::default(), bytes.chunks(1));
@@ -63,7 +63,7 @@ fn check_refused(role: Role, bytes: &[u8], expected: &ZmtpError) {
 #[test]
 fn a_dealer_is_greeted_and_its_messages_arrive() {
     let bytes = [hello("DEALER"), frame(1, b""), frame(0, b"{}"), frame(0, &[b'x'; 300])].concat();
-    let (events, ended) = run(Role::Router, &WireLimits::default(), [&bytes[..]]);
+    let (events, ended) = run(SocketType::Router, &WireLimits::default(), [&bytes[..]]);
     assert_eq!(ended, Ok(()));
     assert_eq!(events[0], Event::Send(Bytes::from_static(&GREETING)));
     assert_eq!(events[1], Event::Send(Bytes::from_static(b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06ROUTER")));
@@ -72,6 +72,39 @@ fn a_dealer_is_greeted_and_its_messages_arrive() {
     assert_eq!(events[3], Event::Message(vec![Bytes::new(), "{}".into()]));
     assert_eq!(events[4], Event::Message(vec![Bytes::from(vec![b'x'; 300])]));
     assert_eq!(events.len(), 5);
+}
+
+/// Lets two sides talk until both have nothing more to say; returns what each has heard.
+fn converse(sides: &mut [Engine; 2]) -> [Vec<Event>; 2] {
+    let mut heard = [const { Vec::new() }; 2];
+    let mut silent = 0;
+    for from in [0, 1].into_iter().cycle() {
+        silent += 1;
+        while let Some(event) = sides[from].poll().unwrap() {
+            silent = 0;
+            if let Event::Send(bytes) = &event {
+                sides[1 - from].input().extend_from_slice(bytes);
+            } else {
+                heard[from].push(event);
+            }
+        }
+        if silent == 2 {
+            break;
+        }
+    }
+    heard
+}
+
+#[test]
+fn our_dealer_and_our_router_understand_each_other() {
+    let mut sides = [SocketType::Dealer, SocketType::Router].map(|ours| Engine::new(ours, WireLimits::default()));
+    let remote = |name: &str| Remote { version: (3, 1), socket_type: name.into(), identity: [].into() };
+    assert_eq!(converse(&mut sides), [[Event::Ready(remote("ROUTER"))], [Event::Ready(remote("DEALER"))]]);
+    let message = crate::zmtp::encode_delimited(|out| out.push(b'x'));
+    sides.iter_mut().for_each(|side| side.input().extend_from_slice(&message));
+    let said = || [Event::Message(vec![Bytes::new(), "x".into()])];
+    assert_eq!(converse(&mut sides), [said(), said()]);
+    check_refused(SocketType::Dealer, &hello("PUB"), &ZmtpError::SocketType { ours: "DEALER", theirs: "PUB".into() });
 }
 
 #[test]
@@ -86,7 +119,7 @@ fn subscriptions_come_as_commands_and_as_messages() {
         frame(0, b"\x01"),
     ]
     .concat();
-    let (events, ended) = run(Role::Pub, &WireLimits::default(), [&bytes[..]]);
+    let (events, ended) = run(SocketType::Pub, &WireLimits::default(), [&bytes[..]]);
     assert_eq!(ended, Ok(()));
     let expected = [
         Event::Subscribe("a.".into()),
@@ -101,33 +134,33 @@ fn subscriptions_come_as_commands_and_as_messages() {
 #[test]
 fn a_ping_gets_its_pong_and_no_ping_is_sent() {
     let bytes = [greeting(1), ready("SUB"), frame(4, b"\x04PING\0\x0actx")].concat();
-    let (events, _) = run(Role::Pub, &WireLimits::default(), [&bytes[..]]);
+    let (events, _) = run(SocketType::Pub, &WireLimits::default(), [&bytes[..]]);
     assert_eq!(events[3..], [Event::Send(Bytes::from_static(b"\x04\x08\x04PONGctx"))]);
 }
 
 #[test]
 fn what_is_no_zmtp_is_refused_at_its_first_wrong_byte() {
-    check_refused(Role::Router, b"GET / HTTP/1.1", &ZmtpError::Signature { at: 0, byte: b'G' });
-    check_refused(Role::Router, b"\x16\x03\x01", &ZmtpError::Signature { at: 0, byte: 0x16 });
-    check_refused(Role::Router, b"\xff\0\0\0\0\0\0\0\0\0", &ZmtpError::Signature { at: 9, byte: 0 });
-    check_refused(Role::Router, b"\xff\0\0\0\0\0\0\0\x01\x7f\x01", &ZmtpError::Version(1));
+    check_refused(SocketType::Router, b"GET / HTTP/1.1", &ZmtpError::Signature { at: 0, byte: b'G' });
+    check_refused(SocketType::Router, b"\x16\x03\x01", &ZmtpError::Signature { at: 0, byte: 0x16 });
+    check_refused(SocketType::Router, b"\xff\0\0\0\0\0\0\0\0\0", &ZmtpError::Signature { at: 9, byte: 0 });
+    check_refused(SocketType::Router, b"\xff\0\0\0\0\0\0\0\x01\x7f\x01", &ZmtpError::Version(1));
     let mut curve = greeting(0);
     curve[12..17].copy_from_slice(b"CURVE");
-    check_refused(Role::Router, &curve, &ZmtpError::Mechanism("CURVE".into()));
+    check_refused(SocketType::Router, &curve, &ZmtpError::Mechanism("CURVE".into()));
 }
 
 #[test]
 fn a_handshake_out_of_order_is_refused() {
     let after = |rest: Vec<u8>| [greeting(0), rest].concat();
-    check_refused(Role::Router, &after(frame(0, b"x")), &ZmtpError::NotReady);
-    check_refused(Role::Router, &after(frame(4, b"\x04PING\0\0")), &ZmtpError::NotReady);
-    check_refused(Role::Router, &after(frame(4, b"\x05READ")), &ZmtpError::Command("name"));
-    check_refused(Role::Router, &after(frame(4, b"\x05ERROR\x02no")), &ZmtpError::Refused("no".into()));
-    check_refused(Role::Router, &[hello("REQ"), ready("REQ")].concat(), &ZmtpError::ReadyAgain);
+    check_refused(SocketType::Router, &after(frame(0, b"x")), &ZmtpError::NotReady);
+    check_refused(SocketType::Router, &after(frame(4, b"\x04PING\0\0")), &ZmtpError::NotReady);
+    check_refused(SocketType::Router, &after(frame(4, b"\x05READ")), &ZmtpError::Command("name"));
+    check_refused(SocketType::Router, &after(frame(4, b"\x05ERROR\x02no")), &ZmtpError::Refused("no".into()));
+    check_refused(SocketType::Router, &[hello("REQ"), ready("REQ")].concat(), &ZmtpError::ReadyAgain);
     let wrong = |ours, theirs: &str| ZmtpError::SocketType { ours, theirs: theirs.into() };
-    check_refused(Role::Router, &hello("SUB"), &wrong("ROUTER", "SUB"));
-    check_refused(Role::Pub, &hello("DEALER"), &wrong("PUB", "DEALER"));
-    check_refused(Role::Router, &after(frame(4, b"\x05READY")), &wrong("ROUTER", ""));
+    check_refused(SocketType::Router, &hello("SUB"), &wrong("ROUTER", "SUB"));
+    check_refused(SocketType::Pub, &hello("DEALER"), &wrong("PUB", "DEALER"));
+    check_refused(SocketType::Router, &after(frame(4, b"\x05READY")), &wrong("ROUTER", ""));
 }
 
 #[test]
@@ -135,27 +168,27 @@ fn announced_sizes_are_held_against_the_limits_before_they_arrive() {
     let limit = WireLimits::default().max_message_bytes;
     for bytes in [limit as u64 + 1, 1 << 31, 1 << 40, 1 << 62, (1 << 63) - 1, u64::MAX] {
         let long = |flags: u8| [hello("DEALER"), vec![flags | 2], bytes.to_be_bytes().to_vec()].concat();
-        check_refused(Role::Router, &long(0), &ZmtpError::MessageTooLong { bytes, limit });
-        check_refused(Role::Router, &long(4), &ZmtpError::CommandTooLong { bytes, limit: 4096 });
+        check_refused(SocketType::Router, &long(0), &ZmtpError::MessageTooLong { bytes, limit });
+        check_refused(SocketType::Router, &long(4), &ZmtpError::CommandTooLong { bytes, limit: 4096 });
         let before = [greeting(0), vec![6], bytes.to_be_bytes().to_vec()].concat();
-        check_refused(Role::Router, &before, &ZmtpError::CommandTooLong { bytes, limit: 4096 });
+        check_refused(SocketType::Router, &before, &ZmtpError::CommandTooLong { bytes, limit: 4096 });
         let sub = [hello("SUB"), vec![2], bytes.to_be_bytes().to_vec()].concat();
-        check_refused(Role::Pub, &sub, &ZmtpError::CommandTooLong { bytes, limit: 4096 });
+        check_refused(SocketType::Pub, &sub, &ZmtpError::CommandTooLong { bytes, limit: 4096 });
     }
 }
 
 #[test]
 fn endless_parts_are_refused() {
     let empty = [hello("DEALER"), frame(1, b"").repeat(33)].concat();
-    check_refused(Role::Router, &empty, &ZmtpError::TooManyParts { limit: 32 });
+    check_refused(SocketType::Router, &empty, &ZmtpError::TooManyParts { limit: 32 });
     let large = [hello("DEALER"), frame(1, &vec![0; 3 << 20]), frame(1, &vec![0; 2 << 20])].concat();
-    let (_, ended) = run(Role::Router, &WireLimits::default(), [&large[..]]);
+    let (_, ended) = run(SocketType::Router, &WireLimits::default(), [&large[..]]);
     assert_eq!(ended, Err(ZmtpError::MessageTooLong { bytes: 5 << 20, limit: 4 << 20 }));
 }
 
 #[test]
 fn a_failed_engine_stays_failed() {
-    let mut engine = Engine::new(Role::Pub, WireLimits::default());
+    let mut engine = Engine::new(SocketType::Pub, WireLimits::default());
     engine.poll().unwrap();
     engine.input().extend_from_slice(b"GET /");
     assert!(engine.poll().is_err());
@@ -180,7 +213,7 @@ proptest! {
         cuts in prop::collection::vec(1_usize..200, 1..40),
     ) {
         let bytes = [hello("DEALER"), frames.concat()].concat();
-        let (whole, ended) = run(Role::Router, &WireLimits::default(), [&bytes[..]]);
+        let (whole, ended) = run(SocketType::Router, &WireLimits::default(), [&bytes[..]]);
         prop_assert_eq!(ended, Ok(()));
         let mut chunks = Vec::new();
         let (mut rest, mut sizes) = (&bytes[..], cuts.iter().cycle());
@@ -189,20 +222,20 @@ proptest! {
             chunks.push(chunk);
             rest = tail;
         }
-        let (cut, ended) = run(Role::Router, &WireLimits::default(), chunks);
+        let (cut, ended) = run(SocketType::Router, &WireLimits::default(), chunks);
         prop_assert_eq!(ended, Ok(()));
         prop_assert_eq!(whole, cut);
     }
 
     #[test]
     fn arbitrary_bytes_neither_panic_nor_pile_up(
-        role in prop_oneof![Just(Role::Router), Just(Role::Pub)],
+        role in prop_oneof![Just(SocketType::Router), Just(SocketType::Pub), Just(SocketType::Dealer)],
         handshake in 0_usize..3,
         noise in prop::collection::vec(
             prop_oneof![prop::collection::vec(any::<u8>(), 0..64), prop::collection::vec(0_u8..8, 0..600)], 0..40),
     ) {
         let limits = WireLimits { max_message_bytes: 1_000, max_parts: 4, max_command_bytes: 200, ..WireLimits::default() };
-        let socket_type = if role == Role::Pub { "SUB" } else { "DEALER" };
+        let socket_type = if role == SocketType::Pub { "SUB" } else { "DEALER" };
         let mut engine = Engine::new(role, limits);
         let prefix = [vec![], greeting(1), hello(socket_type)];
         'stream: for chunk in std::iter::once(&prefix[handshake]).chain(&noise) {
@@ -304,12 +337,12 @@ proptest! {
     #[test]
     fn mutated_conversations_end_alike_however_they_are_split(
         which in 0..2_usize,
-        role in prop_oneof![Just(Role::Router), Just(Role::Pub)],
+        role in prop_oneof![Just(SocketType::Router), Just(SocketType::Pub)],
         mutations in prop::collection::vec(mutation(), 0..6),
         step in 1..100_usize,
     ) {
         let mut bytes = golden().swap_remove(which);
-        let is_golden = mutations.is_empty() && (which == 0) == (role == Role::Router);
+        let is_golden = mutations.is_empty() && (which == 0) == (role == SocketType::Router);
         for mutation in &mutations {
             mutation.apply(&mut bytes);
         }

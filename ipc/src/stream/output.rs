@@ -11,7 +11,7 @@ const MAX_SLICES: usize = 256;
 
 /// The writing half of a socket; dropping it ends that half.
 #[derive(Debug)]
-pub(super) enum Output {
+pub(crate) enum Output {
     Unix(unix::OwnedWriteHalf),
     Tcp(tcp::OwnedWriteHalf),
 }
@@ -19,7 +19,7 @@ pub(super) enum Output {
 impl Output {
     /// Writes messages, without the bytes of the first that are written already, as far as the socket takes them now. Returns how many bytes
     /// that were, and `WouldBlock` when it takes none.
-    pub(super) fn try_write(&self, messages: &VecDeque<Bytes>, done: usize) -> io::Result<usize> {
+    pub(crate) fn try_write(&self, messages: &VecDeque<Bytes>, done: usize) -> io::Result<usize> {
         let Some(first) = messages.front() else { return Ok(0) };
         let first = IoSlice::new(&first[done..]);
         if messages.len() == 1 {
@@ -40,7 +40,7 @@ impl Output {
     }
 
     /// Writes all of it, waiting for the socket.
-    pub(super) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+    pub(crate) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             self.writable().await?;
             match self.try_write_slices(&[IoSlice::new(bytes)]) {
@@ -53,7 +53,7 @@ impl Output {
     }
 
     /// Waits until the socket may take something.
-    pub(super) async fn writable(&self) -> io::Result<()> {
+    pub(crate) async fn writable(&self) -> io::Result<()> {
         match self {
             Self::Unix(half) => half.writable().await,
             Self::Tcp(half) => half.writable().await,

@@ -18,13 +18,13 @@ use super::output::Output;
 
 /// What a message costs beside its own bytes, so that many tiny ones are bounded too: its place in the queue, and what its
 /// allocation is larger than it.
-pub(super) const OVERHEAD_BYTES: usize = 128;
+pub(crate) const OVERHEAD_BYTES: usize = 128;
 /// Largest queue that is kept when it has run empty, in messages.
 const MAX_IDLE_CAPACITY: usize = 1_024;
 
 /// What became of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Push {
+pub(crate) enum Push {
     Queued,
     /// There was no room: the ring is closed now and has dropped what it held.
     Full,
@@ -34,7 +34,7 @@ pub(super) enum Push {
 
 /// What a [`Ring::flush`] came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Flush {
+pub(crate) enum Flush {
     /// Nothing waits, or somebody else is writing.
     Done,
     /// The socket takes no more; the peer's task goes on when it does.
@@ -101,7 +101,7 @@ struct State {
 }
 
 #[derive(Debug)]
-pub(super) struct Ring {
+pub(crate) struct Ring {
     state: Mutex<State>,
     capacity: usize,
     /// Above this many bytes nothing more should be asked of us that makes more of them.
@@ -114,7 +114,7 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    pub(super) fn new(capacity: usize, pause: usize, output: Output) -> Self {
+    pub(crate) fn new(capacity: usize, pause: usize, output: Output) -> Self {
         let state = State {
             queue: Queue::default(),
             bytes: 0,
@@ -137,7 +137,7 @@ impl Ring {
     }
 
     /// Queues a message. Never blocks. It is written by the next [`Ring::flush`], or by the peer's task after [`Ring::wake`].
-    pub(super) fn push(&self, message: Bytes) -> Push {
+    pub(crate) fn push(&self, message: Bytes) -> Push {
         let mut state = self.lock();
         if state.phase != Phase::Open {
             return Push::Closed;
@@ -154,12 +154,12 @@ impl Ring {
     }
 
     /// Lets the peer's task write what is queued.
-    pub(super) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         self.filled.notify_one();
     }
 
     /// Writes what is queued as far as the socket takes it. Never blocks.
-    pub(super) fn flush(&self) -> io::Result<Flush> {
+    pub(crate) fn flush(&self) -> io::Result<Flush> {
         while let Some((output, mut queue)) = self.begin() {
             let (cost, flushed) = queue.write(&output, &self.written);
             self.end(queue, cost);
@@ -209,7 +209,7 @@ impl Ring {
     }
 
     /// Writes what comes until the ring is finished and empty, or closed. Fails with `TimedOut` when the peer reads nothing for so long.
-    pub(super) async fn write_out(&self, patience: Duration) -> io::Result<()> {
+    pub(crate) async fn write_out(&self, patience: Duration) -> io::Result<()> {
         while let Some(output) = self.wanted().await {
             if self.flush()? == Flush::Blocked {
                 timeout(patience, output.writable()).await??;
@@ -239,12 +239,12 @@ impl Ring {
     }
 
     /// Returns the bytes that were written.
-    pub(super) fn written(&self) -> u64 {
+    pub(crate) fn written(&self) -> u64 {
         self.written.load(Relaxed)
     }
 
     /// Takes nothing more, and ends the writer once all is written.
-    pub(super) fn finish(&self) {
+    pub(crate) fn finish(&self) {
         let mut state = self.lock();
         if state.phase == Phase::Open {
             state.phase = Phase::Finishing;
@@ -255,7 +255,7 @@ impl Ring {
     }
 
     /// Takes nothing more, forgets what is queued, and lets go of our half of the connection.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.phase = Phase::Closed;
         state.queue = Queue::default();
@@ -267,27 +267,27 @@ impl Ring {
     }
 
     /// Tells whether more is queued than should be.
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.bytes() > self.pause
     }
 
     /// Returns the bytes that are not written yet.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.lock().bytes
     }
 
     /// Waits until the ring is filled no further than to its pause; tells whether that took waiting.
-    pub(super) async fn room(&self) -> bool {
+    pub(crate) async fn room(&self) -> bool {
         self.at_most(self.pause).await
     }
 
     /// Waits until all is written, or the ring is closed.
-    pub(super) async fn empty(&self) {
+    pub(crate) async fn empty(&self) {
         self.at_most(0).await;
     }
 
     /// Waits until the ring is finished and all is written, or it is closed.
-    pub(super) async fn ended(&self) {
+    pub(crate) async fn ended(&self) {
         self.until(|state| state.phase != Phase::Open && state.bytes == 0).await;
     }
 
