@@ -28,7 +28,7 @@ use crate::instance::Primary;
 /// The schema of a type, written into a generator that collects shared definitions.
 type SchemaOf = fn(&mut SchemaGenerator) -> schemars::Schema;
 type Handler = Arc<dyn Fn(Arc<Primary>, Call) -> BoxFuture<'static, Result<Json, Fault>> + Send + Sync>;
-type InlineHandler = fn(&Primary, Call) -> Result<Json, Fault>;
+type InlineHandler = fn(&Primary, &Call) -> Result<Json, Fault>;
 type DeferredHandler = fn(&Primary, &Call, Reply);
 
 enum Body {
@@ -63,7 +63,7 @@ impl Method {
         Self::raw::<P, R, _, _>(name, needs, summary, move |primary, call| {
             let handler = Arc::clone(&handler);
             async move {
-                let params = read_params(call.params)?;
+                let params = read_params(&call.params)?;
                 write_result(handler(primary, call.caller, params).await?)
             }
         })
@@ -133,7 +133,7 @@ pub(crate) fn bind(primary: &Arc<Primary>) -> Methods {
     for Method { name, needs, body, .. } in table() {
         let primary = Arc::clone(primary);
         match body {
-            Body::Inline(handler) => methods.register_inline(name, needs, move |call| handler(&primary, call)),
+            Body::Inline(handler) => methods.register_inline(name, needs, move |call| handler(&primary, &call)),
             Body::Deferred(handler) => {
                 methods.register_deferred(name, needs, move |call, reply| handler(&primary, &call, reply));
             }
@@ -144,8 +144,10 @@ pub(crate) fn bind(primary: &Arc<Primary>) -> Methods {
 }
 
 /// Reads params; none at all are taken as an empty object. The fault names the field.
-fn read_params<P: DeserializeOwned>(params: Value) -> Result<P, Fault> {
-    let params = if params.is_null() { Value::Object(Map::new()) } else { params };
+fn read_params<P: DeserializeOwned>(params: &Json) -> Result<P, Fault> {
+    // By way of a tree: then what is wrong is said of a value, not of a line and a column.
+    let params = params.read().map_err(|error| Fault::invalid_params("params", error))?;
+    let params = if params == Value::Null { Value::Object(Map::new()) } else { params };
     serde_path_to_error::deserialize(params).map_err(|error| {
         let path = error.path().to_string();
         Fault::invalid_params(&path, error.into_inner())
@@ -172,9 +174,9 @@ mod tests {
             #[expect(dead_code, reason = "only its shape matters")]
             id: String,
         }
-        let field = |params: Value| read_params::<Params>(params).unwrap_err().data.unwrap()["field"].clone();
+        let field = |params: Value| read_params::<Params>(&params.into()).unwrap_err().data.unwrap()["field"].clone();
         assert_eq!(field(json!({"id": 5})), "id");
-        let missing = read_params::<Params>(Value::Null).unwrap_err();
+        let missing = read_params::<Params>(&Json::null()).unwrap_err();
         assert!(missing.message.contains("missing field `id`"), "{missing}");
     }
 

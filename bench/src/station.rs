@@ -94,9 +94,10 @@ fn methods(workdir: &Workdir, outbound: &Arc<Outbound>) -> Methods {
     let outbound = Arc::clone(outbound);
     // Clients prove their subscriptions by probes.
     methods.register_inline(PUBLISH, Capability::Read, move |call| {
-        let topic = call.params["topic"].as_str().unwrap_or_default();
-        let topic = Topic::new(topic).map_err(|error| Fault::invalid_params("topic", error))?;
-        outbound.ephemeral(Envelope::new(NAME, topic, call.params["payload"].clone()));
+        let params: Value = call.params.read().map_err(|error| Fault::invalid_params("params", error))?;
+        let topic = Topic::new(params["topic"].as_str().unwrap_or_default());
+        let topic = topic.map_err(|error| Fault::invalid_params("topic", error))?;
+        outbound.ephemeral(Envelope::new(NAME, topic, params["payload"].clone()));
         Ok(Value::Object(serde_json::Map::new()))
     });
     methods

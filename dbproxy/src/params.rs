@@ -1,6 +1,7 @@
 //! The parameters of a statement: values, and what earlier statements of the same write made.
 
 use pando_ipc::Fault;
+use pando_ipc::rpc::Raw;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
@@ -132,23 +133,21 @@ impl Params {
         Self::Named(pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
     }
 
-    /// Reads parameters from JSON: an array, an object, or null for none. `field` is named in the fault.
-    pub fn from_json(method: &str, field: &str, value: Option<&Value>) -> Result<Self, Fault> {
-        let read = |path: String, value: &Value| {
-            Param::from_json(value).map_err(|why| invalid(method, &format!("{field}{path}"), why))
+    /// Reads parameters from JSON: an array, an object, or nothing for none. `field` is named in the fault.
+    pub fn from_json(method: &str, field: &str, value: Option<Raw<'_>>) -> Result<Self, Fault> {
+        let Some(value) = value else { return Ok(Self::default()) };
+        let read = |path: &dyn Fn() -> String, value: Raw<'_>| {
+            let param = value.read().map_err(|error| error.to_string()).and_then(|value| Param::from_json(&value));
+            param.map_err(|why| invalid(method, &format!("{field}{}", path()), why))
         };
-        match value {
-            None | Some(Value::Null) => Ok(Self::default()),
-            Some(Value::Array(values)) => {
-                let values = values.iter().enumerate().map(|(at, value)| read(format!("[{at}]"), value));
-                values.collect::<Result<_, _>>().map(Self::Positional)
-            }
-            Some(Value::Object(map)) => {
-                let values = map.iter().map(|(name, value)| Ok((name.clone(), read(format!(".{name}"), value)?)));
-                values.collect::<Result<_, _>>().map(Self::Named)
-            }
-            Some(_) => Err(invalid(method, field, "neither an array nor an object")),
+        if let Some(values) = value.elements() {
+            let values = values.into_iter().enumerate().map(|(at, value)| read(&|| format!("[{at}]"), value));
+            return values.collect::<Result<_, _>>().map(Self::Positional);
         }
+        let members = value.members().ok_or_else(|| invalid(method, field, "neither an array nor an object"))?;
+        let values =
+            members.into_iter().map(|(name, value)| Ok((name.to_string(), read(&|| format!(".{name}"), value)?)));
+        values.collect::<Result<_, _>>().map(Self::Named)
     }
 
     pub(crate) fn weight(&self) -> usize {
@@ -225,12 +224,13 @@ tuples! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pando_ipc::rpc::Json;
 
     #[track_caller]
     fn check(params: impl Into<Params>, expected: &str) {
         let params = params.into();
         assert_eq!(serde_json::to_string(&params).unwrap(), expected);
-        assert_eq!(Params::from_json("exec", "params", Some(&json!(params))), Ok(params));
+        assert_eq!(Params::from_json("exec", "params", Some(Json::of(&params).raw())), Ok(params));
     }
 
     #[test]
@@ -257,7 +257,7 @@ mod tests {
             json!({"$returned": 0}),
             json!({"$returned": {"statement": 0}}),
         ] {
-            let fault = Params::from_json("exec", "params", Some(&json!([0, bad]))).unwrap_err();
+            let fault = Params::from_json("exec", "params", Some(Json::from(json!([0, bad])).raw())).unwrap_err();
             assert_eq!(fault.data.unwrap()["field"], "params[1]");
         }
     }

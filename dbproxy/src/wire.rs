@@ -5,10 +5,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pando_ipc::rpc::Json;
+use pando_ipc::rpc::{Json, Raw};
 use pando_ipc::{Envelope, Fault, Timestamp, Topic};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::named::{Named, Writes};
@@ -30,70 +30,79 @@ pub const OUTCOME: &str = "db.outcome";
 pub const PUBLISH: &str = pando_ipc::hello::PUBLISH;
 
 /// Reads the fields of an object; a fault names the field.
-#[derive(Clone, Copy)]
 struct Fields<'a> {
     method: &'a str,
     prefix: &'a str,
-    map: Option<&'a Map<String, Value>>,
+    members: Vec<(Cow<'a, str>, Raw<'a>)>,
 }
 
 impl<'a> Fields<'a> {
-    fn of(method: &'a str, params: &'a Value) -> Result<Self, Fault> {
-        match params {
-            Value::Object(map) => Ok(Self { method, prefix: "", map: Some(map) }),
-            _ => Err(invalid(method, "params", "expected an object")),
-        }
+    fn of(method: &'a str, params: &'a Json) -> Result<Self, Fault> {
+        let members = params.raw().members().ok_or_else(|| invalid(method, "params", "expected an object"))?;
+        Ok(Self { method, prefix: "", members })
     }
 
-    fn get(self, name: &str) -> Option<&'a Value> {
-        self.map.and_then(|map| map.get(name)).filter(|value| !value.is_null())
+    fn get(&self, name: &str) -> Option<Raw<'a>> {
+        let member = self.members.iter().find(|(other, _)| other == name);
+        member.map(|(_, value)| *value).filter(|value| !value.is_null())
     }
 
-    fn bad(self, name: &str, why: &str) -> Fault {
+    fn bad(&self, name: &str, why: &str) -> Fault {
         invalid(self.method, &format!("{}{name}", self.prefix), why)
     }
 
-    fn inner(self, name: &'a str, prefix: &'a str) -> Result<Self, Fault> {
-        match self.get(name) {
-            None => Ok(Self { prefix, map: None, ..self }),
-            Some(Value::Object(map)) => Ok(Self { prefix, map: Some(map), ..self }),
-            Some(_) => Err(self.bad(name, "expected an object")),
-        }
+    fn inner(&self, name: &str, prefix: &'a str) -> Result<Self, Fault> {
+        let members = match self.get(name) {
+            None => Vec::new(),
+            Some(value) => value.members().ok_or_else(|| self.bad(name, "expected an object"))?,
+        };
+        Ok(Self { method: self.method, prefix, members })
     }
 
-    fn text(self, name: &str) -> Result<Option<&'a str>, Fault> {
-        self.get(name).map(|value| value.as_str().ok_or_else(|| self.bad(name, "expected a string"))).transpose()
+    fn text(&self, name: &str) -> Result<Option<Cow<'a, str>>, Fault> {
+        self.get(name).map(|value| value.text().ok_or_else(|| self.bad(name, "expected a string"))).transpose()
     }
 
-    fn required(self, name: &str) -> Result<&'a str, Fault> {
+    /// Reads text of which an empty one is none.
+    fn some_text(&self, name: &str) -> Result<Option<Cow<'a, str>>, Fault> {
+        Ok(self.text(name)?.filter(|text| !text.is_empty()))
+    }
+
+    fn required(&self, name: &str) -> Result<Cow<'a, str>, Fault> {
         self.text(name)?.ok_or_else(|| self.bad(name, "is missing"))
     }
 
-    fn flag(self, name: &str) -> Result<Option<bool>, Fault> {
-        self.get(name).map(|value| value.as_bool().ok_or_else(|| self.bad(name, "expected true or false"))).transpose()
+    fn flag(&self, name: &str) -> Result<Option<bool>, Fault> {
+        self.get(name).map(|value| value.read().map_err(|_| self.bad(name, "expected true or false"))).transpose()
     }
 
-    fn number(self, name: &str) -> Result<Option<u64>, Fault> {
-        let read = |value: &Value| value.as_u64().ok_or_else(|| self.bad(name, "expected a number, 0 or more"));
+    fn number(&self, name: &str) -> Result<Option<u64>, Fault> {
+        let read = |value: Raw<'_>| value.read().map_err(|_| self.bad(name, "expected a number, 0 or more"));
         self.get(name).map(read).transpose()
     }
 
-    fn deadline(self) -> Result<Instant, Fault> {
+    /// Reads any value, null when it is not there.
+    fn value(&self, name: &str) -> Result<Value, Fault> {
+        let read = |value: Raw<'_>| value.read().map_err(|error| self.bad(name, &error.to_string()));
+        self.get(name).map_or(Ok(Value::Null), read)
+    }
+
+    fn deadline(&self) -> Result<Instant, Fault> {
         let asked = self.number("timeout_ms")?.map_or(DEFAULT_TIMEOUT, Duration::from_millis);
         Ok(Instant::now() + asked.min(MAX_TIMEOUT))
     }
 
-    fn database(self) -> Result<Option<Uuid>, Fault> {
-        let text = self.text("database")?.filter(|text| !text.is_empty());
-        text.map(|text| Uuid::parse_str(text).map_err(|_| self.bad("database", "expected a UUID"))).transpose()
+    fn database(&self) -> Result<Option<Uuid>, Fault> {
+        let text = self.some_text("database")?;
+        text.map(|text| Uuid::parse_str(&text).map_err(|_| self.bad("database", "expected a UUID"))).transpose()
     }
 
-    fn op_id(self, name: &str) -> Result<Option<OpId>, Fault> {
-        Ok(self.text(name)?.filter(|text| !text.is_empty()).map(OpId::parse))
+    fn op_id(&self, name: &str) -> Result<Option<OpId>, Fault> {
+        Ok(self.some_text(name)?.map(|text| OpId::parse(&text)))
     }
 
     /// Returns the write that the fields frame. Without an op id it gets a new one: such a write cannot be retried.
-    fn request(self, op_id: Option<OpId>, source: String, work: Work) -> Result<WriteRequest, Fault> {
+    fn request(&self, op_id: Option<OpId>, source: String, work: Work) -> Result<WriteRequest, Fault> {
         let op_id = op_id.unwrap_or_else(OpId::fresh);
         let request = WriteRequest::new(op_id, source, self.deadline()?, work)?;
         let epoch = self.number("epoch")?.unwrap_or(0);
@@ -101,8 +110,14 @@ impl<'a> Fields<'a> {
     }
 
     /// Returns the instance that the sender says it is, or what the connection knows.
-    fn source(self, known: &str) -> Result<String, Fault> {
-        Ok(self.text("source_instance_id")?.filter(|text| !text.is_empty()).unwrap_or(known).to_owned())
+    fn source(&self, known: &str) -> Result<String, Fault> {
+        Ok(self.some_text("source_instance_id")?.map_or_else(|| known.to_owned(), Cow::into_owned))
+    }
+
+    /// Reads `{sql, params?}`.
+    fn statement(&self) -> Result<Statement, Fault> {
+        let params = Params::from_json(self.method, &format!("{}params", self.prefix), self.get("params"))?;
+        Ok(Statement { sql: self.required("sql")?.into_owned(), params })
     }
 }
 
@@ -110,24 +125,24 @@ impl<'a> Fields<'a> {
 ///
 /// `{op_id?, acked?, database?, epoch?, ddl?, statements: [{sql, params?}], timeout_ms?, source_instance_id?}`. A statement may also be
 /// a plain string, and a single one may stand as `{sql, params?}` without `statements`.
-pub fn parse_exec(params: &Value, source: &str) -> Result<WriteRequest, Fault> {
+pub fn parse_exec(params: &Json, source: &str) -> Result<WriteRequest, Fault> {
     let fields = Fields::of("exec", params)?;
-    let read = |at: &str, value: &Value| match value {
-        Value::String(sql) => Ok(Statement::new(sql.clone(), ())),
-        Value::Object(map) => {
-            let inner = Fields { method: "exec", prefix: at, map: Some(map) };
-            let params = Params::from_json("exec", &format!("{at}params"), map.get("params"))?;
-            Ok(Statement { sql: inner.required("sql")?.to_owned(), params })
+    let read = |(at, value): (usize, Raw<'_>)| {
+        if let Some(sql) = value.text() {
+            return Ok(Statement::new(sql.into_owned(), ()));
         }
-        _ => Err(invalid("exec", at.trim_end_matches('.'), "expected {sql, params?} or a string")),
+        let place = format!("statements[{at}]");
+        match value.members() {
+            Some(members) => Fields { method: "exec", prefix: &format!("{place}."), members }.statement(),
+            None => Err(invalid("exec", &place, "expected {sql, params?} or a string")),
+        }
     };
     let statements = match fields.get("statements") {
-        Some(Value::Array(values)) => {
-            let values = values.iter().enumerate().map(|(at, value)| read(&format!("statements[{at}]."), value));
-            values.collect::<Result<Vec<_>, _>>()?
+        Some(value) => {
+            let elements = value.elements().ok_or_else(|| fields.bad("statements", "expected an array"))?;
+            elements.into_iter().enumerate().map(read).collect::<Result<Vec<_>, _>>()?
         }
-        Some(_) => return Err(fields.bad("statements", "expected an array")),
-        None if fields.get("sql").is_some() => vec![read("", params)?],
+        None if fields.get("sql").is_some() => vec![fields.statement()?],
         None => return Err(fields.bad("statements", "is missing")),
     };
     let work = Work::Exec { statements, ddl: fields.flag("ddl")?.unwrap_or(false) };
@@ -156,12 +171,12 @@ impl fmt::Debug for WriteAnswer {
 ///
 /// `{meta: {source_instance_id, request_id, timestamp, op_id?, acked?, database?, epoch?, timeout_ms?, ack?}, method, params}`. `request_id` is
 /// the op id among those of its source, unless `op_id` names one that is unique for ever. Params are taken with plain nulls and with `{"String": "", "Valid": false}`.
-pub fn parse_write(params: &Value, source: &str, writes: &Writes) -> Result<(WriteRequest, WriteAnswer), Fault> {
+pub fn parse_write(params: &Json, source: &str, writes: &Writes) -> Result<(WriteRequest, WriteAnswer), Fault> {
     let outer = Fields::of("write", params)?;
-    let method = outer.required("method")?;
+    let method = &*outer.required("method")?;
     let outer = Fields { method, ..outer };
     let meta = outer.inner("meta", "meta.")?;
-    let work = writes.work(method, params.get("params").unwrap_or(&Value::Null))?;
+    let work = writes.work(method, &outer.value("params")?)?;
     let source = meta.source(source)?;
     let op_id = match meta.op_id("op_id")? {
         None => meta.op_id("request_id")?.map(|op_id| op_id.within(&source)),
@@ -198,12 +213,12 @@ pub enum Publication {
 ///
 /// `{topic, payload?, session_id?, project_id?, durable?, op_id?, acked?, database?, epoch?, timeout_ms?, source_instance_id?}`. Without
 /// `durable` the topic decides.
-pub fn parse_publish(params: &Value, source: &str) -> Result<Publication, Fault> {
+pub fn parse_publish(params: &Json, source: &str) -> Result<Publication, Fault> {
     let fields = Fields::of("publish", params)?;
-    let topic = Topic::new(fields.required("topic")?).map_err(|why| fields.bad("topic", &why.to_string()))?;
-    let payload = params.get("payload").cloned().unwrap_or(Value::Null);
-    let session_id = fields.text("session_id")?.unwrap_or("").to_owned();
-    let project_id = fields.text("project_id")?.unwrap_or("").to_owned();
+    let topic = Topic::new(&*fields.required("topic")?).map_err(|why| fields.bad("topic", &why.to_string()))?;
+    let payload = fields.value("payload")?;
+    let session_id = fields.text("session_id")?.unwrap_or_default().into_owned();
+    let project_id = fields.text("project_id")?.unwrap_or_default().into_owned();
     let source = fields.source(source)?;
     if !fields.flag("durable")?.unwrap_or(!topic.is_ephemeral()) {
         check_payload(&payload)?;
@@ -223,10 +238,10 @@ pub fn publish_result(ack: &Ack) -> Value {
 /// Reads the params of `db.outcome`: `{op_id, source_instance_id?, database?, epoch?, timeout_ms?}`; `source` is who asks.
 ///
 /// `source_instance_id` says that the op id is the `request_id` of a `db.write` from there.
-pub fn parse_outcome(params: &Value, source: &str) -> Result<WriteRequest, Fault> {
+pub fn parse_outcome(params: &Json, source: &str) -> Result<WriteRequest, Fault> {
     let fields = Fields::of("outcome", params)?;
-    let op_id = OpId::parse(fields.required("op_id")?);
-    let op_id = op_id.within(fields.text("source_instance_id")?.unwrap_or(""));
+    let op_id = OpId::parse(&fields.required("op_id")?);
+    let op_id = op_id.within(&fields.text("source_instance_id")?.unwrap_or_default());
     fields.request(Some(op_id), source.to_owned(), Work::Settle)
 }
 
@@ -247,11 +262,9 @@ pub struct Query {
 }
 
 /// Reads the params of `db.query`: `{sql, params?, min_seq?, timeout_ms?}`.
-pub fn parse_query(params: &Value) -> Result<Query, Fault> {
+pub fn parse_query(params: &Json) -> Result<Query, Fault> {
     let fields = Fields::of("query", params)?;
-    let values = Params::from_json("query", "params", params.get("params"))?;
-    let statement = Statement { sql: fields.required("sql")?.to_owned(), params: values };
-    Ok(Query { statement, min_seq: fields.number("min_seq")?, deadline: fields.deadline()? })
+    Ok(Query { statement: fields.statement()?, min_seq: fields.number("min_seq")?, deadline: fields.deadline()? })
 }
 
 /// What every write says of itself, beside what it does.
@@ -366,7 +379,6 @@ mod tests {
         let sent = WriteRequest::new("op-1".into(), "inst-B".into(), deadline, work).unwrap();
         let sent = sent.meant_for(Some(Uuid::from_u128(7)), 3).acked(9);
         let (method, params) = call(&sent, &Writes::new());
-        let params: Value = params.read().unwrap();
         let got = match method {
             EXEC => parse_exec(&params, "peer").unwrap(),
             OUTCOME => parse_outcome(&params, "inst-B").unwrap(),
@@ -408,7 +420,7 @@ mod tests {
             "method": "CreateMessage",
             "params": {"id": "m", "session_id": "s", "role": "user", "parts": "[]", "model": {"String": "", "Valid": false}},
         });
-        let (request, answer) = parse_write(&params, "peer", &Writes::new()).unwrap();
+        let (request, answer) = parse_write(&params.into(), "peer", &Writes::new()).unwrap();
         assert_eq!((&request.op_id, request.source.as_str()), (&OpId::parse("req-7").within("inst-A"), "inst-A"));
         let row = json!({"id": "m", "model": null, "finished_at": 7});
         let ack = Ack { seq: 3, epoch: 1, durability: Durability::Disk, results: row.into(), replayed: false };
@@ -424,32 +436,35 @@ mod tests {
             let fault = result.err().expect("refused");
             assert_eq!(fault.data.unwrap()["field"], field, "{}", fault.message);
         }
-        check(parse_exec(&json!([]), "i"), "params");
-        check(parse_exec(&json!({}), "i"), "statements");
-        check(parse_exec(&json!({"statements": [{"params": []}]}), "i"), "statements[0].sql");
-        check(parse_exec(&json!({"statements": [{"sql": "x", "params": [1, [2]]}]}), "i"), "statements[0].params[1]");
-        check(parse_exec(&json!({"statements": [7]}), "i"), "statements[0]");
-        check(parse_exec(&json!({"statements": ["x"], "ddl": 1}), "i"), "ddl");
-        check(parse_exec(&json!({"statements": ["x"], "database": "x"}), "i"), "database");
-        check(parse_exec(&json!({"statements": ["x"], "op_id": "x".repeat(200)}), "i"), "op_id");
-        check(parse_write(&json!({"params": null}), "i", &Writes::new()), "method");
-        check(parse_write(&json!({"method": ""}), "i", &Writes::new()), "method");
-        check(parse_write(&json!({"method": "DeleteFile", "params": 7}), "i", &Writes::new()), "params");
+        check(parse_exec(&json!([]).into(), "i"), "params");
+        check(parse_exec(&json!({}).into(), "i"), "statements");
+        check(parse_exec(&json!({"statements": [{"params": []}]}).into(), "i"), "statements[0].sql");
+        check(
+            parse_exec(&json!({"statements": [{"sql": "x", "params": [1, [2]]}]}).into(), "i"),
+            "statements[0].params[1]",
+        );
+        check(parse_exec(&json!({"statements": [7]}).into(), "i"), "statements[0]");
+        check(parse_exec(&json!({"statements": ["x"], "ddl": 1}).into(), "i"), "ddl");
+        check(parse_exec(&json!({"statements": ["x"], "database": "x"}).into(), "i"), "database");
+        check(parse_exec(&json!({"statements": ["x"], "op_id": "x".repeat(200)}).into(), "i"), "op_id");
+        check(parse_write(&json!({"params": null}).into(), "i", &Writes::new()), "method");
+        check(parse_write(&json!({"method": ""}).into(), "i", &Writes::new()), "method");
+        check(parse_write(&json!({"method": "DeleteFile", "params": 7}).into(), "i", &Writes::new()), "params");
         check(
             parse_write(
-                &json!({"method": "DeleteFile", "params": "f", "meta": {"request_id": 7}}),
+                &json!({"method": "DeleteFile", "params": "f", "meta": {"request_id": 7}}).into(),
                 "i",
                 &Writes::new(),
             ),
             "meta.request_id",
         );
-        check(parse_publish(&json!({"topic": "a b"}), "i"), "topic");
-        check(parse_query(&json!({"sql": "x", "min_seq": -1})), "min_seq");
+        check(parse_publish(&json!({"topic": "a b"}).into(), "i"), "topic");
+        check(parse_query(&json!({"sql": "x", "min_seq": -1}).into()), "min_seq");
     }
 
     #[test]
     fn the_topic_decides_whether_an_event_is_durable() {
-        let durable = |params: Value| matches!(parse_publish(&params, "i").unwrap(), Publication::Durable(_));
+        let durable = |params: Value| matches!(parse_publish(&params.into(), "i").unwrap(), Publication::Durable(_));
         assert!(durable(json!({"topic": "tool.end"})));
         assert!(!durable(json!({"topic": "llm.token"})));
         assert!(!durable(json!({"topic": "tool.end", "durable": false})));

@@ -4,11 +4,11 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::fault::{Code, Fault};
 use crate::hello::{HELLO, Kind, PING};
 use crate::methods::{Caller, Door};
+use crate::rpc::Json;
 use crate::topic::Pattern;
 
 /// What a call needs, and what a connection may. Each includes those before it.
@@ -42,12 +42,12 @@ pub enum Needs {
     /// The same for every call.
     Always(Capability),
     /// What the params ask for decides.
-    ByParams(fn(&Value) -> Capability),
+    ByParams(fn(&Json) -> Capability),
 }
 
 impl Needs {
     /// Returns what a call with these params needs.
-    pub fn of(self, params: &Value) -> Capability {
+    pub fn of(self, params: &Json) -> Capability {
         match self {
             Self::Always(capability) => capability,
             Self::ByParams(of) => of(params),

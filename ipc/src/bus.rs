@@ -25,7 +25,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio::sync::broadcast;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -35,6 +34,7 @@ use crate::fault::{Code, Fault};
 use crate::lock::Endpoints;
 use crate::methods::{Call, Methods};
 use crate::ports::Ports;
+use crate::rpc::Json;
 use crate::workdir::{Workdir, WorkdirError};
 
 use acceptor::Acceptor;
@@ -153,10 +153,11 @@ impl Bus {
     }
 
     /// Adds a method; see [`Methods::register`].
-    pub fn register_method<F, Fut>(&self, name: impl Into<Arc<str>>, needs: impl Into<Needs>, handler: F)
+    pub fn register_method<F, Fut, R>(&self, name: impl Into<Arc<str>>, needs: impl Into<Needs>, handler: F)
     where
         F: Fn(Call) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Value, Fault>> + Send + 'static,
+        Fut: Future<Output = Result<R, Fault>> + Send + 'static,
+        R: Into<Json>,
     {
         self.methods().register(name, needs, handler);
     }

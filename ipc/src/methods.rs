@@ -11,7 +11,6 @@ use std::time::Instant;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::Serialize;
-use serde_json::Value;
 use tokio::sync::oneshot;
 
 use crate::access::{LocalTrust, Needs, PeerVerifier};
@@ -72,8 +71,8 @@ impl Caller {
 pub struct Call {
     /// The method's name.
     pub method: Arc<str>,
-    /// Its parameters; `Null` when there were none.
-    pub params: Value,
+    /// Its parameters; `null` when there were none.
+    pub params: Json,
     /// Who calls.
     pub caller: Caller,
 }
@@ -339,7 +338,7 @@ impl Methods {
     }
 
     /// Returns a method for a caller who may call it, with the table's own copy of its name.
-    pub(crate) fn admit(&self, name: &str, params: &Value, caller: &Caller) -> Result<(Arc<str>, Handler), Fault> {
+    pub(crate) fn admit(&self, name: &str, params: &Json, caller: &Caller) -> Result<(Arc<str>, Handler), Fault> {
         let found = {
             let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
             table.get_key_value(name).map(|(name, entry)| (Arc::clone(name), entry.clone()))
@@ -362,10 +361,10 @@ mod tests {
     use super::*;
     use crate::access::Capability::{Admin, Read, Write};
     use crate::fault::Code;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     async fn call(methods: &Methods, method: &str, params: Value) -> Outcome {
-        methods.dispatch(Call { method: method.into(), params, caller: Caller::local() }).await
+        methods.dispatch(Call { method: method.into(), params: params.into(), caller: Caller::local() }).await
     }
 
     #[tokio::test]
@@ -394,10 +393,11 @@ mod tests {
     async fn a_peer_is_refused_by_rule_before_anything_of_its_call_is_done() {
         let methods = Methods::new();
         methods.register_inline("admin", Admin, |_| -> Outcome { panic!("must not run") });
-        let by_params = Needs::ByParams(|params| if params.is_null() { Read } else { Admin });
+        let by_params = Needs::ByParams(|params| if params.raw().is_null() { Read } else { Admin });
         methods.register("depends", by_params, |_| async { Ok(json!(1)) });
         let peer = Caller::new(1, Door::Native, Some(0), None);
-        let by = |method: &str, params| Call { method: method.into(), params, caller: peer.clone() };
+        let by =
+            |method: &str, params: Value| Call { method: method.into(), params: params.into(), caller: peer.clone() };
         let refusal = methods.dispatch(by("admin", json!(1))).await.unwrap_err();
         assert!(refusal.is(Code::PeerUnauthorized), "{refusal:?}");
         let data = refusal.data.unwrap();

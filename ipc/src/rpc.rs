@@ -1,17 +1,19 @@
 //! JSON-RPC 2.0 as it stands in one message body: requests, batches, notifications and answers.
 
+mod raw;
 mod strict;
 
 use std::fmt;
 
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::ser::SerializeMap;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::fault::Fault;
 
+pub use raw::Raw;
 pub use strict::MAX_DEPTH;
 
 /// Most requests in one batch. A larger batch is refused as a whole with -32600.
@@ -84,6 +86,11 @@ impl Json {
         self.0.get()
     }
 
+    /// Returns a look into it.
+    pub fn raw(&self) -> Raw<'_> {
+        Raw(&self.0)
+    }
+
     /// Reads it as `T`.
     pub fn read<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
         serde_json::from_str(self.0.get())
@@ -116,12 +123,12 @@ impl PartialEq for Json {
 
 /// A call, or a notification when it has no id.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Request<P = Value> {
+pub struct Request<P = Json> {
     /// What the answer carries back; `None` asks for no answer, not even an error.
     pub id: Option<Id>,
     /// Name of the method.
     pub method: String,
-    /// Its parameters; `Null` when there were none.
+    /// Its parameters; `null` when there were none.
     pub params: P,
 }
 
@@ -200,25 +207,43 @@ fn unreadable(error: serde_json::Error) -> Response {
 }
 
 fn read_one(text: &str) -> Result<Request, Response> {
+    /// The members of a request, each as it came.
+    #[derive(Deserialize)]
+    struct Members<'a> {
+        #[serde(borrow, default, deserialize_with = "present")]
+        jsonrpc: Option<&'a RawValue>,
+        #[serde(borrow, default, deserialize_with = "present")]
+        id: Option<&'a RawValue>,
+        #[serde(borrow, default, deserialize_with = "present")]
+        method: Option<&'a RawValue>,
+        #[serde(borrow, default, deserialize_with = "present")]
+        params: Option<&'a RawValue>,
+    }
+    /// Null is there, too.
+    fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+        Deserialize::deserialize(deserializer).map(Some)
+    }
     if !text.trim_start().starts_with('{') {
         // What is no JSON at all is told so.
         serde_json::from_str::<IgnoredAny>(text).map_err(unreadable)?;
         return Err(Response::refusal(Fault::invalid_request("a request is an object")));
     }
-    let strict::Object { id, mut members } = strict::object(text).map_err(unreadable)?;
-    let id = id.map(Id::checked).transpose().map_err(Response::refusal)?;
+    strict::check(text).map_err(unreadable)?;
+    let Members { jsonrpc, id, method, params } = serde_json::from_str(text).map_err(unreadable)?;
+    let id = id.map(|id| Id::checked(id.to_owned())).transpose().map_err(Response::refusal)?;
     let refuse =
         |why: &str| Response { id: id.clone().unwrap_or_else(Id::null), outcome: Err(Fault::invalid_request(why)) };
-    if members.get("jsonrpc").and_then(Value::as_str) != Some("2.0") {
+    if jsonrpc.and_then(|version| Raw(version).text()).as_deref() != Some("2.0") {
         return Err(refuse("jsonrpc must be \"2.0\""));
     }
-    let Some(Value::String(method)) = members.get_mut("method").map(Value::take) else {
+    let Some(method) = method.and_then(|method| Raw(method).text()) else {
         return Err(refuse("method must be a string"));
     };
-    match members.get_mut("params").map(Value::take).unwrap_or_default() {
+    let params = params.unwrap_or(RawValue::NULL);
+    match params.get().as_bytes().first() {
         // The documented deletes take a bare string as params, beyond JSON-RPC's objects and arrays.
-        params @ (Value::Null | Value::Object(_) | Value::Array(_) | Value::String(_)) => {
-            Ok(Request { id, method, params })
+        Some(b'n' | b'{' | b'[' | b'"') => {
+            Ok(Request { id, method: method.into_owned(), params: Json(params.to_owned()) })
         }
         _ => Err(refuse("params must be an object or an array")),
     }

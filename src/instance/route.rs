@@ -80,7 +80,7 @@ impl Routes {
             let way = route.borrow_and_update().clone();
             match way {
                 Route::Local(methods) => {
-                    let call = Call { method: method.into(), params: params.clone(), caller: Caller::local() };
+                    let call = Call { method: method.into(), params: Json::of(&params), caller: Caller::local() };
                     let answer = self.local.track_future(timeout_at(deadline, methods.dispatch(call))).await;
                     match answer.map_err(|_| CallError::Unknown(Cause::Timeout { after: within }))? {
                         // The term ends: nothing was applied, and the next primary takes it.
@@ -109,7 +109,7 @@ impl Routes {
         let way = self.calls.borrow().clone();
         match way {
             Route::Local(methods) => {
-                let call = Call { method: method.into(), params, caller: Caller::local() };
+                let call = Call { method: method.into(), params: params.into(), caller: Caller::local() };
                 methods.dispatch(call).await.map(drop).map_err(CallError::Refused)
             }
             Route::Remote(client) => client.notify(method, params).await,

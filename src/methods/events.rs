@@ -8,7 +8,7 @@ use pando_ipc::access::{Capability, Needs};
 use pando_ipc::client::Resync;
 use pando_ipc::cursor::{Bookmark, Cursor, CursorError, Cursors};
 use pando_ipc::methods::{Call, Caller, Reply};
-use pando_ipc::rpc::Json;
+use pando_ipc::rpc::{Json, Raw};
 use pando_ipc::topic::{HEARTBEAT, PROBE_PREFIX};
 use pando_ipc::{Code, Fault, Pattern, Timestamp};
 use schemars::JsonSchema;
@@ -262,9 +262,11 @@ async fn head(primary: &Primary, caller: &Caller, params: HeadParams) -> Result<
 }
 
 /// Publishing needs write, but for the probes by which an observer, too, proves that its subscription is live.
-fn publishing(params: &Value) -> Capability {
-    let is_probe = params["topic"].as_str().is_some_and(|topic| topic.starts_with(PROBE_PREFIX));
-    if is_probe && params["durable"] != true { Capability::Read } else { Capability::Write }
+fn publishing(params: &Json) -> Capability {
+    let member = |name| params.raw().member(name);
+    let is_probe = member("topic").and_then(Raw::text).is_some_and(|topic| topic.starts_with(PROBE_PREFIX));
+    let is_durable = || member("durable").is_some_and(|durable| durable.as_str() == "true");
+    if is_probe && !is_durable() { Capability::Read } else { Capability::Write }
 }
 
 fn publish(primary: &Primary, call: &Call, reply: Reply) {

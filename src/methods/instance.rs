@@ -248,8 +248,8 @@ pub(super) fn methods() -> Vec<Method> {
     ]
 }
 
-fn hello(primary: &Primary, call: Call) -> Result<Json, Fault> {
-    let hello: Hello = read_params(call.params)?;
+fn hello(primary: &Primary, call: &Call) -> Result<Json, Fault> {
+    let hello: Hello = read_params(&call.params)?;
     if hello.protocol != protocol() {
         let why = format!(
             "protocol {} of {} {} does not fit protocol {} of pando {}",

@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use pando_ipc::access::Capability::Read;
+use pando_ipc::rpc::Json;
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
@@ -41,7 +42,7 @@ fn document() -> Document {
         methods.push(json!({
             "name": method.name,
             "summary": method.summary,
-            "x-needs": method.needs.of(&Value::Null),
+            "x-needs": method.needs.of(&Json::null()),
             "paramStructure": "by-name",
             "params": content_descriptors(&params),
             "result": {"name": "result", "schema": result},

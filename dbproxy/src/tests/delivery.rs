@@ -59,7 +59,6 @@ impl Caller for OverTheWire {
         _deadline: tokio::time::Instant,
     ) -> BoxFuture<'a, Result<Json, DeliverError>> {
         Box::pin(async move {
-            let params: Value = params.read().unwrap();
             let (request, answer) = match method {
                 wire::EXEC => (wire::parse_exec(&params, "peer").unwrap(), None),
                 wire::OUTCOME => (wire::parse_outcome(&params, "peer").unwrap(), None),

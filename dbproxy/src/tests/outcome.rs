@@ -19,7 +19,7 @@ async fn two_clients_that_count_alike_get_their_own_answers() {
     let writer = bench.writer();
     let create = async |source: &str, id: &str| {
         let meta = json!({"source_instance_id": source, "request_id": "req-1", "timestamp": "2026-11-21T03:04:15Z"});
-        let params = json!({"meta": meta, "method": "CreateSession", "params": session_params(id)});
+        let params = json!({"meta": meta, "method": "CreateSession", "params": session_params(id)}).into();
         let (request, answer) = wire::parse_write(&params, "peer-1.1", &Writes::new()).unwrap();
         let ack = writer.submit(request).await?;
         Ok::<_, Fault>((tree(&wire::write_result(&answer, &ack))["id"].clone(), ack.replayed))
@@ -35,9 +35,9 @@ async fn two_clients_that_count_alike_get_their_own_answers() {
     }
     assert!(create("inst-A", "b").await.unwrap_err().is(Code::KeyReused));
     assert_eq!(bench.value("SELECT count(*) FROM sessions").await, 3);
-    let asked = wire::parse_outcome(&json!({"op_id": "req-1", "source_instance_id": "inst-A"}), "cli").unwrap();
+    let asked = wire::parse_outcome(&json!({"op_id": "req-1", "source_instance_id": "inst-A"}).into(), "cli").unwrap();
     assert_eq!(tree(&writer.submit(asked).await.unwrap().results)["ack"]["results"]["id"], "a");
-    let asked = wire::parse_outcome(&json!({"op_id": "req-1"}), "cli").unwrap();
+    let asked = wire::parse_outcome(&json!({"op_id": "req-1"}).into(), "cli").unwrap();
     assert_eq!(writer.submit(asked).await.unwrap().results, json!({"outcome": "not_applied"}));
 }
 

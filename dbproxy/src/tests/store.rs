@@ -167,7 +167,7 @@ async fn the_documented_form_works_for_rows_and_bare_ids() {
     let call = async |request_id: &str, method: &str, params: Value| {
         let meta =
             json!({"source_instance_id": "inst-B", "request_id": request_id, "timestamp": "2026-11-21T03:04:15Z"});
-        let params = json!({"meta": meta, "method": method, "params": params});
+        let params = json!({"meta": meta, "method": method, "params": params}).into();
         let (request, answer) = wire::parse_write(&params, "peer", &Writes::new()).unwrap();
         writer.submit(request).await.map(|ack| wire::write_result(&answer, &ack))
     };

@@ -8,7 +8,6 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use serde::Serialize;
-use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::shared::{Peer, Shared};
@@ -199,7 +198,7 @@ impl Answers {
 }
 
 /// Returns the method for a peer who may call it, unless the bus is about to close. A refusal is counted and logged.
-fn admit(shared: &Shared, peer: &Peer, method: &str, params: &Value) -> Result<(Arc<str>, Handler), Fault> {
+fn admit(shared: &Shared, peer: &Peer, method: &str, params: &Json) -> Result<(Arc<str>, Handler), Fault> {
     if let Some(refusal) = shared.refusal.get() {
         return Err(refusal.clone());
     }

@@ -9,7 +9,7 @@ mod stopped;
 
 use std::pin::pin;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
@@ -60,7 +60,7 @@ impl Fixture {
         workdir.prepare().unwrap();
         let (methods, gate) = (Methods::new(), Arc::new(Semaphore::new(0)));
         methods.register_inline(HELLO, Read, |call| {
-            let hello: Hello = serde_json::from_value(call.params).map_err(Fault::internal)?;
+            let hello: Hello = call.params.read().map_err(Fault::internal)?;
             Ok(json!(call.caller.introduce(hello)))
         });
         methods.register_inline("write_now", Write, |_| Ok(json!("written")));
@@ -81,10 +81,10 @@ impl Fixture {
             }
         });
         methods.register_inline("large_now", Read, |call| {
-            Ok(json!("x".repeat(usize::try_from(call.params[0].as_u64().unwrap()).unwrap())))
+            Ok(json!("x".repeat(call.params.read::<[usize; 1]>().unwrap()[0])))
         });
         methods.register("large", Read, |call: Call| async move {
-            Ok(json!("x".repeat(usize::try_from(call.params[0].as_u64().unwrap()).unwrap())))
+            Ok(json!("x".repeat(call.params.read::<[usize; 1]>().unwrap()[0])))
         });
         let options = BusOptions { workdir: workdir.clone(), epoch: 7, tcp: TcpDoor::OwnUser, limits };
         let bus = Bus::start(options, methods).await.unwrap();

@@ -321,7 +321,7 @@ fn settle(core: &Core, body: &[u8]) -> Said {
 /// Reads the last word of a leaving primary.
 fn goodbye(body: &[u8]) -> Option<Said> {
     let Ok(Incoming::Single(said)) = parse_request(body) else { return None };
-    let read = said.params.get("read")?.as_u64()?;
+    let read = said.params.raw().member("read")?.read().ok()?;
     (said.method == GOODBYE).then_some(Said::Goodbye { read })
 }
 

@@ -1,13 +1,19 @@
 //! JSON without a second meaning: what two readers could read differently is refused.
 
+use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
+
+use super::raw::Name;
 
 /// Deepest nesting that is read; `serde_json`'s own limit.
 pub const MAX_DEPTH: usize = 128;
+
+/// Keys of an object that are compared one by one.
+const FEW_KEYS: usize = 16;
 
 /// Says in our words why JSON was not read.
 pub(super) fn explain(error: &serde_json::Error) -> String {
@@ -18,114 +24,85 @@ pub(super) fn explain(error: &serde_json::Error) -> String {
     }
 }
 
-/// Reads any value; an object with a key twice is an error.
-struct Strict;
+/// Passes over any value; an object with a key twice is an error. It keeps the keys of the objects around it, innermost last.
+struct Check<'k, 'de>(&'k mut Vec<Cow<'de, str>>);
 
-impl<'de> DeserializeSeed<'de> for Strict {
-    type Value = Value;
+impl<'de> DeserializeSeed<'de> for Check<'_, 'de> {
+    type Value = ();
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
-    type Value = Value;
+impl<'de> Visitor<'de> for Check<'_, 'de> {
+    type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("JSON")
     }
 
-    fn visit_unit<E: Error>(self) -> Result<Value, E> {
-        Ok(Value::Null)
+    fn visit_unit<E: Error>(self) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_bool<E: Error>(self, _: bool) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_i64<E: Error>(self, _: i64) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_u64<E: Error>(self, _: u64) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_f64<E: Error>(self, _: f64) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_str<E: Error>(self, _: &str) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_string<E: Error>(self, value: String) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while seq.next_element_seed(Check(&mut *self.0))?.is_some() {}
+        Ok(())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
-        let mut values = Vec::new();
-        while let Some(value) = seq.next_element_seed(Strict)? {
-            values.push(value);
-        }
-        Ok(Value::Array(values))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        let mut members = Map::new();
-        while let Some(key) = map.next_key::<String>()? {
-            let value = map.next_value_seed(Strict)?;
-            insert(&mut members, key, value)?;
-        }
-        Ok(Value::Object(members))
-    }
-}
-
-fn insert<E: Error>(members: &mut Map<String, Value>, key: String, value: Value) -> Result<(), E> {
-    if members.contains_key(&key) {
-        return Err(E::custom(format_args!("key {key:?} stands twice")));
-    }
-    members.insert(key, value);
-    Ok(())
-}
-
-/// An object whose `id` is kept as the bytes that came.
-#[derive(Debug, Default)]
-pub(super) struct Object {
-    pub(super) id: Option<Box<RawValue>>,
-    /// All members; `id` stands here as null.
-    pub(super) members: Map<String, Value>,
-}
-
-/// Reads an object of which no key stands twice, at any depth.
-pub(super) fn object(text: &str) -> serde_json::Result<Object> {
-    struct Members;
-    impl<'de> Visitor<'de> for Members {
-        type Value = Object;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object")
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
-            let mut object = Object::default();
-            while let Some(key) = map.next_key::<String>()? {
-                let value = if key == "id" {
-                    object.id = Some(map.next_value()?);
-                    Value::Null
-                } else {
-                    map.next_value_seed(Strict)?
-                };
-                insert(&mut object.members, key, value)?;
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let Self(keys) = self;
+        let first = keys.len();
+        // In an object with many keys they are looked up, not gone through.
+        let mut many: Option<HashSet<Cow<'de, str>>> = None;
+        while let Some(Name(key)) = map.next_key()? {
+            if many.is_none() && keys.len() - first >= FEW_KEYS {
+                many = Some(keys.drain(first..).collect());
             }
-            Ok(object)
+            let stands_twice = match &mut many {
+                Some(many) => !many.insert(key.clone()),
+                None => keys[first..].contains(&key),
+            };
+            if stands_twice {
+                map.next_value::<IgnoredAny>()?;
+                return Err(A::Error::custom(format_args!("key {key:?} stands twice")));
+            }
+            if many.is_none() {
+                keys.push(key);
+            }
+            map.next_value_seed(Check(&mut *keys))?;
         }
+        keys.truncate(first);
+        Ok(())
     }
+}
+
+/// Makes sure that text is one JSON value in which no object has a key twice, at any depth.
+pub(super) fn check(text: &str) -> serde_json::Result<()> {
     let mut reader = serde_json::Deserializer::from_str(text);
-    let object = reader.deserialize_map(Members)?;
-    reader.end()?;
-    Ok(object)
+    Check(&mut Vec::with_capacity(FEW_KEYS)).deserialize(&mut reader)?;
+    reader.end()
 }
 
 /// Reads an array of at most `limit` elements, each as the bytes that came; `Err(length)` when it has more. The rest is
@@ -164,20 +141,34 @@ pub(super) fn array(text: &str, limit: usize) -> serde_json::Result<Result<Vec<&
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use serde_json::Value;
 
     #[test]
     fn a_key_twice_is_refused_at_any_depth() {
-        for text in [r#"{"a":1,"a":1}"#, r#"{"x":[{"a":1,"a":2}]}"#, r#"{"id":1,"id":1}"#, r#"{"a":1,"\u0061":2}"#] {
-            assert!(object(text).unwrap_err().to_string().contains("stands twice"), "{text}");
+        let many = |last: &str| {
+            let keys = (0..100).map(|key| format!(r#""k{key}":{{"k{key}":0}}"#)).collect::<Vec<_>>().join(",");
+            format!(r"[{{{keys},{last}:1}}]")
+        };
+        for text in [
+            r#"{"a":1,"a":1}"#,
+            r#"{"x":[{"a":1,"a":2}]}"#,
+            r#"{"id":1,"id":1}"#,
+            r#"{"a":1,"\u0061":2}"#,
+            r#"{"a":{"a":{"b":1}},"a":2}"#,
+            &many(r#""k7""#),
+            &many(r#""\u006b99""#),
+        ] {
+            assert!(check(text).unwrap_err().to_string().contains("stands twice"), "{text}");
         }
-        assert_eq!(object(r#"{"a":{"b":1},"b":[{"a":1}]}"#).unwrap().members.len(), 2);
+        check(r#"{"a":{"b":1,"a":2},"b":[{"a":1},{"a":1}]}"#).unwrap();
+        check(&many(r#""k100""#)).unwrap();
     }
 
     #[test]
     fn what_is_too_deep_is_refused_in_our_words() {
         let deep = |depth: usize| format!(r#"{{"a":{}{}}}"#, "[".repeat(depth), "]".repeat(depth));
-        assert!(object(&deep(MAX_DEPTH - 2)).is_ok());
-        let error = object(&deep(MAX_DEPTH)).unwrap_err();
+        assert!(check(&deep(MAX_DEPTH - 2)).is_ok());
+        let error = check(&deep(MAX_DEPTH)).unwrap_err();
         assert!(explain(&error).starts_with("nested deeper than 128 levels at line 1"), "{}", explain(&error));
     }
 
@@ -208,10 +199,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_plain_json_is_read_as_serde_json_reads_it(value in any_json()) {
-            let text = format!(r#"{{"value":{value}}}"#);
-            let read = object(&text).unwrap().members;
-            prop_assert_eq!(&read["value"], &serde_json::from_str::<Value>(&value.to_string()).unwrap());
+        fn whatever_serde_json_writes_is_json(value in any_json()) {
+            check(&value.to_string()).unwrap();
+        }
+
+        #[test]
+        fn whatever_serde_json_does_not_read_is_none(text in r#"[\[\]{}:,"a0-9.eE+\\ utrfalsn-]{0,12}"#) {
+            let stands_twice = check(&text).is_err_and(|error| error.to_string().contains("stands twice"));
+            prop_assert_eq!(check(&text).is_ok() || stands_twice, serde_json::from_str::<Value>(&text).is_ok());
         }
     }
 }

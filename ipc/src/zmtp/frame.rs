@@ -84,7 +84,9 @@ pub fn encode_message(frame: &[u8]) -> Bytes {
 /// Returns the bytes of the message `["", body]`, where `write` appends the body. Nothing is copied.
 pub fn encode_delimited(write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
     const RESERVED: usize = DELIMITER.len() + LONG_HEADER;
-    let mut out = Vec::with_capacity(128);
+    /// Most bodies fit into so many bytes without a second allocation.
+    const USUAL_BODY_BYTES: usize = 512;
+    let mut out = Vec::with_capacity(RESERVED + USUAL_BODY_BYTES);
     out.resize(RESERVED, 0);
     write(&mut out);
     let mut head = Vec::with_capacity(RESERVED);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pando_dbproxy::{Params, QueryLimits, QueryResult, ReadError, SqlValue};
+use pando_ipc::rpc::Json;
 use pando_ipc::{Code, Workdir};
 use serde_json::Value;
 
@@ -55,7 +56,7 @@ pub(crate) async fn read(workdir: &Workdir, sql: &str, params: Vec<Value>, withi
 
 async fn find(workdir: &Workdir, sql: &str, params: Vec<Value>, within: Duration) -> Result<QueryResult, Failure> {
     let readers = open(workdir)?;
-    let params = Params::from_json("query", "param", Some(&Value::Array(params))).map_err(|fault| Failure {
+    let params = Params::from_json("query", "param", Some(Json::of(&params).raw())).map_err(|fault| Failure {
         kind: Kind::Usage,
         hints: vec!["repeat '--param' once for each '?'".to_owned()],
         ..Failure::refused(fault)

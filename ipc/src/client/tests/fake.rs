@@ -15,7 +15,7 @@ use crate::envelope::{Envelope, Timestamp};
 use crate::fault::Fault;
 use crate::hello::{HEAD, HELLO, PING, PROTOCOL, PUBLISH, SINCE};
 use crate::lock::{Endpoints, Lease, LockInfo, try_lock};
-use crate::rpc::{Incoming, Request, Response, parse_request};
+use crate::rpc::{Incoming, Json, Request, Response, parse_request};
 use crate::topic::{HEARTBEAT, Pattern, Topic};
 use crate::workdir::Workdir;
 
@@ -220,13 +220,14 @@ impl Server {
 
     fn answer(&mut self, peer: &Bytes, request: Request) -> Vec<(Bytes, String)> {
         let Some(id) = request.id.clone() else { return vec![] };
-        let whole = |outcome| serde_json::to_string(&Response { id: id.clone(), outcome }).unwrap();
-        let one = |outcome| vec![(peer.clone(), whole(outcome))];
+        let whole =
+            |outcome: Result<Json, Fault>| serde_json::to_string(&Response { id: id.clone(), outcome }).unwrap();
+        let one = |outcome: Result<Json, Fault>| vec![(peer.clone(), whole(outcome))];
         match request.method.as_str() {
-            PING => one(Ok(json!({"status": "ok", "instance_id": self.setup.instance_id, "uptime": 1}))),
+            PING => one(Ok(json!({"status": "ok", "instance_id": self.setup.instance_id, "uptime": 1}).into())),
             "echo" => one(Ok(request.params)),
             "refuse" => one(Err(Fault::invalid_params("x", "is missing"))),
-            "twice" => [one(Ok(json!("first"))), one(Ok(json!("second")))].concat(),
+            "twice" => [one(Ok(json!("first").into())), one(Ok(json!("second").into()))].concat(),
             "void" => vec![(peer.clone(), format!(r#"{{"jsonrpc":"2.0","id":{}}}"#, id.as_json()))],
             "quoted" => {
                 vec![(peer.clone(), format!(r#"{{"jsonrpc":"2.0","id":"{}","result":1}}"#, id.as_json()))]
@@ -237,7 +238,7 @@ impl Server {
             }
             "never" => vec![],
             "release" => {
-                let mut answers = one(Ok(Value::Null));
+                let mut answers = one(Ok(Json::null()));
                 for (peer, held) in self.held.drain(..).rev() {
                     let answer = Response { id: held.id.unwrap(), outcome: Ok(held.params) };
                     answers.push((peer, serde_json::to_string(&answer).unwrap()));
@@ -247,7 +248,7 @@ impl Server {
             "garble" => vec![
                 (peer.clone(), "no json".into()),
                 (peer.clone(), r#"{"jsonrpc":"2.0","id":"","error":{"code":-32700,"message":"x"}}"#.into()),
-                (peer.clone(), whole(Ok(json!("after all")))),
+                (peer.clone(), whole(Ok(json!("after all").into()))),
             ],
             method if self.setup.is_older => one(Err(Fault::method_not_found(method))),
             HELLO => one(Ok(json!({
@@ -255,31 +256,37 @@ impl Server {
                 "epoch": self.setup.epoch,
                 "protocol": self.setup.protocol,
                 "version": "9.9.9",
-            }))),
+            })
+            .into())),
             PUBLISH => {
-                let mut topic: Topic = serde_json::from_value(request.params["topic"].clone()).unwrap();
+                let mut topic: Topic = request.params.raw().member("topic").unwrap().read().unwrap();
                 if self.setup.deaf_probes > 0 {
                     self.setup.deaf_probes -= 1;
                     topic = Topic::known("early");
                 }
                 self.frames.send(Envelope::new("inst-X", topic, Value::Null).to_frame()).unwrap();
-                one(Ok(json!({})))
+                one(Ok(json!({}).into()))
             }
             HEAD | SINCE => match &self.setup.journal {
                 None => one(Err(Fault::method_not_found(&request.method))),
-                Some(journal) => one(Ok(self.read(&journal.lock().unwrap(), &request))),
+                Some(journal) => one(Ok(self.read(&journal.lock().unwrap(), &request).into())),
             },
             method => one(Err(Fault::method_not_found(method))),
         }
     }
 
     fn read(&self, journal: &[Envelope], request: &Request) -> Value {
+        #[derive(serde::Deserialize)]
+        struct Since {
+            topics: Vec<Pattern>,
+            limit: usize,
+            after: u64,
+        }
         if request.method == HEAD {
             return json!({"seq": journal.len(), "epoch": self.setup.epoch});
         }
-        let patterns: Vec<Pattern> = serde_json::from_value(request.params["topics"].clone()).unwrap();
+        let Since { topics, limit, after } = request.params.read().unwrap();
         // Fewer than asked for: a server may have a limit of its own.
-        let limit = usize::try_from(request.params["limit"].as_u64().unwrap()).unwrap().min(3);
-        json!(page(journal, request.params["after"].as_u64().unwrap(), &patterns, limit))
+        json!(page(journal, after, &topics, limit.min(3)))
     }
 }

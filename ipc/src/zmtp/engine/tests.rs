@@ -101,7 +101,9 @@ fn our_dealer_and_our_router_understand_each_other() {
     let remote = |name: &str| Remote { version: (3, 1), socket_type: name.into(), identity: [].into() };
     assert_eq!(converse(&mut sides), [[Event::Ready(remote("ROUTER"))], [Event::Ready(remote("DEALER"))]]);
     let message = crate::zmtp::encode_delimited(|out| out.push(b'x'));
-    sides.iter_mut().for_each(|side| side.input().extend_from_slice(&message));
+    for side in &mut sides {
+        side.input().extend_from_slice(&message);
+    }
     let said = || [Event::Message(vec![Bytes::new(), "x".into()])];
     assert_eq!(converse(&mut sides), [said(), said()]);
     check_refused(SocketType::Dealer, &hello("PUB"), &ZmtpError::SocketType { ours: "DEALER", theirs: "PUB".into() });
