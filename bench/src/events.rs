@@ -5,6 +5,8 @@
 
 mod durable;
 mod ephemeral;
+mod jet_stream;
+mod redis;
 
 use std::path::PathBuf;
 

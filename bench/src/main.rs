@@ -7,7 +7,6 @@
 //!
 //! One subject is one module with its cases (`rpc`, `events`, `db`, …). `scripts/bench` builds and calls this.
 
-mod brokers;
 mod case;
 mod db;
 mod events;
@@ -20,6 +19,7 @@ mod plain;
 mod program;
 mod report;
 mod rpc;
+mod servers;
 mod start;
 mod station;
 mod takeover;
@@ -54,7 +54,7 @@ enum Command {
     All(Settings),
     /// Calls, beside libzmq and plain sockets
     Rpc(Settings),
-    /// Events, beside libzmq's PUB and SUB, and brokers that keep them
+    /// Events, beside libzmq's PUB and SUB, and servers that keep them
     Events(Settings),
     /// Writes and reads, beside processes that each open the database file themselves
     Db(Settings),

@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 use pando::{Durability, Envelope, Instance, Options, Role, Topic, Workdir};
 use tokio::task::JoinSet;
 
+use super::jet_stream::JetStream;
+use super::redis::Redis;
 use super::{DURABLE, Job, payload, per_subscriber};
+use crate::Failure;
 use crate::case::{Case, Contender, Context, Metrics, Rule, Target};
 use crate::fleet::{self, Fleet, Scratch};
 use crate::load::{self, Course, Outcome, Pace, monotonic_ns, wait_until};
-use crate::{Failure, brokers};
+use crate::servers::{self, Talk};
 
 async fn join(workdir: &Path, leads: bool, durability: Durability) -> Result<Instance, Failure> {
     let options = Options { require_primary: leads, durability: leads.then_some(durability), ..Options::default() };
@@ -141,16 +144,17 @@ impl Flow {
 /// Returns the cases with durable events.
 pub(super) fn cases(context: &Context) -> Vec<Case> {
     use Durability::{Disk, Os};
-    let rate = |durability| Flow { durability, publishers: 4, in_flight: 64, subscribers: 0, per_second: None };
     let subscribers = if context.quick { 4 } else { 16 };
     let paced = Flow { durability: Os, publishers: 1, in_flight: 1, subscribers, per_second: Some(1_000.0) };
     let (publishers, in_flight) = (4, 64);
+    let rate = |durability| Flow { durability, publishers, in_flight, subscribers: 0, per_second: None };
+    let redis = |durability| servers::contender(Redis(durability), publishers, in_flight, context);
     vec![
-        rate(Disk).case("durable-disk", vec![], vec![Target::new("per_s", Rule::AtLeast(20_000.0))]),
+        rate(Disk).case("durable-disk", vec![redis(Disk)], vec![Target::new("per_s", Rule::AtLeast(20_000.0))]),
         rate(Os).case(
             "durable-os",
-            vec![brokers::jet_stream(publishers, in_flight, context), brokers::redis(publishers, in_flight, context)],
-            vec![Target::new("per_s", Rule::RatioAtLeast(1.0)).to("NATS JetStream")],
+            vec![servers::contender(JetStream, publishers, in_flight, context), redis(Os)],
+            vec![Target::new("per_s", Rule::RatioAtLeast(1.0)).to(JetStream::NAME)],
         ),
         paced.case("durable-paced-16", vec![], vec![Target::new("lost", Rule::AtMost(0.0))]),
     ]
