@@ -5,6 +5,7 @@
 
 mod open;
 mod own;
+mod rqlite;
 
 use std::path::PathBuf;
 
@@ -16,6 +17,7 @@ use crate::Failure;
 use crate::case::{Case, Contender, Context, Metrics, Rule, Target};
 use crate::fleet::{self, Fleet, Scratch};
 use crate::load::{self, Pace};
+use crate::servers::{self, Talk};
 
 /// What both sides write into.
 const SCHEMA: [&str; 4] = [
@@ -231,10 +233,13 @@ pub(crate) fn cases(context: &Context) -> Vec<Case> {
     let leads = |durability| Load { leads: true, ..Load::new(durability, 1) };
     let pipelined = Load { in_flight: 16, ..Load::new(Os, 4) };
     let p = |metric, ratio| Target::new(metric, RatioAtMost(ratio));
+    let mut disk_16 =
+        case("disk-16", Load::new(Disk, 16), vec![rate(3.0), longest(0.01), fair, rate(4.0).to(rqlite::Rqlite::NAME)]);
+    disk_16.peers.push(servers::contender(rqlite::Rqlite, 16, 1, context));
     vec![
         case("disk-1", Load::new(Disk, 1), vec![rate(0.6)]),
         case("disk-4", Load::new(Disk, 4), vec![]),
-        case("disk-16", Load::new(Disk, 16), vec![rate(3.0), longest(0.01), fair]),
+        disk_16,
         case("disk-16-slow-fsync", slow, vec![rate(8.0)]),
         case("os-1", Load::new(Os, 1), vec![rate(0.45)]),
         case("os-4", Load::new(Os, 4), vec![]),
