@@ -1,6 +1,8 @@
 //! From runs to medians, ratios and targets: for people as tables and a chart, for programs as JSON.
 
 mod chart;
+mod curves;
+mod svg;
 mod table;
 
 use std::collections::BTreeMap;
@@ -15,6 +17,7 @@ use crate::case::{Case, Contender, Context, Metrics, Rule, Target};
 use crate::machine;
 
 use chart::chart;
+use curves::curves;
 
 /// The file that all subjects share, for programs.
 const REPORT: &str = "report.json";
@@ -171,7 +174,7 @@ impl Report {
         })
     }
 
-    /// Puts this subject into the report in `dir`, where the others stay as they were, and draws the chart anew.
+    /// Puts this subject into the report in `dir`, where the others stay as they were, draws the chart anew, and its curves if it has some.
     pub(crate) fn save(&self, dir: &Path) -> Result<(), Failure> {
         let path = dir.join(REPORT);
         let before = fs::read_to_string(&path).ok().and_then(|text| serde_json::from_str::<Value>(&text).ok());
@@ -179,8 +182,12 @@ impl Report {
             Some(Value::Object(subjects)) => subjects,
             _ => Map::new(),
         };
-        subjects.insert(self.subject.to_owned(), self.to_json());
-        fs::write(dir.join(CHART), chart(&subjects)?)?;
+        let report = self.to_json();
+        if let Some(figure) = curves(&report) {
+            fs::write(dir.join(self.subject).with_extension("svg"), figure)?;
+        }
+        subjects.insert(self.subject.to_owned(), report);
+        fs::write(dir.join(CHART), chart(&subjects))?;
         Ok(fs::write(path, serde_json::to_string_pretty(&subjects)? + "\n")?)
     }
 }

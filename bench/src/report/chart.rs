@@ -1,8 +1,8 @@
 //! The chart: one bar for each case and peer, how many times better than the peer Pando is, on a logarithmic scale.
 
-use std::fmt::{self, Write};
-
 use serde_json::{Map, Value};
+
+use super::svg::{Anchor, BLUE, GRID, ORANGE, Svg};
 
 /// What a bar shows, in order of preference, and whether more is better.
 const METRICS: [(&str, bool); 4] = [("per_s", true), ("p50_ms", false), ("cpu_us", false), ("rss_mb", false)];
@@ -22,7 +22,7 @@ struct Bar {
 }
 
 /// Returns the chart of all subjects of a report as SVG.
-pub(crate) fn chart(subjects: &Map<String, Value>) -> Result<String, fmt::Error> {
+pub(super) fn chart(subjects: &Map<String, Value>) -> String {
     let mut lines = Vec::new();
     for (subject, report) in subjects {
         let bars: Vec<_> = report["cases"].as_array().into_iter().flatten().flat_map(bars).collect();
@@ -32,34 +32,29 @@ pub(crate) fn chart(subjects: &Map<String, Value>) -> Result<String, fmt::Error>
     }
     let count: usize = lines.iter().map(|(_, bars)| bars.len() + 2).sum();
     let height = LINE * (f64::from(u32::try_from(count).unwrap_or(u32::MAX)) + 3.0);
-    let (middle, width) = (LEFT + MOST * DECADE, LEFT + 2.0 * MOST * DECADE + 60.0);
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" font-family=\"sans-serif\" \
-         font-size=\"11\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-    );
+    let middle = LEFT + MOST * DECADE;
+    let mut svg = Svg::new(LEFT + 2.0 * MOST * DECADE + 60.0, height);
     for (at, text) in [(-2.0, "1/100"), (-1.0, "1/10"), (0.0, "as its peer"), (1.0, "10x better"), (2.0, "100x")] {
         let x = middle + at * DECADE;
-        write!(svg, "<line x1=\"{x}\" x2=\"{x}\" y1=\"{LINE}\" y2=\"{height}\" stroke=\"#ccc\"/>")?;
-        writeln!(svg, "<text x=\"{x}\" y=\"12\" text-anchor=\"middle\">{text}</text>")?;
+        svg.line((x, LINE), (x, height), GRID);
+        svg.text((x, 12.0), Anchor::Middle, text);
     }
     let mut y = 2.0 * LINE;
     for (subject, bars) in lines {
         y += LINE;
-        writeln!(svg, "<text x=\"8\" y=\"{y}\" font-weight=\"bold\">{}</text>", escape(subject))?;
+        svg.heading((8.0, y), subject);
         for bar in bars {
             y += LINE;
             let end = middle + bar.better.log10().clamp(-MOST, MOST) * DECADE;
             let (x, length) = (middle.min(end), (end - middle).abs().max(1.0));
-            let colour = if bar.is_missed { "#d08030" } else { "#3070b0" };
-            let top = y - LINE + 5.0;
-            write!(svg, "<text x=\"{}\" y=\"{y}\" text-anchor=\"end\">{}</text>", LEFT - 4.0, escape(&bar.label))?;
-            write!(svg, "<rect x=\"{x:.1}\" y=\"{top}\" width=\"{length:.1}\" height=\"11\" fill=\"{colour}\"/>")?;
-            let (beside, anchor) = if end < middle { (end - 3.0, "end") } else { (end + 3.0, "start") };
-            writeln!(svg, "<text x=\"{beside:.1}\" y=\"{y}\" text-anchor=\"{anchor}\">{:.2}x</text>", bar.better)?;
+            svg.text((LEFT - 4.0, y), Anchor::End, &bar.label);
+            svg.rect((x, y - LINE + 5.0), (length, 11.0), if bar.is_missed { ORANGE } else { BLUE });
+            let (beside, anchor) = if end < middle { (end - 3.0, Anchor::End) } else { (end + 3.0, Anchor::Start) };
+            svg.text((beside, y), anchor, &format!("{:.2}x", bar.better));
         }
         y += LINE;
     }
-    Ok(svg + "</svg>\n")
+    svg.finish()
 }
 
 /// Returns the bars of a case: one for each peer. One whose target is missed is marked.
@@ -84,10 +79,6 @@ fn bars(case: &Value) -> Vec<Bar> {
     bars
 }
 
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,9 +95,9 @@ mod tests {
                 {"name": "slow", "ratios": {"per_s": ratio(5.0)}},
             ],
         }]}});
-        let svg = chart(subjects.as_object().unwrap()).unwrap();
+        let svg = chart(subjects.as_object().unwrap());
         assert!(svg.contains("one (p50_ms) beside &lt;raw&gt;") && svg.contains(">0.50x<"), "{svg}");
         assert!(svg.contains("one (per_s) beside slow") && svg.contains(">5.00x<"), "{svg}");
-        assert_eq!(svg.matches("#d08030").count(), 1, "{svg}");
+        assert_eq!(svg.matches(ORANGE).count(), 1, "{svg}");
     }
 }
