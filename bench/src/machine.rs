@@ -7,6 +7,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::case::{Context, Libzmq};
+use crate::servers;
 
 /// Returns the machine and the versions, as they stand in every report.
 pub(crate) fn describe(context: &Context) -> Value {
@@ -22,6 +23,7 @@ pub(crate) fn describe(context: &Context) -> Value {
         "pando": env!("CARGO_PKG_VERSION"),
         "sqlite": rusqlite::version(),
         "libzmq": context.libzmq.as_ref().and_then(libzmq).unwrap_or_else(|| "none".to_owned()),
+        "servers": servers::versions(context),
         "build": if cfg!(debug_assertions) { "debug" } else { "release" },
     })
 }

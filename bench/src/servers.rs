@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,9 @@ use crate::load::{self, Course, Outcome, Pace};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Where packages put servers, on the system or below the bench's directory.
 const PLACES: [&str; 4] = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"];
+
+/// The programs of all servers that the bench can talk to.
+const PROGRAMS: [&str; 3] = ["nats-server", "redis-server", "rqlited"];
 
 /// A client's connection.
 pub(crate) type Connection = BufReader<TcpStream>;
@@ -84,28 +87,43 @@ fn find(program: &str, context: &Context) -> Option<PathBuf> {
     places.map(|place| place.join(program)).find(|path| path.is_file())
 }
 
+/// Lets an unpacked program find the libraries that were unpacked with it.
+fn with_libraries(mut command: Command, context: &Context) -> Command {
+    let libraries = unpacked(context).join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH));
+    command.env("LD_LIBRARY_PATH", libraries);
+    command
+}
+
+/// Returns the names and versions of the servers that are here, as they say them.
+pub(crate) fn versions(context: &Context) -> String {
+    let said = PROGRAMS.iter().filter_map(|program| {
+        let mut command = with_libraries(Command::new(find(program, context)?), context);
+        let Output { stdout, stderr, .. } = command.arg("--version").output().ok()?;
+        // rqlited says it to stderr; what follows is about how they were built.
+        let said = String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned();
+        Some(said.split_whitespace().take(3).collect::<Vec<_>>().join(" "))
+    });
+    let said: Vec<_> = said.collect();
+    if said.is_empty() { "none".to_owned() } else { said.join(", ") }
+}
+
 /// Starts a server and waits until it has set up what clients need.
 fn start(talk: impl Talk, program: &Path, dir: &Path, context: &Context) -> Result<(Server, u16), Failure> {
     let port = free_port()?;
-    let mut command = talk.command(program, dir, port)?;
-    let libraries = unpacked(context).join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH));
-    command.env("LD_LIBRARY_PATH", libraries).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut command = with_libraries(talk.command(program, dir, port)?, context);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut server = Server(command.spawn()?);
     let deadline = Instant::now() + PATIENCE;
     while !connect(port).is_ok_and(|mut server| talk.set_up(&mut server).is_ok_and(|is_done| is_done)) {
-        if let Some(ended) = server.0.try_wait()? {
-            return Err(
-                format!("{} ended with {ended} at its start; run {command:?} to see why", program.display()).into()
-            );
-        }
-        if Instant::now() > deadline {
-            return Err(format!(
-                "{} does not answer after {PATIENCE:?}; run {command:?} to see why",
-                program.display()
-            )
-            .into());
-        }
-        thread::yield_now();
+        let why = match server.0.try_wait()? {
+            Some(ended) => format!("ended with {ended}"),
+            None if Instant::now() > deadline => format!("does not serve after {PATIENCE:?}"),
+            None => {
+                thread::yield_now();
+                continue;
+            }
+        };
+        return Err(format!("{} {why}; run {command:?} to see more", program.display()).into());
     }
     Ok((server, port))
 }

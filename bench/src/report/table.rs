@@ -80,6 +80,7 @@ impl fmt::Display for Report {
             machine("sqlite"),
             machine("libzmq")
         )?;
+        writeln!(f, "servers: {}", machine("servers"))?;
         let setting = |key| field(&self.settings, key);
         writeln!(
             f,
