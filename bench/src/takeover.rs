@@ -39,6 +39,8 @@ struct Writer {
     lines: Receiver<(Instant, Said)>,
     role: String,
     acks: Vec<Instant>,
+    /// When it had no primary any more, and when it was one.
+    sought_at: Option<Instant>,
     led_at: Option<Instant>,
     failures: u32,
 }
@@ -57,7 +59,8 @@ impl Writer {
                 }
             }
         });
-        let mut writer = Self { program, lines, role: String::new(), acks: vec![], led_at: None, failures: 0 };
+        let mut writer =
+            Self { program, lines, role: String::new(), acks: vec![], sought_at: None, led_at: None, failures: 0 };
         let deadline = Instant::now() + PATIENCE;
         while writer.acks.is_empty() {
             writer.listen_until(Instant::now() + Duration::from_millis(20))?;
@@ -73,8 +76,10 @@ impl Writer {
         loop {
             match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok((at, Said::Role(role))) => {
-                    if role == "primary" {
-                        self.led_at = Some(at);
+                    match role.as_str() {
+                        "seeking" => self.sought_at = Some(at),
+                        "primary" => self.led_at = Some(at),
+                        _ => {}
                     }
                     self.role = role;
                 }
@@ -85,6 +90,19 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => return Err("an instance ended by itself".into()),
             }
         }
+    }
+
+    /// Returns when it had its first write of its own term acknowledged.
+    ///
+    /// It writes before it has told that it leads, and may tell of its predecessor's last answers once it seeks: between the two come nothing
+    /// but those, a silence, and its own.
+    fn first_commit(&self, killed: Instant) -> Option<Instant> {
+        let (sought_at, led_at) = (self.sought_at.unwrap_or(killed), self.led_at?);
+        let acks = self.acks.iter().copied().filter(|ack| *ack > sought_at);
+        let until = acks.clone().position(|ack| ack >= led_at)?;
+        let mut before = sought_at;
+        let pauses = acks.take(until + 1).map(|ack| (ack - std::mem::replace(&mut before, ack), ack));
+        pauses.max().map(|(_, ack)| ack)
     }
 
     /// Returns the longest time without an acknowledged write up to `at`, and from the last one before it on, in milliseconds.
@@ -130,11 +148,11 @@ impl Times {
         leaving.program.signal(signal)?;
         let watched = at + WATCHED;
         for writer in writers.iter_mut() {
-            writer.led_at = None;
+            (writer.sought_at, writer.led_at) = (None, None);
             writer.listen_until(watched)?;
         }
         let successor = writers.iter().find(|writer| writer.led_at.is_some()).ok_or("nobody took over")?;
-        let first = successor.acks.iter().copied().find(|ack| Some(*ack) >= successor.led_at);
+        let first = successor.first_commit(at);
         self.first_commits.push(ms(first.ok_or("the successor did not write")? - at));
         for (calm, gap) in writers.iter().filter_map(|writer| writer.gaps(at)) {
             self.calm_gaps.push(calm);

@@ -11,6 +11,7 @@ use pando::store::{CreateMessage, CreateSession, InsertSkill};
 use pando::{Db, Instance, Querier};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -79,13 +80,16 @@ pub(crate) async fn run(instance: &Instance) -> Result<(), Failure> {
     let (acks, unprinted) = mpsc::channel(UNPRINTED);
     let writers = join_all((0..WRITERS).map(|_| write(instance.db(), &skill, acks.clone(), &stop)));
     drop(acks);
+    // A task of its own: a primary's writes are committed where they are made, and the others' turn comes before ours.
+    let mut printer = JoinSet::new();
+    printer.spawn(print(unprinted));
     let steer = async {
         let ended = wait_for(&mut orders, "stop").await;
         stop.cancel();
         ended
     };
-    let (_, printed, ended) = tokio::join!(writers, print(unprinted), steer);
-    printed?;
+    let (_, printed, ended) = tokio::join!(writers, printer.join_all(), steer);
+    printed.into_iter().collect::<Result<(), _>>()?;
     output::json(&LoadLine::Done {})?;
     if !ended {
         while orders.recv().await.is_some() {}
