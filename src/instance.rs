@@ -172,6 +172,10 @@ impl Shared {
         }
     }
 
+    fn is_placed(&self) -> bool {
+        self.placed.load(Ordering::Acquire)
+    }
+
     /// Returns how many sessions there are; 0 while there is no database.
     pub(crate) async fn count_sessions(&self) -> i64 {
         let counted = self.db.query_one("SELECT count(*) FROM sessions", (), |row| row.get(0)).await;

@@ -22,8 +22,8 @@ use crate::writer::Ops;
 const BUSY_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How long a term that follows another one does nothing but write: everybody waits for answers, and what a former primary left in the log
-/// would take the disk from them. The log grows by what is written meanwhile, the journal by nothing that matters.
-pub(crate) const CALM: Duration = Duration::from_millis(250);
+/// would take the disk from them. Everybody is linked again by then; a longer calm makes a longer log, and its first checkpoint a pause of its own.
+pub(crate) const CALM: Duration = Duration::from_millis(50);
 
 /// A database that is open for writing, and that nothing may be written to before the lock is held.
 #[derive(Debug)]

@@ -119,15 +119,7 @@ pub(super) async fn follow(
     shared.routes.clear();
     term.cancel();
     match ended {
-        // Every moment counts, and nobody is left to read our last words.
-        Ok(Some(lease)) => {
-            let wind_down = async {
-                client.hang_up().await;
-                tasks.wait().await;
-            };
-            let (opened, ()) = tokio::join!(lead::open(shared, warm), wind_down);
-            Ok(Ended::Elected(lease, Box::new(opened?)))
-        }
+        Ok(Some(lease)) => Ok(Ended::Elected(lease, Box::new(succeed(shared, warm, &client, &tasks).await?))),
         ended => {
             client.close().await;
             tasks.wait().await;
@@ -136,6 +128,26 @@ pub(super) async fn follow(
             ended.map(|_| Ended::Stopped)
         }
     }
+}
+
+/// Opens the database while the former term is wound up. Every moment counts, and nobody is left to read our last words.
+async fn succeed(
+    shared: &Arc<Shared>,
+    warm: Warm,
+    client: &Client,
+    tasks: &TaskTracker,
+) -> Result<lead::Opened, JoinError> {
+    let wind_up = async {
+        client.hang_up().await;
+        tasks.wait().await;
+        // Nobody writes now. What cannot be read before the database is open is read then.
+        if shared.is_placed()
+            && let Err(error) = lead::catch_up(shared).await
+        {
+            tracing::debug!(%error, "not caught up yet");
+        }
+    };
+    tokio::join!(lead::open(shared, warm), wind_up).0
 }
 
 fn role_of(link: Option<&Link>) -> Role {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pando_bridge::Outbound;
-use pando_dbproxy::{Ack, Db, Fenced, OpId, Readers, Work, WriteRequest, Writer, WriterOptions};
+use pando_dbproxy::{Ack, Db, Deliver, Fenced, OpId, ReadError, Work, WriteRequest, Writer, WriterOptions};
 use pando_ipc::bus::{Bus, BusOptions, Limits};
 use pando_ipc::failpoint::{self, Point};
 use pando_ipc::lock::Lease;
@@ -231,7 +231,7 @@ pub(super) async fn open(shared: &Arc<Shared>, warm: Warm) -> Result<Opened, Joi
     Ok(Opened { writer, outbound })
 }
 
-/// Runs the rest of the winning order: bind, advertise, serve.
+/// Runs the rest of the winning order: let this instance write, bind, advertise, serve.
 async fn begin(
     shared: &Arc<Shared>,
     lease: &Lease,
@@ -240,12 +240,42 @@ async fn begin(
     successor: mpsc::Sender<String>,
 ) -> Result<(Arc<Primary>, Bus), JoinError> {
     shared.place_hub(writer.head());
-    catch_up(shared, &shared.readers).await;
+    // Mostly it has, while the database was being opened.
+    if shared.hub.position() != writer.head()
+        && let Err(error) = catch_up(shared).await
+    {
+        tracing::warn!(%error, "could not catch up from the journal");
+    }
     failpoint::hit(Point::TermCaughtUp);
+    // This instance's own writes need no door: they go on while the doors are made for everybody else's.
+    let deliver: Arc<dyn Deliver> = Arc::new(writer.clone());
+    shared.routes.set(Route::None, Some(Arc::clone(&deliver)));
+    let begun = open_doors(shared, lease, writer.clone(), outbound, arrivals, successor).await;
+    if let Ok((_, bus)) = &begun {
+        shared.routes.set(Route::Local(bus.methods().clone()), Some(deliver));
+        let (epoch, ports, endpoints) = (writer.epoch(), bus.ports(), bus.endpoints());
+        shared.role.send_replace(Role::Primary { epoch, ports, endpoints });
+    } else {
+        // The lock goes next: nothing is written any more then.
+        shared.routes.clear();
+        drop(deliver);
+        writer.close_for_successor().await;
+    }
+    begun
+}
 
+/// Binds, and tells the workdir who leads.
+async fn open_doors(
+    shared: &Arc<Shared>,
+    lease: &Lease,
+    writer: Writer,
+    outbound: Arc<Outbound>,
+    arrivals: mpsc::Sender<Hello>,
+    successor: mpsc::Sender<String>,
+) -> Result<(Arc<Primary>, Bus), JoinError> {
     let primary = Arc::new(Primary {
         shared: Arc::clone(shared),
-        writer: writer.clone(),
+        writer,
         outbound,
         roster: Roster::default(),
         since: Timestamp::now(),
@@ -255,58 +285,48 @@ async fn begin(
         successor,
         leaving: CancellationToken::new(),
     });
-    let table = methods::bind(&primary);
     let bus = Bus::start(
         BusOptions {
             workdir: shared.workdir.clone(),
-            epoch: writer.epoch(),
+            epoch: primary.writer.epoch(),
             tcp: shared.options.tcp,
             limits: Limits::default(),
         },
-        table.clone(),
+        methods::bind(&primary),
     )
     .await?;
     *primary.bus.lock().unwrap_or_else(PoisonError::into_inner) = Some(bus.clone());
-    primary.outbound.attach(writer.epoch(), bus.clone());
-    let (ports, endpoints) = (bus.ports(), bus.endpoints());
+    primary.outbound.attach(primary.writer.epoch(), bus.clone());
+    let ports = bus.ports();
     lease.advertise(&LockInfo {
         instance_id: shared.id.clone(),
         pid: std::process::id(),
         pub_port: ports.map_or(0, |ports| ports.publish),
         rpc_port: ports.map_or(0, |ports| ports.rpc),
         started_at: primary.since,
-        epoch: Some(writer.epoch()),
+        epoch: Some(primary.writer.epoch()),
         workdir: Some(shared.workdir.path().to_owned()),
         protocol: Some(hello::protocol()),
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-        endpoints: Some(endpoints.clone()),
+        endpoints: Some(bus.endpoints()),
         process: ProcessId::of(std::process::id()),
         successor: None,
     })?;
-    shared.routes.set(Route::Local(table), Some(Arc::new(writer.clone())));
-    shared.role.send_replace(Role::Primary { epoch: writer.epoch(), ports, endpoints });
     Ok((primary, bus))
 }
 
-/// Delivers what former primaries committed and subscribers of this instance have not seen.
-async fn catch_up(shared: &Shared, readers: &Readers) {
+/// Delivers what former primaries committed and subscribers of this instance have not seen. The lock is held.
+pub(super) async fn catch_up(shared: &Shared) -> Result<(), ReadError> {
     let interest = shared.hub.interest().borrow().clone();
     loop {
-        match readers.since(shared.hub.position(), &interest, CATCH_UP_EVENTS).await {
-            Ok(page) => {
-                if let Some(resync) = page.resync {
-                    shared.hub.resync(resync.from, resync.to);
-                }
-                page.events.into_iter().for_each(|event| shared.hub.deliver(&Arc::new(event)));
-                shared.hub.start_behind(page.upto);
-                if page.upto >= page.head {
-                    return;
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "could not catch up from the journal");
-                return;
-            }
+        let page = shared.readers.since(shared.hub.position(), &interest, CATCH_UP_EVENTS).await?;
+        if let Some(resync) = page.resync {
+            shared.hub.resync(resync.from, resync.to);
+        }
+        page.events.into_iter().for_each(|event| shared.hub.deliver(&Arc::new(event)));
+        shared.hub.start_behind(page.upto);
+        if page.upto >= page.head {
+            return Ok(());
         }
     }
 }

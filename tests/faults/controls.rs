@@ -27,8 +27,8 @@ fn unlink_a_lock(seed: u64) -> Judged {
     let flaw = flawed(Flaw::UnlinkedLock);
     let first = world.start(&[flaw[0], flaw[1], "--arm", "lock.unlink=sleep:150"]);
     let (_, epoch) = world.led_beyond(0);
-    // Once it leads, it stops with the lock in its hand: awake, it would find itself fenced and let go at once.
-    let second = world.start(&["--arm", "reply.before=stop"]);
+    // Once it leads and has said so, it stops with the lock in its hand: awake, it would find itself fenced and let go at once.
+    let second = world.start(&["--arm", "reply.before@20=stop"]);
     world.wait("a secondary that writes", |world| (world.instances[1].acked == epoch).then_some(()));
     // The first one releases the lock, the secondary wins it, and only then is the file unlinked.
     world.instances[first].process.signal(Signal::TERM);

@@ -10,6 +10,16 @@ const INSTANCES: usize = 3;
 /// Primaries that are killed in one workdir, and how many workdirs there are.
 const KILLS: (usize, u64) = (250, 4);
 
+/// Waits until somebody leads in a later epoch than `after` and another one's write was acknowledged there: a primary's own come first.
+fn led_under_load(world: &mut World, after: u64) -> (usize, u64) {
+    let (primary, epoch) = world.led_beyond(after);
+    world.wait("a secondary that writes", |world| {
+        let mut others = world.instances.iter().enumerate().filter(|(at, _)| *at != primary);
+        others.any(|(_, it)| it.acked == epoch).then_some(())
+    });
+    (primary, epoch)
+}
+
 /// Kills the primary so many times, each time in the middle of the load, and replaces it. `args` are for every instance.
 pub(crate) fn kill_primaries(world: &mut World, kills: usize, args: &[&str]) {
     let mut epoch = 0;
@@ -18,8 +28,8 @@ pub(crate) fn kill_primaries(world: &mut World, kills: usize, args: &[&str]) {
             let follows: &[&str] = if world.random.one_in(4) { &["--follow"] } else { &[] };
             world.start(&[args, follows].concat());
         }
-        let (primary, now) = world.led_beyond(epoch);
-        epoch = now;
+        let primary;
+        (primary, epoch) = led_under_load(world, epoch);
         pass(Duration::from_millis(world.random.among(0..30)));
         world.kill(primary);
     }
@@ -33,8 +43,8 @@ fn ask_primaries_to_leave(world: &mut World, times: usize) {
         while world.instances.len() < INSTANCES {
             world.start(&["--follow"]);
         }
-        let (primary, now) = world.led_beyond(epoch);
-        epoch = now;
+        let primary;
+        (primary, epoch) = led_under_load(world, epoch);
         pass(Duration::from_millis(world.random.among(0..30)));
         world.term(primary);
     }

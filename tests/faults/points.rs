@@ -105,18 +105,19 @@ fn bring_to(world: &mut World, point: Point, action: &str) -> usize {
     }
     world.wait("a secondary that writes", |world| (world.instances[visited].acked == epoch).then_some(()));
     let visited = world.instances[visited].name.clone();
+    let at = |world: &World| world.instances.iter().position(|it| it.name == visited).unwrap();
     let primary = world.instances.iter().position(|it| it.name == name).unwrap();
     world.kill(primary);
     if place == Where::Leading {
-        // A newcomer could be faster than whoever waits.
+        // A newcomer could be faster than whoever waits. Who writes before it is advertised may come to the point before that.
         world.wait("its term", |world| {
             let info = read_lock_for_path(&world.sandbox.workdir());
-            info.is_ok_and(|info| info.instance_id == visited).then_some(())
+            let is_there = matches!(world.state(at(world)), 'T' | 'Z');
+            (is_there || info.is_ok_and(|info| info.instance_id == visited)).then_some(())
         });
         // Its own writes come by no call.
         world.start(&[]);
     }
-    let at = |world: &World| world.instances.iter().position(|it| it.name == visited).unwrap();
     if place == Where::Leaving {
         world.led_beyond(epoch);
         let at = at(world);

@@ -318,13 +318,15 @@ impl World {
     /// Waits until an instance that stops itself has done so.
     #[track_caller]
     pub(crate) fn stops(&mut self, at: usize) {
-        let stat = PathBuf::from(format!("/proc/{}/stat", self.instances[at].process.pid()));
-        self.wait("an instance that stops itself", |_| {
-            let stat = fs::read_to_string(&stat).unwrap();
-            // The state stands behind the name, which is in parentheses.
-            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')).then_some(())
-        });
+        self.wait("an instance that stops itself", |world| (world.state(at) == 'T').then_some(()));
         self.note(Deed::Stop { who: self.instances[at].name.clone() });
+    }
+
+    /// Returns the letter of an instance's state: T stopped, Z ended.
+    pub(crate) fn state(&self, at: usize) -> char {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.instances[at].process.pid())).unwrap();
+        // The state stands behind the name, which is in parentheses.
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap()
     }
 
     /// Stops an instance.
