@@ -25,7 +25,7 @@ fn a_lock_that_is_unlinked_on_release_is_caught() {
 fn unlink_a_lock(seed: u64) -> Judged {
     let mut world = World::new("unlinked-lock", seed);
     let flaw = flawed(Flaw::UnlinkedLock);
-    let first = world.start(&[flaw[0], flaw[1], "--arm", "lock.unlink=sleep:150"]);
+    let first = world.start(&[flaw[0], flaw[1], "--arm", "lock.unlink=sleep:1000"]);
     let (_, epoch) = world.led_beyond(0);
     // Once it leads and has said so, it stops with the lock in its hand: awake, it would find itself fenced and let go at once.
     let second = world.start(&["--arm", "reply.before@20=stop"]);
@@ -45,22 +45,28 @@ fn unlink_a_lock(seed: u64) -> Judged {
 #[test]
 fn a_retry_without_its_op_id_is_caught() {
     let mut world = World::new("retry-without-op-id", 2);
-    kill_primaries(&mut world, 30, &flawed(Flaw::RetryWithoutOpId));
+    let flaw = flawed(Flaw::RetryWithoutOpId);
+    // Whenever one dies, a write is committed whose answer is on its way.
+    kill_primaries(&mut world, 30, &[flaw[0], flaw[1], "--arm", "commit.after@each=sleep:5"]);
     assert!(world.crash().violates(Invariant::NothingTwice));
 }
 
 #[test]
 fn an_event_that_is_published_before_its_commit_is_caught() {
-    let mut world = World::new("publish-before-commit", 3);
+    assert!((0..CHANCES).any(|seed| kill_between_event_and_commit(seed).violates(Invariant::StreamIsJournal)));
+}
+
+fn kill_between_event_and_commit(seed: u64) -> Judged {
+    let mut world = World::new("publish-before-commit", seed);
     let flaw = flawed(Flaw::PublishBeforeCommit);
-    // Its subscribers have time to read what will not be committed.
-    world.start(&[flaw[0], flaw[1], "--arm", "commit.before@300=sleep:100", "--arm", "commit.before@300"]);
+    // Its subscribers have time to read what is not committed, and it is hardly ever anywhere else.
+    world.start(&[flaw[0], flaw[1], "--arm", "commit.before@each=sleep:20"]);
     let (doomed, epoch) = world.led_beyond(0);
     world.start(&["--follow"]);
     world.wait("a secondary that writes", |world| (world.instances[1].acked == epoch).then_some(()));
-    world.ends(doomed);
+    world.kill(doomed);
     world.led_beyond(epoch);
-    assert!(world.crash().violates(Invariant::StreamIsJournal));
+    world.crash()
 }
 
 #[test]
@@ -76,7 +82,8 @@ fn lose_the_lock_unchecked(seed: u64) -> Judged {
     fs::remove_file(world.sandbox.workdir().lock_path()).unwrap();
     // It has time for a write: that of a successor takes the number of its next event.
     world.start(&["--arm", "begin.before=sleep:300"]);
-    world.wait("a second primary", |world| world.instances[1].leads().filter(|second| *second > epoch));
-    world.wait("the first one's end as a primary", |world| world.instances[0].leads().is_none().then_some(()));
+    // On a busy machine the first one may step down before the second is there, and be its own successor: then nothing is to be seen.
+    world.wait("another term", |world| world.instances.iter().find_map(|it| it.leads().filter(|term| *term > epoch)));
+    world.wait("the end of the first term", |world| (world.instances[0].leads() != Some(epoch)).then_some(()));
     world.crash()
 }

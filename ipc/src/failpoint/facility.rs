@@ -24,18 +24,18 @@ pub enum Action {
     Sleep(Duration),
 }
 
-/// A point at which something happens, once.
+/// A point at which something happens, once or each time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Armed {
     /// Where.
     pub point: Point,
-    /// At which of the times that the point is passed; the first is 1.
-    pub time: u64,
+    /// At which of the times that the point is passed; the first is 1, and `None` is each of them.
+    pub time: Option<u64>,
     /// What.
     pub action: Action,
 }
 
-/// Reads `point`, `point@3` (the third time), `point@3=stop`, `point=sleep:500` (milliseconds); without action the process kills itself.
+/// Reads `point`, `point@3` (the third time), `point@each`, `point@3=stop`, `point=sleep:500` (milliseconds); without action the process kills itself.
 impl FromStr for Armed {
     type Err = String;
 
@@ -43,7 +43,10 @@ impl FromStr for Armed {
         let (place, action) = text.split_once('=').unwrap_or((text, "kill"));
         let (name, time) = place.split_once('@').unwrap_or((place, "1"));
         let point = Point::find(name).ok_or_else(|| format!("there is no point {name:?}"))?;
-        let time = time.parse().map_err(|_| format!("{time:?} is no number of times"))?;
+        let time = match time {
+            "each" => None,
+            time => Some(time.parse().map_err(|_| format!("{time:?} is neither a number of times nor each"))?),
+        };
         let action = match action.split_once(':') {
             None if action == "kill" => Action::Kill,
             None if action == "stop" => Action::Stop,
@@ -87,7 +90,10 @@ pub fn plan(plan: Plan) -> bool {
 pub fn hit(point: Point) {
     let Some((plan, passes)) = PLAN.get() else { return };
     let here = plan.armed.iter().zip(passes).filter(|(armed, _)| armed.point == point);
-    let due = here.filter(|(armed, passes)| passes.fetch_add(1, Ordering::Relaxed) + 1 == armed.time);
+    let due = here.filter(|(armed, passes)| {
+        let time = passes.fetch_add(1, Ordering::Relaxed) + 1;
+        armed.time.is_none_or(|armed| armed == time)
+    });
     let mut actions = due.map(|(armed, _)| armed.action).peekable();
     if actions.peek().is_none() {
         (plan.witness)(point, None);
@@ -135,9 +141,10 @@ mod tests {
     fn a_plan_is_typed_by_name() {
         let armed = |text: &str| text.parse::<Armed>().unwrap();
         let sleep = Action::Sleep(Duration::from_millis(20));
-        assert_eq!(armed("commit.after@3=sleep:20"), Armed { point: Point::CommitAfter, time: 3, action: sleep });
-        assert_eq!(armed("lock.won"), Armed { point: Point::LockWon, time: 1, action: Action::Kill });
-        assert_eq!(armed("lock.won@2=stop"), Armed { point: Point::LockWon, time: 2, action: Action::Stop });
+        assert_eq!(armed("commit.after@3=sleep:20"), Armed { point: Point::CommitAfter, time: Some(3), action: sleep });
+        assert_eq!(armed("lock.won"), Armed { point: Point::LockWon, time: Some(1), action: Action::Kill });
+        assert_eq!(armed("lock.won@2=stop"), Armed { point: Point::LockWon, time: Some(2), action: Action::Stop });
+        assert_eq!(armed("lock.won@each").time, None);
         for wrong in ["nowhere", "lock.won@x", "lock.won=explode", "lock.won=sleep:long"] {
             assert!(wrong.parse::<Armed>().is_err(), "{wrong}");
         }
