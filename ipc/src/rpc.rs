@@ -81,6 +81,12 @@ impl Json {
         serde_json::value::to_raw_value(value).map(Self)
     }
 
+    /// Takes text that is one JSON value with one meaning: as in a request, no object in it may have a key twice.
+    pub fn parse(text: &str) -> serde_json::Result<Self> {
+        strict::check(text)?;
+        serde_json::from_str(text)
+    }
+
     /// Returns the text.
     pub fn as_str(&self) -> &str {
         self.0.get()

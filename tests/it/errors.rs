@@ -211,6 +211,12 @@ fn params_that_are_not_json_are_a_usage_error() {
     hint: keep JSON in single quotes, so that the shell leaves it alone: '{"session_id":"s1"}'
     exit 2
     "#);
+    assert_snapshot!(check_fails(&sandbox, 2, &["ipc", "call", "db.exec", r#"{"sql":"x","sql":"y"}"#]), @r#"
+    $ pando ipc call db.exec {"sql":"x","sql":"y"}
+    error: params are not JSON: key "sql" stands twice at line 1 column 21, in "{\"sql\":\"x\",\"sql\":\"y\"}"
+    hint: keep JSON in single quotes, so that the shell leaves it alone: '{"session_id":"s1"}'
+    exit 2
+    "#);
 }
 
 #[test]

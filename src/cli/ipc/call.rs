@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap_complete::ArgValueCandidates;
 use pando_ipc::Kind as PeerKind;
 use pando_ipc::client::{CallError, Client};
+use pando_ipc::rpc::Json;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
@@ -65,7 +66,7 @@ pub(crate) fn parse(text: &str, what: &str) -> Result<Value, Failure> {
     if text.trim().is_empty() {
         return Ok(json!({}));
     }
-    serde_json::from_str(text).map_err(|error| {
+    Json::parse(text).and_then(|json| json.read()).map_err(|error| {
         let near = text.lines().nth(error.line().saturating_sub(1)).unwrap_or_default().trim();
         let near: String = near.chars().take(60).collect();
         Failure::new(Kind::Usage, format!("{what} are not JSON: {error}, in {near:?}"))
