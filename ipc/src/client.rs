@@ -7,7 +7,7 @@
 //!  Follower = Subscription + History: gap-free
 //! ```
 //!
-//! Two workers per client own one socket each; a socket lives for one connection. On any error, loss or change of the
+//! A caller writes its own request; one worker per client reads the answers, another the events. A socket lives for one connection. On any error, loss or change of the
 //! primary both are dropped and made anew, and what was sent but not answered ends as [`CallError::Unknown`] at once.
 
 mod calls;

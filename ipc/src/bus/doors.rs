@@ -223,11 +223,9 @@ impl Stream {
                     return Err(refuse(Refusal::SelfConnect));
                 }
                 let owner = owners.owner_of(theirs, ours).await;
-                if owner.is_none() && timeout(HANG_UP, hung_up(stream)).await.is_ok() {
-                    return Ok(None);
-                }
                 if owner.is_none() && !owners.admit_unknown {
-                    return Err(refuse(Refusal::UnknownUid));
+                    let gone = timeout(HANG_UP, hung_up(stream)).await.is_ok();
+                    return if gone { Ok(None) } else { Err(refuse(Refusal::UnknownUid)) };
                 }
                 (owner.map(|owner| owner.uid), None, owner.map(|owner| owner.inode))
             }

@@ -143,8 +143,9 @@ impl Calls {
         Some(Arc::clone(outlet.ring()))
     }
 
-    /// Takes a call back that certainly was not applied: it waits to be sent again.
+    /// Takes a call back that certainly was not applied: it waits for the next link, for nothing more is sent over this one.
     pub(super) fn put_back(&mut self, number: u64) {
+        self.hold();
         if let Some(Sent { waiting, .. }) = self.sent.remove(&number) {
             self.waiting.insert(number, waiting);
         }
@@ -152,6 +153,7 @@ impl Calls {
 
     /// Takes back every call beyond the first `read` messages of the link: the primary left without having read them.
     pub(super) fn put_back_unread(&mut self, read: u64) {
+        self.hold();
         let unread: Vec<_> =
             self.sent.iter().filter(|(_, sent)| sent.place > read).map(|(number, _)| *number).collect();
         for number in unread {
@@ -306,9 +308,9 @@ mod tests {
         let _peer = linked(&mut calls, usize::MAX);
         let mut receivers: Vec<_> = (1..=4).map(|number| enter(&mut calls, number, true)).collect();
         send(&mut calls);
-        calls.hold();
         calls.put_back(1);
         calls.put_back_unread(2);
+        send(&mut calls);
         assert!(!calls.is_done(), "the second was read");
         calls.lose(&Cause::Closed);
         assert_eq!(receivers[1].try_recv().unwrap(), Err(CallError::Unknown(Cause::Closed)));

@@ -214,6 +214,13 @@ async fn pump(core: &Core, dealer: &mut Dealer, link: &Link, pulse: &mut Pulse) 
     let mut ticks = ticks();
     let mut is_superseded = false;
     loop {
+        // The first answers may have come with that to hello.
+        if let Err(cause) = hand_out(core, dealer).await {
+            return cause;
+        }
+        if core.calls().is_done() {
+            return dealer.failure(&SUPERSEDED);
+        }
         core.send_waiting();
         let blocked = core.calls().blocked();
         let room = async {
@@ -232,9 +239,6 @@ async fn pump(core: &Core, dealer: &mut Dealer, link: &Link, pulse: &mut Pulse) 
             Step::Received(Ok(())) => {
                 if pulse.heard() {
                     core.report(None);
-                }
-                if let Err(cause) = hand_out(core, dealer).await {
-                    return cause;
                 }
             }
             Step::Received(Err(cause)) => return cause,
@@ -256,9 +260,6 @@ async fn pump(core: &Core, dealer: &mut Dealer, link: &Link, pulse: &mut Pulse) 
                 }
             },
         }
-        if core.calls().is_done() {
-            return dealer.failure(&SUPERSEDED);
-        }
     }
 }
 
@@ -266,14 +267,11 @@ async fn pump(core: &Core, dealer: &mut Dealer, link: &Link, pulse: &mut Pulse) 
 async fn hand_out(core: &Core, dealer: &mut Dealer) -> Result<(), Cause> {
     let mut answers = 0;
     while let Some(body) = dealer.take()? {
-        match settle(core, &body) {
-            Said::Answer => answers += 1,
-            Said::NotPrimary => core.calls().hold(),
-            Said::Goodbye { read } => {
-                core.calls().put_back_unread(read);
-                return Err(dealer.failure(&LEFT));
-            }
+        if let Some(read) = settle(core, &body) {
+            core.calls().put_back_unread(read);
+            return Err(dealer.failure(&LEFT));
         }
+        answers += 1;
     }
     if answers > 1 {
         core.calls().gather();
@@ -283,46 +281,36 @@ async fn hand_out(core: &Core, dealer: &mut Dealer) -> Result<(), Cause> {
     Ok(())
 }
 
-/// What a message from the primary comes to.
-#[derive(Debug, PartialEq)]
-enum Said {
-    /// An answer, or nothing of use.
-    Answer,
-    /// It is not the primary any more, or will not be soon: it applies nothing, and refuses whatever else it reads.
-    NotPrimary,
-    /// Its last word: how many of our messages it has read.
-    Goodbye { read: u64 },
-}
-
-/// Gives an answer to whoever waits for it. What a leaving primary refused waits for the next one.
-fn settle(core: &Core, body: &[u8]) -> Said {
+/// Gives an answer to whoever waits for it. What a leaving primary refused waits for the next one; its last word is how many of our messages it has
+/// read, which is returned.
+fn settle(core: &Core, body: &[u8]) -> Option<u64> {
     let answer = match parse_response(body) {
         Ok(answer) => answer,
         Err(error) => {
             tracing::warn!(%error, "unreadable answer from the primary");
-            return Said::Answer;
+            return None;
         }
     };
     match (answer.id.as_number(), answer.outcome) {
+        // It is not the primary any more, or will not be soon: it applies nothing, and refuses whatever else it reads.
         (Some(number), Err(fault)) if fault.is(Code::NotPrimary) || fault.is(Code::Fenced) => {
             core.calls().put_back(number);
-            return Said::NotPrimary;
         }
         // Duplicates, late answers and our own pings end here: nobody waits for them.
         (Some(number), outcome) => {
             core.calls().answered(number, outcome.map_err(CallError::Refused));
         }
         (None, Err(fault)) => tracing::warn!(%fault, "the primary could not read a request of ours"),
-        (None, Ok(_)) => return goodbye(body).unwrap_or(Said::Answer),
+        (None, Ok(_)) => return goodbye(body),
     }
-    Said::Answer
+    None
 }
 
 /// Reads the last word of a leaving primary.
-fn goodbye(body: &[u8]) -> Option<Said> {
+fn goodbye(body: &[u8]) -> Option<u64> {
     let Ok(Incoming::Single(said)) = parse_request(body) else { return None };
     let read = said.params.raw().member("read")?.read().ok()?;
-    (said.method == GOODBYE).then_some(Said::Goodbye { read })
+    (said.method == GOODBYE).then_some(read)
 }
 
 #[cfg(test)]
