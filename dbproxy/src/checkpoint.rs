@@ -97,8 +97,11 @@ pub(crate) struct Checkpointer {
 }
 
 impl Checkpointer {
-    /// Starts the thread with a connection of its own, from [`connect`]; the first checkpoint comes after `calm`. `instance` is who writes;
+    /// Starts the thread with a connection of its own, from [`connect`]; its first checkpoint comes after `calm`. `instance` is who writes;
     /// `pinned` tells while a reader keeps the log large.
+    ///
+    /// A log that is large already is moved here, before anything is added to it: terms that end within their calm move nothing, and however
+    /// many of them follow each other, the log stays bounded.
     pub(crate) fn start(
         path: &Path,
         connection: Connection,
@@ -110,6 +113,9 @@ impl Checkpointer {
         let worker = Worker::new(path, connection, instance, announce, pinned);
         let mut worker = worker.map_err(|source| StoreError::Sqlite { path: path.to_owned(), source })?;
         let shared = Arc::new(Shared::default());
+        if std::fs::metadata(schema::beside(path, "-wal")).is_ok_and(|wal| wal.len() > RESTART_BYTES) {
+            worker.round(&shared);
+        }
         let own = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name(NAME.to_owned())
@@ -200,12 +206,7 @@ impl Worker {
     fn run(&mut self, shared: &Shared, calm: Duration) {
         drop(shared.changed.wait_timeout_while(shared.lock(), calm, |state| !state.stop));
         while self.wait(shared) {
-            {
-                let mut state = shared.lock();
-                state.seen = state.frames;
-            }
-            let moved = self.checkpoint();
-            shared.may_begin_anew.store(moved >= FRAMES, Ordering::Relaxed);
+            self.round(shared);
         }
         if !shared.lock().cut {
             return;
@@ -228,6 +229,16 @@ impl Worker {
         let waits = |state: &mut State| !state.stop && state.fresh() < FRAMES;
         let waited = shared.changed.wait_timeout_while(state, patience, waits).unwrap_or_else(PoisonError::into_inner);
         !waited.0.stop
+    }
+
+    /// Moves what can be moved, and tells the writer when the log is worth to begin anew.
+    fn round(&mut self, shared: &Shared) {
+        {
+            let mut state = shared.lock();
+            state.seen = state.frames;
+        }
+        let moved = self.checkpoint();
+        shared.may_begin_anew.store(moved >= FRAMES, Ordering::Relaxed);
     }
 
     /// Moves what can be moved. Returns how many frames of the log are in the database then.
@@ -365,6 +376,22 @@ mod tests {
         checkpointer.begin_anew(&loaded.writer, Duration::ZERO).unwrap();
         loaded.write(1);
         assert!(frames() < FRAMES, "the log has {} frames", frames());
+        checkpointer.finish(false);
+    }
+
+    #[test]
+    fn what_short_terms_left_in_the_log_is_moved_before_a_calm_begins() {
+        let mut loaded = loaded();
+        loaded.writer.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(())).unwrap();
+        loaded.write(33);
+        let (connection, calm, none) =
+            (connect(&loaded.path).unwrap(), Duration::from_secs(3600), Box::new(|_, _| true));
+        let checkpointer =
+            Checkpointer::start(&loaded.path, connection, calm, "inst-A", none, watch::Sender::default()).unwrap();
+        checkpointer.watch(&mut loaded.writer).unwrap();
+        loaded.write(1);
+        let frames = checkpointer.shared.lock().frames;
+        assert!(frames < FRAMES, "the log has {frames} frames");
         checkpointer.finish(false);
     }
 
