@@ -38,6 +38,7 @@ pub use pando_dbproxy::{
 pub use pando_ipc::access::{Allow, AllowList, Capability, LocalTrust, PeerVerifier, Rule};
 pub use pando_ipc::client::{CallError, Client};
 pub use pando_ipc::methods::Caller;
+pub use pando_ipc::rpc::Json;
 pub use pando_ipc::{Envelope, Fault, Pattern, TcpDoor, Topic, Workdir};
 
 /// The README's example compiles.

@@ -11,8 +11,8 @@ mod redis;
 use std::path::PathBuf;
 
 use pando::{Durability, Workdir};
+use pando_ipc::rpc::Json;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use crate::Failure;
 use crate::case::{Case, Contender, Context, Metrics, Rule, Target};
@@ -55,17 +55,33 @@ pub(crate) fn work(job: Job, ready: impl FnOnce() -> Result<(), Failure>) -> Res
 /// Added to the numbers in events, so that all are as long.
 const EIGHTEEN_DIGITS: u64 = 100_000_000_000_000_000;
 
+/// What is published: when the event was due, its number, and text that makes it as long as it is to be.
+#[derive(Serialize)]
+struct Stamped {
+    at: u64,
+    n: u64,
+    text: &'static str,
+}
+
+/// What a subscriber reads of it.
+#[derive(Deserialize)]
+struct Stamp {
+    at: u64,
+    n: u64,
+}
+
 /// Returns the payload of an event of [`EVENT_BYTES`] bytes, of which the envelope around it takes `around`.
-fn payload(due_ns: u64, number: u64, around: usize) -> Value {
+fn payload(due_ns: u64, number: u64, around: usize) -> Json {
+    const TEXT: &[u8] = &[b'x'; EVENT_BYTES];
     let bare = r#"{"at":123456789012345678,"n":123456789012345678,"text":""}"#.len();
-    let text = "x".repeat(EVENT_BYTES.saturating_sub(around + bare));
-    json!({"at": EIGHTEEN_DIGITS + due_ns, "n": EIGHTEEN_DIGITS + number, "text": text})
+    let text = str::from_utf8(&TEXT[..EVENT_BYTES.saturating_sub(around + bare)]).unwrap_or_default();
+    Json::of(&Stamped { at: EIGHTEEN_DIGITS + due_ns, n: EIGHTEEN_DIGITS + number, text })
 }
 
 /// Returns when the event was due, and its number.
-fn stamp(payload: &Value) -> Option<(u64, u64)> {
-    let field = |key: &str| payload[key].as_u64()?.checked_sub(EIGHTEEN_DIGITS);
-    Some((field("at")?, field("n")?))
+fn stamp(payload: &Json) -> Option<(u64, u64)> {
+    let Stamp { at, n } = payload.read().ok()?;
+    Some((at.checked_sub(EIGHTEEN_DIGITS)?, n.checked_sub(EIGHTEEN_DIGITS)?))
 }
 
 /// Who subscribes to whom.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pando_ipc::fault::Code;
+use pando_ipc::rpc::Json;
 use pando_ipc::{Fault, Topic};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -155,7 +156,8 @@ impl Db {
     }
 
     /// Appends an event to the journal; `session_id` may be empty. Returns its `seq`.
-    pub async fn publish(&self, topic: Topic, payload: Value, session_id: &str) -> Result<u64, WriteError> {
+    pub async fn publish(&self, topic: Topic, payload: impl Into<Json>, session_id: &str) -> Result<u64, WriteError> {
+        let payload = payload.into();
         let (session_id, project_id) = (session_id.to_owned(), String::new());
         Ok(self.write(Work::Publish { topic, payload, session_id, project_id }).await?.seq)
     }

@@ -52,7 +52,11 @@ impl Feed {
             }
             Work::Publish { topic, payload, session_id, project_id } => {
                 self.part(b'P', topic.as_str().as_bytes());
-                self.json(payload);
+                match payload.read() {
+                    Ok(value) => self.json(&value),
+                    // Nested too deep, or a number too large: it stands for itself.
+                    Err(_) => self.text(payload.as_str()),
+                }
                 self.text(session_id);
                 self.text(project_id);
             }
@@ -140,7 +144,7 @@ mod tests {
 
     fn publish(payload: Value) -> u64 {
         let (session_id, project_id) = (String::new(), String::new());
-        of(&Work::Publish { topic: Topic::known("a.b"), payload, session_id, project_id })
+        of(&Work::Publish { topic: Topic::known("a.b"), payload: payload.into(), session_id, project_id })
     }
 
     fn exec(sql: &str, params: impl Into<Params>) -> u64 {

@@ -114,7 +114,7 @@ impl Bench {
     fn seen(&self) -> Vec<String> {
         let events = self.events.lock().unwrap();
         let events = events.iter().filter(|event| event.topic.as_str() != "db.changed");
-        let line = |event: &Arc<Envelope>| match event.payload["payload"]["key"].as_str() {
+        let line = |event: &Arc<Envelope>| match event.payload.read::<Value>().unwrap()["payload"]["key"].as_str() {
             Some(key) => format!("{} {key}", event.topic),
             None => event.topic.to_string(),
         };

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 
+use pando_ipc::rpc::Json;
 use pando_ipc::{Envelope, Fault, Topic};
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::{Batch, Connection};
@@ -73,7 +74,7 @@ impl<'a> Tx<'a> {
     /// Appends an event to the journal when the write is done, behind the events of the rows it changed. `session_id` may be empty.
     ///
     /// The acknowledgement's `seq` is the number of the last such event.
-    pub fn publish(&self, topic: Topic, payload: Value, session_id: &str) {
+    pub fn publish(&self, topic: Topic, payload: impl Into<Json>, session_id: &str) {
         let mut event = Envelope::new(self.source, topic, payload);
         session_id.clone_into(&mut event.session_id);
         self.append(event);

@@ -81,6 +81,11 @@ impl<'a> Fields<'a> {
         self.get(name).map(read).transpose()
     }
 
+    /// Returns any value as it is, null when it is not there.
+    fn json(&self, name: &str) -> Json {
+        self.get(name).map_or_else(Json::null, Json::from)
+    }
+
     /// Reads any value, null when it is not there.
     fn value(&self, name: &str) -> Result<Value, Fault> {
         let read = |value: Raw<'_>| value.read().map_err(|error| self.bad(name, &error.to_string()));
@@ -216,7 +221,7 @@ pub enum Publication {
 pub fn parse_publish(params: &Json, source: &str) -> Result<Publication, Fault> {
     let fields = Fields::of("publish", params)?;
     let topic = Topic::new(&*fields.required("topic")?).map_err(|why| fields.bad("topic", &why.to_string()))?;
-    let payload = fields.value("payload")?;
+    let payload = fields.json("payload");
     let session_id = fields.text("session_id")?.unwrap_or_default().into_owned();
     let project_id = fields.text("project_id")?.unwrap_or_default().into_owned();
     let source = fields.source(source)?;
@@ -307,7 +312,7 @@ struct PublishCall<'a> {
     #[serde(flatten)]
     frame: Frame<'a>,
     topic: &'a Topic,
-    payload: &'a Value,
+    payload: &'a Json,
     session_id: &'a str,
     project_id: &'a str,
     durable: bool,
@@ -407,7 +412,7 @@ mod tests {
         let topic = Topic::known("tool.end");
         round_trip(Work::Publish {
             topic,
-            payload: json!([1.0, {"b": 1, "a": null}]),
+            payload: json!([1.0, {"b": 1, "a": null}]).into(),
             session_id: "s".into(),
             project_id: String::new(),
         });

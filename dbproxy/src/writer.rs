@@ -399,7 +399,8 @@ impl Writer {
 /// Returns how the checkpointer journals events: through the queue like everyone, past the limit on the log.
 fn announce(queue: mpsc::WeakSender<Command>, source: String) -> Announce {
     Box::new(move |topic, payload| {
-        let work = Work::Publish { topic, payload, session_id: String::new(), project_id: String::new() };
+        let work =
+            Work::Publish { topic, payload: payload.into(), session_id: String::new(), project_id: String::new() };
         let request = WriteRequest::new(OpId::fresh(), source.clone(), Instant::now() + NEWS_TIME, work);
         // News that is refused, or that comes when the writer is gone, will not do better later.
         let (Ok(request), Some(queue)) = (request, queue.upgrade()) else { return true };

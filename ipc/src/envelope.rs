@@ -3,10 +3,11 @@
 use std::fmt;
 
 use bytes::Bytes;
-use chrono::{DateTime, Datelike, SecondsFormat, Timelike, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, SecondsFormat, Timelike, Utc};
+use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::Value;
 
+use crate::rpc::Json;
 use crate::topic::Topic;
 
 /// Nanoseconds of a second.
@@ -83,10 +84,45 @@ impl Serialize for Timestamp {
     }
 }
 
+/// Reads so many digits.
+fn number(digits: &[u8]) -> Option<u32> {
+    digits.iter().try_fold(0, |number, digit| digit.is_ascii_digit().then(|| number * 10 + u32::from(digit - b'0')))
+}
+
+/// Reads the form that [`Timestamp`] is written in; `None`: it is another one, or no time.
+fn canonical(text: &[u8]) -> Option<DateTime<Utc>> {
+    let (whole, fraction) = text.strip_suffix(b"Z")?.split_at_checked(19)?;
+    let [b'-', b'-', b'T', b':', b':'] = [4, 7, 10, 13, 16].map(|at| whole[at]) else { return None };
+    let nanos = match fraction {
+        [] => 0,
+        [b'.', digits @ ..] if (1..=9).contains(&digits.len()) => {
+            (digits.len()..9).try_fold(number(digits)?, |nanos, _| nanos.checked_mul(10))?
+        }
+        _ => return None,
+    };
+    let field = |from: usize, to: usize| number(&whole[from..to]);
+    let date = NaiveDate::from_ymd_opt(i32::try_from(field(0, 4)?).ok()?, field(5, 7)?, field(8, 10)?)?;
+    Some(date.and_hms_nano_opt(field(11, 13)?, field(14, 16)?, field(17, 19)?, nanos)?.and_utc())
+}
+
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        DateTime::parse_from_rfc3339(&text).map(|time| Self(time.with_timezone(&Utc))).map_err(serde::de::Error::custom)
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Timestamp;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a time as RFC 3339 writes it")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Timestamp, E> {
+                if let Some(time) = canonical(text.as_bytes()) {
+                    return Ok(Timestamp(time));
+                }
+                DateTime::parse_from_rfc3339(text).map(|time| Timestamp(time.with_timezone(&Utc))).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_str(Text)
     }
 }
 
@@ -108,9 +144,9 @@ pub struct Envelope {
     pub topic: Topic,
     /// When it was published.
     pub timestamp: Timestamp,
-    /// What happened; its shape depends on the topic.
+    /// What happened; its shape depends on the topic. It stays text until it is read, and has one line.
     #[serde(default)]
-    pub payload: Value,
+    pub payload: Json,
     /// Term of the primary that numbered a durable event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<u64>,
@@ -128,6 +164,9 @@ pub struct Envelope {
 /// Why bytes are not a PUB frame.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
+    /// It is no UTF-8.
+    #[error("frame is no text: {0}")]
+    NoText(#[from] std::str::Utf8Error),
     /// No NUL ends the topic.
     #[error("frame has no NUL after its topic")]
     NoTopic,
@@ -151,14 +190,14 @@ pub enum FrameError {
 
 impl Envelope {
     /// Returns an unnumbered event of now.
-    pub fn new(instance_id: impl Into<String>, topic: Topic, payload: Value) -> Self {
+    pub fn new(instance_id: impl Into<String>, topic: Topic, payload: impl Into<Json>) -> Self {
         Self {
             instance_id: instance_id.into(),
             project_id: String::new(),
             session_id: String::new(),
             topic,
             timestamp: Timestamp::now(),
-            payload,
+            payload: payload.into(),
             epoch: None,
             seq: None,
             prev: None,
@@ -179,15 +218,13 @@ impl Envelope {
 
     /// Reads a PUB frame.
     pub fn from_frame(frame: &[u8]) -> Result<Self, FrameError> {
-        let end = frame.iter().position(|byte| *byte == 0).ok_or(FrameError::NoTopic)?;
-        let topic = String::from_utf8_lossy(&frame[..end]);
-        let envelope: Self = serde_json::from_slice(&frame[end + 1..])
-            .map_err(|source| FrameError::Envelope { topic: topic.clone().into_owned(), source })?;
+        let text = str::from_utf8(frame)?;
+        let (topic, json) = text.split_once('\0').ok_or(FrameError::NoTopic)?;
+        let envelope: Self =
+            serde_json::from_str(json).map_err(|source| FrameError::Envelope { topic: topic.to_owned(), source })?;
         if envelope.topic.as_str() != topic {
-            return Err(FrameError::TopicsDiffer {
-                frame: topic.into_owned(),
-                envelope: envelope.topic.as_str().to_owned(),
-            });
+            let envelope = envelope.topic.as_str().to_owned();
+            return Err(FrameError::TopicsDiffer { frame: topic.to_owned(), envelope });
         }
         Ok(envelope)
     }
@@ -246,9 +283,10 @@ mod tests {
 
     #[test]
     fn a_bad_frame_is_an_error() {
+        assert!(matches!(Envelope::from_frame(b"a\0\xff"), Err(FrameError::NoText(_))));
         assert!(matches!(Envelope::from_frame(b"no nul"), Err(FrameError::NoTopic)));
         assert!(matches!(Envelope::from_frame(b"a\0{"), Err(FrameError::Envelope { .. })));
-        let other = Envelope::new("i", Topic::known("b"), Value::Null).to_frame();
+        let other = Envelope::new("i", Topic::known("b"), Json::null()).to_frame();
         let stolen = [b"a", &other[1..]].concat();
         assert!(matches!(Envelope::from_frame(&stolen), Err(FrameError::TopicsDiffer { .. })));
     }

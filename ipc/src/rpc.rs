@@ -59,10 +59,34 @@ impl PartialEq for Id {
     }
 }
 
-/// JSON as text: written once, passed on as it is, and read by whoever wants it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// JSON as text on one line: written once, passed on as it is, and read by whoever wants it.
+#[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
 pub struct Json(Box<RawValue>);
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Box::<RawValue>::deserialize(deserializer).map(Self::on_one_line)
+    }
+}
+
+/// Leaves out what stands between the tokens of JSON text.
+fn without_space(text: &str) -> String {
+    let (mut in_string, mut is_escaped) = (false, false);
+    let keeps = |c: &char| {
+        let is_kept = in_string || !c.is_ascii_whitespace();
+        in_string ^= *c == '"' && !is_escaped;
+        is_escaped = *c == '\\' && !is_escaped;
+        is_kept
+    };
+    text.chars().filter(keeps).collect()
+}
+
+impl Default for Json {
+    fn default() -> Self {
+        Self::null()
+    }
+}
 
 impl Json {
     /// Returns `null`.
@@ -87,6 +111,15 @@ impl Json {
         serde_json::from_str(text)
     }
 
+    fn on_one_line(raw: Box<RawValue>) -> Self {
+        // Inside of a string they are escaped. All bytes are looked at, for that is done many at a time.
+        if raw.get().bytes().fold(u8::MAX, u8::min) >= b' ' {
+            return Self(raw);
+        }
+        #[expect(clippy::expect_used, reason = "space between tokens means nothing")]
+        Self(RawValue::from_string(without_space(raw.get())).expect("it was JSON"))
+    }
+
     /// Returns the text.
     pub fn as_str(&self) -> &str {
         self.0.get()
@@ -106,6 +139,12 @@ impl Json {
 impl fmt::Display for Json {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+impl From<Raw<'_>> for Json {
+    fn from(raw: Raw<'_>) -> Self {
+        Self::on_one_line(raw.0.to_owned())
     }
 }
 
@@ -249,7 +288,7 @@ fn read_one(text: &str) -> Result<Request, Response> {
     match params.get().as_bytes().first() {
         // The documented deletes take a bare string as params, beyond JSON-RPC's objects and arrays.
         Some(b'n' | b'{' | b'[' | b'"') => {
-            Ok(Request { id, method: method.into_owned(), params: Json(params.to_owned()) })
+            Ok(Request { id, method: method.into_owned(), params: Json::on_one_line(params.to_owned()) })
         }
         _ => Err(refuse("params must be an object or an array")),
     }
@@ -347,6 +386,17 @@ mod tests {
         let Ok(Incoming::Batch(parts)) = parse_request(body) else { panic!("no batch") };
         assert_eq!(parts.len(), 3);
         assert!(parts[0].is_ok() && parts[1].is_err() && parts[2].as_ref().unwrap().id.is_none());
+    }
+
+    #[test]
+    fn json_has_one_line_whatever_it_came_as() {
+        let spaced = "{\n\t\"a b\" : [ 1,\r\n 2.50 ],\n \"c\\\\\" : \"\\\" d \\n\"\n}";
+        let json: Json = serde_json::from_str(spaced).unwrap();
+        assert_eq!(json.as_str(), r#"{"a b":[1,2.50],"c\\":"\" d \n"}"#);
+        let request = format!(r#"{{"jsonrpc":"2.0","method":"m","params":{spaced}}}"#);
+        assert_eq!(single(&request).unwrap().params, json);
+        let kept: Json = serde_json::from_str(r#"{ "a": "é" }"#).unwrap();
+        assert_eq!(kept.as_str(), r#"{ "a": "é" }"#);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pando_bridge::{Delivery, HubSubscription};
+use pando_ipc::rpc::Raw;
 use pando_ipc::{Envelope, topic};
 
 use super::Shared;
@@ -31,8 +32,8 @@ impl Agents {
             }
             topic::LLM_END => drop(running.remove(&event.session_id)),
             topic::LEFT => {
-                let gone = event.payload.get("instance_id").and_then(|id| id.as_str());
-                running.retain(|_, instance| Some(instance.as_str()) != gone);
+                let gone = event.payload.raw().member("instance_id").and_then(Raw::text);
+                running.retain(|_, instance| Some(instance.as_str()) != gone.as_deref());
             }
             _ => {}
         }
@@ -44,8 +45,8 @@ pub(super) async fn watch(shared: Arc<Shared>, mut events: HubSubscription) {
     while let Some(delivery) = events.recv().await {
         let Delivery::Event(event) = delivery else { continue };
         if event.topic.as_str() == topic::STOP {
-            let asked = event.payload.get("instances").and_then(|ids| ids.as_array());
-            if shared.options.headless && asked.is_some_and(|ids| ids.iter().any(|id| *id == *shared.id)) {
+            let asked = event.payload.raw().member("instances").and_then(Raw::elements).unwrap_or_default();
+            if shared.options.headless && asked.into_iter().filter_map(Raw::text).any(|id| *id == *shared.id) {
                 shared.stop_requested.cancel();
             }
         } else {

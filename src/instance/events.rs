@@ -5,8 +5,9 @@ use std::sync::Arc;
 use pando_dbproxy::WriteError;
 use pando_ipc::client::CallError;
 use pando_ipc::hello::PUBLISH;
+use pando_ipc::rpc::Json;
 use pando_ipc::{Topic, TopicError};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Shared;
 
@@ -37,8 +38,13 @@ impl Events {
     ///
     /// A durable event is journaled exactly once, whatever dies, when this returns `Ok`. An ephemeral one (see [`Topic::is_ephemeral`]) goes out at once
     /// and may be lost.
-    pub async fn publish(&self, topic: &str, payload: Value, session_id: &str) -> Result<Option<u64>, PublishError> {
-        let topic = Topic::new(topic)?;
+    pub async fn publish(
+        &self,
+        topic: &str,
+        payload: impl Into<Json>,
+        session_id: &str,
+    ) -> Result<Option<u64>, PublishError> {
+        let (topic, payload) = (Topic::new(topic)?, payload.into());
         if topic.is_ephemeral() {
             let params = json!({"topic": topic, "payload": payload, "session_id": session_id, "durable": false});
             self.0.routes.notify(PUBLISH, params).await?;

@@ -116,7 +116,7 @@ impl Primary {
 
     /// Journals an event in the name of this instance and returns its `seq`.
     pub(crate) async fn publish(&self, topic: Topic, payload: Value, session_id: String) -> Result<u64, Fault> {
-        let work = Work::Publish { topic, payload, session_id, project_id: String::new() };
+        let work = Work::Publish { topic, payload: payload.into(), session_id, project_id: String::new() };
         Ok(self.write(self.shared.id.clone(), None, work).await?.seq)
     }
 

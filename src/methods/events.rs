@@ -10,7 +10,7 @@ use pando_ipc::cursor::{Bookmark, Cursor, CursorError, Cursors};
 use pando_ipc::methods::{Call, Caller, Reply};
 use pando_ipc::rpc::{Json, Raw};
 use pando_ipc::topic::{HEARTBEAT, PROBE_PREFIX};
-use pando_ipc::{Code, Fault, Pattern, Timestamp};
+use pando_ipc::{Code, Envelope, Fault, Pattern, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -82,7 +82,8 @@ struct Since {
 #[derive(Debug, Serialize, JsonSchema)]
 struct SinceResult {
     /// Envelopes in commit order.
-    events: Vec<Value>,
+    #[schemars(with = "Vec<Value>")]
+    events: Vec<Envelope>,
     /// Everything up to this number was looked at: go on behind it.
     upto: u64,
     /// Number of the last journaled event; there is more to read while `upto` is below.
@@ -312,7 +313,7 @@ async fn since(primary: &Primary, caller: &Caller, params: Since) -> Result<Sinc
         }
     }
     Ok(SinceResult {
-        events: page.events.iter().map(|event| json!(event)).collect(),
+        events: page.events,
         upto: page.upto,
         head: page.head,
         database: page.database.to_string(),

@@ -163,7 +163,7 @@ async fn greet(client: &Client, greetings: &mut Subscription, text: &str) {
             // A call to the primary that died may end as unknown.
             drop(client.call("echo", json!(text)).await);
             match timeout(Duration::from_millis(100), greetings.recv()).await {
-                Ok(Some(Delivery::Event(event))) if event.payload == text => return,
+                Ok(Some(Delivery::Event(event))) if event.payload == json!(text) => return,
                 Ok(None) => panic!("the subscription ended"),
                 Ok(Some(_)) | Err(_) => {}
             }

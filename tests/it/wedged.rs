@@ -42,13 +42,14 @@ async fn an_application_hears_of_a_silent_primary_within_two_seconds_and_reads_o
     let stopped_at = Instant::now();
     first.signal(Signal::STOP);
     let event = next(&mut silent, KNOWN_WITHIN).await;
+    let payload: Value = event.payload.read().unwrap();
     assert!(stopped_at.elapsed() < KNOWN_WITHIN, "{:?}", stopped_at.elapsed());
     let program = env!("CARGO_BIN_EXE_pando");
     let expected = json!({
         "instance_id": role.instance_id, "epoch": 1, "pid": first.pid(), "executable": program, "state": "stopped",
-        "silent_ms": event.payload["silent_ms"],
+        "silent_ms": payload["silent_ms"],
     });
-    assert_eq!((event.instance_id.as_str(), event.payload), (second.id(), expected));
+    assert_eq!((event.instance_id.as_str(), payload), (second.id(), expected));
 
     let error = second.call("instance.info", json!({})).await.unwrap_err().to_string();
     let write = second.db().execute("DELETE FROM skills", ()).await.unwrap_err().to_string();
@@ -60,7 +61,7 @@ async fn an_application_hears_of_a_silent_primary_within_two_seconds_and_reads_o
     assert_eq!(count, Some(0), "reads go on");
 
     first.signal(Signal::CONT);
-    assert_eq!(next(&mut speaks, KNOWN_WITHIN).await.payload["pid"], first.pid());
+    assert_eq!(next(&mut speaks, KNOWN_WITHIN).await.payload.read::<Value>().unwrap()["pid"], first.pid());
     assert!(second.call("instance.info", json!({})).await.is_ok());
     second.leave().await;
 }

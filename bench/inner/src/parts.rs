@@ -8,10 +8,10 @@ use pando_bridge::{Hub, Outbound};
 use pando_dbproxy::{Durability, OpId, Statement, Work, WriteRequest, Writer, WriterOptions};
 use pando_ipc::access::Capability;
 use pando_ipc::methods::{Call, Caller, Methods};
-use pando_ipc::rpc::{Incoming, Response, parse_request};
+use pando_ipc::rpc::{Incoming, Json, Response, parse_request};
 use pando_ipc::zmtp::{Engine, Event, Prefixes, SocketType, WireLimits, encode_delimited, encode_message};
 use pando_ipc::{Envelope, Pattern, Topic};
-use serde_json::json;
+use serde::Serialize;
 use tokio::runtime::Runtime;
 
 /// A request of 200 bytes.
@@ -19,6 +19,11 @@ const REQUEST: &str = concat!(
     r#"{"jsonrpc":"2.0","id":"0000000001","method":"echo","params":{"text":""#,
     "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
     r#""}}"#
+);
+/// Text of 150 bytes.
+const TEXT: &str = concat!(
+    "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+    "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
 );
 /// What a DEALER says before its first request: greeting of ZMTP 3.0 with NULL, and READY.
 const READY: &[u8] = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER";
@@ -51,7 +56,7 @@ pub fn parts() -> Vec<Part> {
     let part = |name, prepare| Part { name, prepare };
     vec![
         part("call: read, dispatch, answer", call),
-        part("event: encode", event_encode),
+        part("event: make, encode", event_encode),
         part("event: decode", event_decode),
         part("event: to 4 subscribers here", event_hub),
         part("prefixes: 1,000, one matches", prefixes),
@@ -92,15 +97,22 @@ fn next(engine: &mut Engine) -> Option<Event> {
     engine.poll().unwrap_or_else(|error| panic!("the frames are sound: {error}"))
 }
 
+/// What an application has to say.
+#[derive(Serialize)]
+struct Token<'a> {
+    session_id: &'a str,
+    message_id: &'a str,
+    text: &'a str,
+}
+
 /// An event of about 300 bytes.
 fn event() -> Envelope {
-    let payload = json!({"session_id": "s-1", "message_id": "m-1", "text": "x".repeat(150)});
+    let payload = Json::of(&Token { session_id: "s-1", message_id: "m-1", text: TEXT });
     Envelope { n: Some(1), epoch: Some(1), ..Envelope::new("inst-bench", Topic::known("llm.token"), payload) }
 }
 
 fn event_encode() -> Box<dyn FnMut()> {
-    let event = event();
-    Box::new(move || assert!(event.to_frame().len() > 250, "an event has its size"))
+    Box::new(move || assert!(event().to_frame().len() > 250, "an event has its size"))
 }
 
 fn event_decode() -> Box<dyn FnMut()> {

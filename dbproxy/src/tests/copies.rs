@@ -146,7 +146,7 @@ async fn what_is_restored_is_a_database_of_its_own() {
     };
     let up_to_date = followed(head).await;
     assert_eq!((up_to_date.resync, up_to_date.events[0].topic.as_str()), (None, "db.restored"));
-    assert_eq!(up_to_date.events[0].payload["former"], database.to_string());
+    assert_eq!(up_to_date.events[0].payload.read::<Value>().unwrap()["former"], database.to_string());
     assert_eq!(up_to_date.events[1].prev, Some(1), "topics remember their last event");
     let behind = followed(1).await;
     assert_eq!(behind.resync.map(|gone| (gone.from, gone.to)), Some((2, head)));

@@ -56,7 +56,7 @@ async fn replace_and_a_bare_delete_emit_the_rows_they_remove() {
 fn summaries(bench: &Bench) -> Vec<Value> {
     let events = bench.events.lock().unwrap();
     let summaries = events.iter().filter(|event| event.topic.as_str() == "db.changed");
-    summaries.map(|event| event.payload["payload"]["tables"].clone()).collect()
+    summaries.map(|event| event.payload.read::<Value>().unwrap()["payload"]["tables"].clone()).collect()
 }
 
 #[tokio::test]
@@ -118,7 +118,7 @@ async fn many_rows_become_one_bulk_event() {
                 INSERT INTO sessions (id, title) SELECT x, '' FROM n";
     let ack = apply(&writer, exec(&[many])).await;
     assert_eq!((bench.seen(), ack.seq), (vec!["db.session.bulk".to_owned()], 2));
-    let payload = bench.events.lock().unwrap()[0].payload["payload"].clone();
+    let payload = bench.events.lock().unwrap()[0].payload.read::<Value>().unwrap()["payload"].clone();
     let expected = json!({"method": "exec", "table": "sessions", "created": 1001, "updated": 0, "deleted": 0});
     assert_eq!(payload, expected);
 }
@@ -183,7 +183,9 @@ async fn a_tracked_table_tells_the_columns_that_were_asked_for() {
     let told = |bench: &Bench| {
         let events = bench.events.lock().unwrap();
         let rows = events.iter().filter(|event| event.topic.as_str() != "db.changed");
-        let last: Vec<_> = rows.map(|event| (event.topic.to_string(), event.payload["payload"].clone())).collect();
+        let last: Vec<_> = rows
+            .map(|event| (event.topic.to_string(), event.payload.read::<Value>().unwrap()["payload"].clone()))
+            .collect();
         last.into_iter().map(|(topic, change)| json!([topic, change["key"], change["columns"]])).collect::<Vec<_>>()
     };
     apply(&writer, exec(&["INSERT INTO tasks (name, done, data) VALUES ('a', 0, x'00ff')"])).await;

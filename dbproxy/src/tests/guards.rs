@@ -186,6 +186,6 @@ async fn the_schema_may_be_changed_when_that_is_said() {
     ] {
         submit(&writer, ddl(&[sql])).await.expect(sql);
     }
-    let told = bench.events.lock().unwrap()[0].payload["payload"].clone();
+    let told = bench.events.lock().unwrap()[0].payload.read::<Value>().unwrap()["payload"].clone();
     assert_eq!(told, json!({"method": "exec", "tables": {"t": {"created": 1}}}), "through a view and a trigger");
 }

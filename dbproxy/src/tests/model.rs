@@ -140,7 +140,12 @@ fn work(number: usize, op: Op) -> Work {
         Op::Bad => batch.execute("INSERT INTO nowhere VALUES (?1)", [note.last_insert_rowid()]),
         Op::Tell => {
             let (topic, payload) = (Topic::known(TOLD), json!(number));
-            return Work::Publish { topic, payload, session_id: String::new(), project_id: String::new() };
+            return Work::Publish {
+                topic,
+                payload: payload.into(),
+                session_id: String::new(),
+                project_id: String::new(),
+            };
         }
     };
     Work::Exec { statements: batch.into_statements(), ddl: false }
@@ -229,7 +234,10 @@ async fn check(ops: Vec<Op>, weather: Vec<Weather>, patience: Duration) {
     let held = all("SELECT key, at FROM held ORDER BY key").await.map(|row| Ok((row.get(0)?, row.get(1)?))).unwrap();
     let page = readers.since(0, &[Pattern::new(TOLD).unwrap()], 1_000).await.unwrap();
     let events = page.events.iter().map(|event| {
-        ((true, i64::try_from(event.seq.unwrap()).unwrap()), usize::try_from(event.payload.as_u64().unwrap()).unwrap())
+        (
+            (true, i64::try_from(event.seq.unwrap()).unwrap()),
+            usize::try_from(event.payload.read::<Value>().unwrap().as_u64().unwrap()).unwrap(),
+        )
     });
     let found: BTreeMap<_, _> = log.iter().map(|(at, number)| ((false, *at), *number)).chain(events).collect();
     assert_eq!(applied, found, "what was told and what was applied");

@@ -57,7 +57,10 @@ async fn a_registered_write_reads_changes_and_tells_in_one_transaction() {
     assert_eq!(db.named("charge", &json!({"account": 1, "cents": 30})).await.unwrap(), json!({"left": 70}));
     assert_eq!(bench.seen(), ["account.charged"]);
     let event = bench.events.lock().unwrap()[1].clone();
-    assert_eq!((event.instance_id.as_str(), event.payload["left"].as_i64()), ("inst-B", Some(70)));
+    assert_eq!(
+        (event.instance_id.as_str(), event.payload.read::<Value>().unwrap()["left"].as_i64()),
+        ("inst-B", Some(70))
+    );
     let refused = db.named("charge", &json!({"account": 1, "cents": 71})).await.unwrap_err();
     let WriteError::Refused(fault) = &refused else { panic!("{refused:?}") };
     assert!(fault.is(Code::Conflict), "{fault:?}");

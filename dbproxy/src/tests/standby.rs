@@ -87,7 +87,7 @@ async fn a_schema_or_a_wish_that_came_meanwhile_makes_it_unfit_and_is_followed()
         let (second, was_used) = elected(&bench, standby);
         assert!(!was_used);
         apply(&second, exec(&["INSERT INTO later VALUES (7)"])).await;
-        let told = bench.events.lock().unwrap()[0].payload["payload"]["tables"].clone();
+        let told = bench.events.lock().unwrap()[0].payload.read::<Value>().unwrap()["payload"]["tables"].clone();
         assert_eq!(told, json!({"later": {"created": 1}}));
         second.close().await;
     }

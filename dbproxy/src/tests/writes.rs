@@ -296,7 +296,7 @@ async fn an_event_is_published_once_and_in_the_journal() {
     let writer = bench.writer();
     let publish = || Work::Publish {
         topic: Topic::known("tool.end"),
-        payload: json!({"z": 1, "a": [true]}),
+        payload: json!({"z": 1, "a": [true]}).into(),
         session_id: "s".into(),
         project_id: "p".into(),
     };

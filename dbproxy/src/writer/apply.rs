@@ -134,13 +134,13 @@ impl Desk {
         event.session_id = change.session_id;
         let mut detail = serde_json::Map::from_iter([("method".to_owned(), json!(request.work.label()))]);
         detail.extend(change.detail);
-        event.payload = json!({
+        event.payload = Json::of(&json!({
             "instance_id": request.source,
             "path": self.workdir.to_string_lossy(),
             "topic": event.topic,
             "payload": detail,
             "timestamp": event.timestamp,
-        });
+        }));
         event
     }
 

@@ -1,12 +1,15 @@
 //! Who wants which events, and the worker that brings them: one SUB for all subscribers of a client.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use futures::poll;
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
@@ -26,6 +29,8 @@ use crate::topic::{PROBE_PREFIX, Pattern};
 const PROBE_PAUSE: Duration = Duration::from_millis(20);
 /// How long a proof may take; then the socket is made anew.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most frames that are taken before the subscribers have their turn.
+const BURST: usize = 64;
 /// After so long without any frame the subscription is proven again.
 const SILENCE: Duration = Duration::from_secs(15);
 
@@ -203,7 +208,7 @@ async fn hear(core: &Core, link: &Link) -> Result<(), Cause> {
             () = tokio::time::sleep_until(deadline) => Step::TooQuiet,
         };
         match step {
-            Step::Frame(frame) => hearing.frame(&frame).await?,
+            Step::Frame(frame) => hearing.burst(frame).await?,
             Step::Lost(cause) => return Err(cause),
             Step::Wish if core.feeds().is_empty() => return Ok(()),
             Step::Wish => hearing.align().await?,
@@ -282,8 +287,20 @@ impl Hearing<'_> {
         Ok(())
     }
 
-    async fn frame(&mut self, frame: &[u8]) -> Result<(), Cause> {
+    /// Takes a frame and those that have come behind it: they need no waiting.
+    async fn burst(&mut self, first: Bytes) -> Result<(), Cause> {
         self.quiet_until = Instant::now() + SILENCE;
+        self.frame(&first).await?;
+        for _ in 1..BURST {
+            let Poll::Ready(next) = poll!(pin!(self.ear.next())) else { return Ok(()) };
+            self.frame(&next?).await?;
+        }
+        // There may be more without end: no inbox is filled before its subscriber had a turn to empty it.
+        tokio::task::yield_now().await;
+        Ok(())
+    }
+
+    async fn frame(&mut self, frame: &[u8]) -> Result<(), Cause> {
         if self.proof.as_ref().is_some_and(|proof| topic_of(frame).is_some_and(|topic| proof.topic.matches(topic))) {
             return self.proven().await;
         }

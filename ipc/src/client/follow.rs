@@ -5,8 +5,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
-
 use super::history::{History, HistoryError, Page, Resync};
 use super::inbox::Delivery;
 use super::position::{Position, Verdict};
@@ -288,7 +286,11 @@ impl Follower {
     fn event(&mut self, event: Arc<Envelope>) {
         if event.topic.as_str() == HEARTBEAT
             && self.is_tracked
-            && event.payload.get("head").and_then(Value::as_u64).is_some_and(|head| self.position.is_behind(head))
+            && event
+                .payload
+                .raw()
+                .member("head")
+                .is_some_and(|head| head.read().is_ok_and(|head| self.position.is_behind(head)))
         {
             self.stage = Stage::Replay;
         }

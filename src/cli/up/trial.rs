@@ -209,7 +209,7 @@ async fn record_events(instance: &Instance, recorder: &Recorder) {
         match delivery {
             Delivery::Event(event) => {
                 let (Some(seq), Some(epoch)) = (event.seq, event.epoch) else { continue };
-                let (topic, mark) = (event.topic.to_string(), Event::mark(&event.payload));
+                let (topic, mark) = (event.topic.to_string(), Event::mark(&event.payload.read().unwrap_or_default()));
                 recorder.note(What::Event(Event { seq, epoch, topic, mark }));
             }
             Delivery::Lagged(events) => recorder.note(What::Lagged { events }),
@@ -237,7 +237,7 @@ fn work_of(work: Work, op: &str) -> pando_dbproxy::Work {
         }
         Work::Publish => pando_dbproxy::Work::Publish {
             topic: Topic::known("trial.published"),
-            payload: json!({"op": op}),
+            payload: json!({"op": op}).into(),
             session_id: String::new(),
             project_id: String::new(),
         },

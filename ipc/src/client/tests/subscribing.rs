@@ -16,7 +16,7 @@ async fn linked(setup: Setup) -> (TempDir, Workdir, Fake, Client) {
 /// Returns the payload of the next delivery, which must be an event.
 async fn payload(subscription: &mut Subscription) -> Value {
     match soon(subscription.recv()).await {
-        Some(Delivery::Event(event)) => event.payload.clone(),
+        Some(Delivery::Event(event)) => event.payload.read().unwrap(),
         other => panic!("{other:?}"),
     }
 }

@@ -80,11 +80,13 @@ fn padded(text: &str, width: usize) -> String {
 
 /// Returns the payload as `key=value`; of a change of a row only what the topic does not say already.
 fn payload(event: &Envelope) -> String {
-    let change = event.topic.as_str().starts_with("db.").then(|| event.payload.get("payload")).flatten();
-    match change.unwrap_or(&event.payload) {
-        Value::Null => String::new(),
-        Value::Object(fields) => pairs(fields),
-        other => other.to_string(),
+    let whole = event.payload.raw();
+    let change = event.topic.as_str().starts_with("db.").then(|| whole.member("payload")).flatten();
+    let shown = change.unwrap_or(whole);
+    match shown.read() {
+        Ok(Value::Null) => String::new(),
+        Ok(Value::Object(fields)) => pairs(&fields),
+        _ => shown.as_str().to_owned(),
     }
 }
 

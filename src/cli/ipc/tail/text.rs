@@ -1,8 +1,10 @@
 //! Joins the tokens of answers to text that can be read while it comes.
 
+use std::borrow::Cow;
+
 use pando_ipc::client::Followed;
+use pando_ipc::rpc::Raw;
 use pando_ipc::{Envelope, topic};
-use serde_json::Value;
 
 use crate::cli::output::printable;
 
@@ -49,16 +51,15 @@ impl Stitch {
             shown = format!("{}{}\n", self.end(), self.lines.palette().heading(&format!("── {heading}")));
             self.open = Some(whose);
         }
-        let text = text_of(&event.payload);
+        let text = text_of(event.payload.raw()).unwrap_or_default();
         // A line break is part of the text; other control characters could move the cursor.
         shown.push_str(&text.split('\n').map(printable).collect::<Vec<_>>().join("\n"));
         shown
     }
 }
 
-fn text_of(payload: &Value) -> &str {
-    let field = || TEXT_KEYS.iter().find_map(|key| payload.get(key)?.as_str());
-    payload.as_str().or_else(field).unwrap_or_default()
+fn text_of(payload: Raw<'_>) -> Option<Cow<'_, str>> {
+    payload.text().or_else(|| TEXT_KEYS.iter().find_map(|key| payload.member(key)?.text()))
 }
 
 #[cfg(test)]
@@ -66,7 +67,7 @@ pub(crate) mod tests {
     use std::sync::Arc;
 
     use pando_ipc::Topic;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::cli::output::Palette;
