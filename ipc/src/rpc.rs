@@ -5,7 +5,8 @@ mod strict;
 
 use std::fmt;
 
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
@@ -66,7 +67,25 @@ pub struct Json(Box<RawValue>);
 
 impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Box::<RawValue>::deserialize(deserializer).map(Self::on_one_line)
+        /// By this name `serde_json` is asked for text. What knows none, such as the buffer of an untagged enum, gives the value.
+        const RAW: &str = "$serde_json::private::RawValue";
+        struct AsText;
+        impl<'de> Visitor<'de> for AsText {
+            type Value = Json;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("JSON")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Json, A::Error> {
+                Box::<RawValue>::deserialize(MapAccessDeserializer::new(map)).map(Json::on_one_line)
+            }
+
+            fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Json, D::Error> {
+                Value::deserialize(deserializer).map(Json::from)
+            }
+        }
+        deserializer.deserialize_newtype_struct(RAW, AsText)
     }
 }
 
@@ -397,6 +416,24 @@ mod tests {
         assert_eq!(single(&request).unwrap().params, json);
         let kept: Json = serde_json::from_str(r#"{ "a": "é" }"#).unwrap();
         assert_eq!(kept.as_str(), r#"{ "a": "é" }"#);
+    }
+
+    #[test]
+    fn json_is_read_from_buffers_and_values_too() {
+        #[derive(Debug, Deserialize, PartialEq)]
+        #[serde(untagged)]
+        enum Either {
+            Number { number: u64 },
+            Any { any: Json },
+        }
+        for value in [json!({"b": [1, 2.5, null], "a": "x"}), json!(null), json!(7), json!("\n")] {
+            let whole = json!({"any": value});
+            let expected = Either::Any { any: Json::of(&value) };
+            assert_eq!(serde_json::from_str::<Either>(&whole.to_string()).unwrap(), expected);
+            assert_eq!(serde_json::from_value::<Either>(whole).unwrap(), expected);
+            assert_eq!(serde_json::from_value::<Json>(value.clone()).unwrap(), value);
+        }
+        assert_eq!(serde_json::from_str::<Either>(r#"{"number":3}"#).unwrap(), Either::Number { number: 3 });
     }
 
     #[test]
