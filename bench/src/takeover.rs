@@ -1,7 +1,8 @@
 //! Takeovers: real processes write, the primary is killed (or leaves), and the clock runs until everybody writes again.
 //!
-//! Reported are, from the kill on, the successor's first acknowledged commit, and for each survivor the longest gap between two acknowledged
-//! writes, as read from the pipes of the processes: what an application sees.
+//! Reported are, from right before kill(2) on, the successor's first acknowledged commit, and for each survivor the longest gap between two
+//! acknowledged writes: what an application sees. Each process says when an acknowledgement was in its hands, by the monotonic clock that all
+//! processes of a host share; how long its lines take through the pipe to here does not count.
 
 use std::io::BufRead;
 use std::path::Path;
@@ -10,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
 use crate::Failure;
@@ -25,10 +27,26 @@ const WATCHED: Duration = Duration::from_millis(700);
 /// How long anything may take at all.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What one process said, and when it was read.
+/// A moment of the clock that all processes of a host share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Moment(Duration);
+
+impl Moment {
+    fn now() -> Self {
+        let now = clock_gettime(ClockId::Monotonic);
+        Self(Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0)))
+    }
+
+    fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// What one process said.
 enum Said {
     Role(String),
-    Acked,
+    /// When it had each acknowledgement.
+    Acked(Vec<Moment>),
     Failed,
     Other,
 }
@@ -36,12 +54,12 @@ enum Said {
 /// An instance and its load.
 struct Writer {
     program: Program,
-    lines: Receiver<(Instant, Said)>,
+    lines: Receiver<(Moment, Said)>,
     role: String,
-    acks: Vec<Instant>,
-    /// When it had no primary any more, and when it was one.
-    sought_at: Option<Instant>,
-    led_at: Option<Instant>,
+    /// When it had them, in this order.
+    acks: Vec<Moment>,
+    /// When we read that it leads.
+    led_at: Option<Moment>,
     failures: u32,
 }
 
@@ -54,13 +72,12 @@ impl Writer {
         // It ends with the process whose pipe it reads.
         thread::spawn(move || {
             for line in news.lines().map_while(Result::ok) {
-                if sender.send((Instant::now(), read(&line))).is_err() {
+                if sender.send((Moment::now(), read(&line))).is_err() {
                     return;
                 }
             }
         });
-        let mut writer =
-            Self { program, lines, role: String::new(), acks: vec![], sought_at: None, led_at: None, failures: 0 };
+        let mut writer = Self { program, lines, role: String::new(), acks: vec![], led_at: None, failures: 0 };
         let deadline = Instant::now() + PATIENCE;
         while writer.acks.is_empty() {
             writer.listen_until(Instant::now() + Duration::from_millis(20))?;
@@ -76,39 +93,40 @@ impl Writer {
         loop {
             match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok((at, Said::Role(role))) => {
-                    match role.as_str() {
-                        "seeking" => self.sought_at = Some(at),
-                        "primary" => self.led_at = Some(at),
-                        _ => {}
+                    if role == "primary" {
+                        self.led_at = Some(at);
                     }
                     self.role = role;
                 }
-                Ok((at, Said::Acked)) => self.acks.push(at),
+                Ok((_, Said::Acked(at))) => self.acks.extend(at),
                 Ok((_, Said::Failed)) => self.failures += 1,
                 Ok((_, Said::Other)) => {}
-                Err(RecvTimeoutError::Timeout) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) => break,
                 Err(RecvTimeoutError::Disconnected) => return Err("an instance ended by itself".into()),
             }
         }
+        // Its writers tell one after the other, which is not quite the order of their moments.
+        self.acks.sort_unstable();
+        Ok(())
     }
 
     /// Returns when it had its first write of its own term acknowledged.
     ///
-    /// It writes before it has told that it leads, and may tell of its predecessor's last answers once it seeks: between the two come nothing
-    /// but those, a silence, and its own.
-    fn first_commit(&self, killed: Instant) -> Option<Instant> {
-        let (sought_at, led_at) = (self.sought_at.unwrap_or(killed), self.led_at?);
-        let acks = self.acks.iter().copied().filter(|ack| *ack > sought_at);
+    /// It writes before it has told that it leads, and reads its predecessor's last answers after the kill: between the two come nothing but
+    /// those, a silence, and its own.
+    fn first_commit(&self, killed: Moment) -> Option<Moment> {
+        let led_at = self.led_at?;
+        let acks = self.acks.iter().copied().filter(|ack| *ack > killed);
         let until = acks.clone().position(|ack| ack >= led_at)?;
-        let mut before = sought_at;
-        let pauses = acks.take(until + 1).map(|ack| (ack - std::mem::replace(&mut before, ack), ack));
+        let mut before = killed;
+        let pauses = acks.take(until + 1).map(|ack| (ack.since(std::mem::replace(&mut before, ack)), ack));
         pauses.max().map(|(_, ack)| ack)
     }
 
     /// Returns the longest time without an acknowledged write up to `at`, and from the last one before it on, in milliseconds.
-    fn gaps(&self, at: Instant) -> Option<(f64, f64)> {
+    fn gaps(&self, at: Moment) -> Option<(f64, f64)> {
         let from = self.acks.iter().rposition(|ack| *ack <= at)?;
-        let longest = |acks: &[Instant]| acks.windows(2).map(|pair| pair[1] - pair[0]).max().map(ms);
+        let longest = |acks: &[Moment]| acks.windows(2).map(|pair| pair[1].since(pair[0])).max().map(ms);
         Some((longest(&self.acks[..=from])?, longest(&self.acks[from..])?))
     }
 }
@@ -117,7 +135,10 @@ fn read(line: &str) -> Said {
     let value: Value = serde_json::from_str(line).unwrap_or_default();
     match (value["role"].as_str(), value["load"].as_str()) {
         (Some(role), _) => Said::Role(role.to_owned()),
-        (None, Some("acked")) => Said::Acked,
+        (None, Some("acked")) => {
+            let at_ns = value["at_ns"].as_array().into_iter().flatten().filter_map(Value::as_u64);
+            Said::Acked(at_ns.map(|at_ns| Moment(Duration::from_nanos(at_ns))).collect())
+        }
         (None, Some("failed")) => Said::Failed,
         (None, _) => Said::Other,
     }
@@ -144,16 +165,18 @@ impl Times {
         }
         let leader = writers.iter().position(|writer| writer.role == "primary").ok_or("nobody leads")?;
         let leaving = writers.swap_remove(leader);
-        let at = Instant::now();
-        leaving.program.signal(signal)?;
-        let watched = at + WATCHED;
         for writer in writers.iter_mut() {
-            (writer.sought_at, writer.led_at) = (None, None);
+            writer.led_at = None;
+        }
+        let watched = Instant::now() + WATCHED;
+        let at = Moment::now();
+        leaving.program.signal(signal)?;
+        for writer in writers.iter_mut() {
             writer.listen_until(watched)?;
         }
         let successor = writers.iter().find(|writer| writer.led_at.is_some()).ok_or("nobody took over")?;
         let first = successor.first_commit(at);
-        self.first_commits.push(ms(first.ok_or("the successor did not write")? - at));
+        self.first_commits.push(ms(first.ok_or("the successor did not write")?.since(at)));
         for (calm, gap) in writers.iter().filter_map(|writer| writer.gaps(at)) {
             self.calm_gaps.push(calm);
             self.gaps.push(gap);

@@ -7,8 +7,8 @@ use pando_dbproxy::Remote;
 use pando_ipc::client::{self, Cause, Client, Link, LocalHistory, Since};
 use pando_ipc::cursor::Bookmark;
 use pando_ipc::failpoint::{self, Point};
-use pando_ipc::lock::Candidate;
-use pando_ipc::{Kind, hello, topic};
+use pando_ipc::lock::{Candidate, Lease};
+use pando_ipc::{Kind, LockError, hello, topic};
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
@@ -23,7 +23,7 @@ use super::{HEARTBEAT, JoinError, Role, Shared, lead, silence};
 
 enum Step {
     Stop,
-    Won(Result<pando_ipc::Lease, pando_ipc::LockError>),
+    Won(Result<(), LockError>),
     Link,
     Beat,
     CheckLock,
@@ -35,7 +35,8 @@ pub(super) async fn follow(
     stop: &CancellationToken,
     failed: &mut Option<oneshot::Sender<JoinError>>,
 ) -> Result<Ended, JoinError> {
-    let mut candidate = Candidate::wait(shared.workdir.clone(), &shared.id)?;
+    let warm = Warm::new(shared.workdir.database_path());
+    let mut candidate = stand(shared, &warm)?;
     let client = Client::open(
         shared.workdir.clone(),
         client::Options {
@@ -59,7 +60,6 @@ pub(super) async fn follow(
     if link.borrow().is_some() {
         link.mark_changed();
     }
-    let mut warm = Warm::new(shared.workdir.database_path());
     let mut beat = interval(HEARTBEAT);
     let mut check = interval(LOCK_CHECK);
     for timer in [&mut beat, &mut check] {
@@ -74,18 +74,15 @@ pub(super) async fn follow(
             _ = check.tick() => Step::CheckLock,
         };
         match step {
-            Step::Stop => break Ok(None),
-            Step::Won(won) => {
-                failpoint::hit(Point::CandidateWon);
-                break won.map(Some).map_err(JoinError::Lock);
-            }
+            Step::Stop => break candidate.withdraw().await.map_err(JoinError::Lock),
+            Step::Won(won) => break won.map(|()| Some(candidate)).map_err(JoinError::Lock),
             Step::Link => {
                 failed.take();
                 let role = role_of(link.borrow_and_update().as_ref());
                 let is_led = matches!(role, Role::Secondary { .. });
                 shared.role.send_replace(role);
                 if is_led {
-                    warm.look().await;
+                    warm.look(&tasks);
                 }
             }
             Step::Beat if link.borrow().is_some() => {
@@ -101,42 +98,56 @@ pub(super) async fn follow(
                 if failed.as_ref().is_some_and(|failed| !failed.is_closed())
                     && let Some(cause @ Cause::Version { .. }) = client.trouble()
                 {
-                    break Err(JoinError::Version(cause));
+                    break match candidate.withdraw().await {
+                        Ok(None) => Err(JoinError::Version(cause)),
+                        late => late.map_err(JoinError::Lock),
+                    };
                 }
                 if link.borrow().is_some() {
-                    warm.look().await;
+                    warm.look(&tasks);
                 }
             }
             Step::CheckLock => {
                 tracing::warn!("the lock file was removed or replaced: racing for the new one");
-                match Candidate::wait(shared.workdir.clone(), &shared.id) {
-                    Ok(anew) => candidate = anew,
-                    Err(error) => break Err(JoinError::Lock(error)),
-                }
+                candidate = match candidate.withdraw().await {
+                    Ok(None) => match stand(shared, &warm) {
+                        Ok(anew) => anew,
+                        Err(error) => break Err(JoinError::Lock(error)),
+                    },
+                    late => break late.map_err(JoinError::Lock),
+                };
             }
         }
     };
     shared.routes.clear();
     term.cancel();
     match ended {
-        Ok(Some(lease)) => Ok(Ended::Elected(lease, Box::new(succeed(shared, warm, &client, &tasks).await?))),
+        Ok(Some(candidate)) => Ok(Ended::Elected(Box::new(succeed(shared, candidate, &client, &tasks).await?))),
         ended => {
+            // An open database would keep the last one to leave from cleaning up.
+            tasks.spawn_blocking(move || drop(warm.take()));
             client.close().await;
             tasks.wait().await;
-            // An open database would keep the last one to leave from cleaning up.
-            drop(warm.take().await);
             ended.map(|_| Ended::Stopped)
         }
     }
 }
 
-/// Opens the database while the former term is wound up. Every moment counts, and nobody is left to read our last words.
-async fn succeed(
-    shared: &Arc<Shared>,
-    warm: Warm,
-    client: &Client,
-    tasks: &TaskTracker,
-) -> Result<lead::Opened, JoinError> {
+/// What a candidate makes of the lock.
+type Begun = Result<lead::Opened, JoinError>;
+
+/// Stands for election. The database is opened with what is prepared by then.
+fn stand(shared: &Arc<Shared>, warm: &Warm) -> Result<Candidate<Begun>, LockError> {
+    let (own, warm) = (Arc::clone(shared), warm.clone());
+    let begin = move |lease: Lease| {
+        failpoint::hit(Point::CandidateWon);
+        lead::open(&own, lease, warm.take())
+    };
+    Candidate::wait(shared.workdir.clone(), &shared.id, begin)
+}
+
+/// Winds the former term up while the next one begins. Every moment counts, and nobody is left to read our last words.
+async fn succeed(shared: &Arc<Shared>, candidate: Candidate<Begun>, client: &Client, tasks: &TaskTracker) -> Begun {
     let wind_up = async {
         client.hang_up().await;
         tasks.wait().await;
@@ -147,7 +158,7 @@ async fn succeed(
             tracing::debug!(%error, "not caught up yet");
         }
     };
-    tokio::join!(lead::open(shared, warm), wind_up).0
+    tokio::join!(candidate.begun(), wind_up).0
 }
 
 fn role_of(link: Option<&Link>) -> Role {

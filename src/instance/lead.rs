@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pando_bridge::Outbound;
-use pando_dbproxy::{Ack, Db, Deliver, Fenced, OpId, ReadError, Work, WriteRequest, Writer, WriterOptions};
+use pando_dbproxy::{Ack, Db, Deliver, Fenced, OpId, ReadError, Standby, Work, WriteRequest, Writer, WriterOptions};
 use pando_ipc::bus::{Bus, BusOptions, Limits};
 use pando_ipc::failpoint::{self, Point};
 use pando_ipc::lock::Lease;
@@ -21,7 +21,6 @@ use super::rates::Rates;
 use super::roster::{Member, Roster};
 use super::route::Route;
 use super::terms::Ended;
-use super::warm::Warm;
 use super::{HEARTBEAT, JoinError, Role, Shared};
 use crate::methods;
 
@@ -163,19 +162,13 @@ struct Incoming {
 /// Leads until `stop`, or until the lock or the database is no longer ours.
 pub(super) async fn lead(
     shared: &Arc<Shared>,
-    lease: Lease,
-    opened: Option<Box<Opened>>,
+    Opened { writer, outbound, lease }: Opened,
     stop: &CancellationToken,
     failed: &mut Option<oneshot::Sender<JoinError>>,
 ) -> Result<Ended, JoinError> {
-    let previous = read_lock_for_path(&shared.workdir).ok();
     let (arrivals, arrived) = mpsc::channel(ARRIVALS);
     let (successor, chosen) = mpsc::channel(1);
-    let opened = match opened {
-        Some(opened) => *opened,
-        None => open(shared, Warm::new(shared.workdir.database_path())).await?,
-    };
-    let (primary, bus) = begin(shared, &lease, opened, arrivals, successor).await?;
+    let (primary, bus, previous) = begin(shared, &lease, writer, outbound, arrivals, successor).await?;
     failed.take();
     failpoint::hit(Point::TermServes);
     let incoming = Incoming { arrived, departures: bus.departures(), chosen };
@@ -208,11 +201,12 @@ pub(super) async fn lead(
 pub(super) struct Opened {
     writer: Writer,
     outbound: Arc<Outbound>,
+    /// It goes last.
+    lease: Lease,
 }
 
-/// Opens the database and begins an epoch, with what was prepared for it. The lock is held.
-pub(super) async fn open(shared: &Arc<Shared>, warm: Warm) -> Result<Opened, JoinError> {
-    let standby = warm.take().await;
+/// Opens the database and begins an epoch, with what was prepared for it. Blocks.
+pub(super) fn open(shared: &Shared, lease: Lease, standby: Option<Standby>) -> Result<Opened, JoinError> {
     let outbound = Arc::new(Outbound::new(shared.hub.clone()));
     let carrier = Arc::clone(&outbound);
     let options = WriterOptions {
@@ -222,23 +216,20 @@ pub(super) async fn open(shared: &Arc<Shared>, warm: Warm) -> Result<Opened, Joi
         writes: shared.options.writes.clone(),
         on_commit: Box::new(move |events: &[Arc<Envelope>]| carrier.carry(events)),
     };
-    let path = shared.workdir.database_path();
-    let writer = match tokio::task::spawn_blocking(move || Writer::open_prepared(&path, standby, options)).await {
-        Ok(opened) => opened?,
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    };
+    let writer = Writer::open_prepared(&shared.workdir.database_path(), standby, options)?;
     failpoint::hit(Point::TermOpened);
-    Ok(Opened { writer, outbound })
+    Ok(Opened { writer, outbound, lease })
 }
 
-/// Runs the rest of the winning order: let this instance write, bind, advertise, serve.
+/// Runs the rest of the winning order: let this instance write, bind, advertise, serve. Returns what the lock file said before, too.
 async fn begin(
     shared: &Arc<Shared>,
     lease: &Lease,
-    Opened { writer, outbound }: Opened,
+    writer: Writer,
+    outbound: Arc<Outbound>,
     arrivals: mpsc::Sender<Hello>,
     successor: mpsc::Sender<String>,
-) -> Result<(Arc<Primary>, Bus), JoinError> {
+) -> Result<(Arc<Primary>, Bus, Option<LockInfo>), JoinError> {
     shared.place_hub(writer.head());
     // Mostly it has, while the database was being opened.
     if shared.hub.position() != writer.head()
@@ -250,6 +241,7 @@ async fn begin(
     // This instance's own writes need no door: they go on while the doors are made for everybody else's.
     let deliver: Arc<dyn Deliver> = Arc::new(writer.clone());
     shared.routes.set(Route::None, Some(Arc::clone(&deliver)));
+    let previous = read_lock_for_path(&shared.workdir).ok();
     let begun = open_doors(shared, lease, writer.clone(), outbound, arrivals, successor).await;
     if let Ok((_, bus)) = &begun {
         shared.routes.set(Route::Local(bus.methods().clone()), Some(deliver));
@@ -261,7 +253,7 @@ async fn begin(
         drop(deliver);
         writer.close_for_successor().await;
     }
-    begun
+    begun.map(|(primary, bus)| (primary, bus, previous))
 }
 
 /// Binds, and tells the workdir who leads.

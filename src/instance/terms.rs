@@ -20,15 +20,12 @@ pub(super) enum Ended {
     /// The instance leaves.
     Stopped,
     /// The primary went, and the lock is ours.
-    Elected(Lease, Box<Opened>),
+    Elected(Box<Opened>),
     /// The role was handed to another instance.
     HandedOver,
     /// The lock or the database is no longer ours; somebody else leads.
     Deposed,
 }
-
-/// The lock, if it was won, and the database, if it is open already.
-type Won = Option<(Lease, Option<Box<Opened>>)>;
 
 /// Leads or follows, term after term, until `stop`. When the very first term cannot begin, says why and ends.
 pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, failed: oneshot::Sender<JoinError>) {
@@ -37,16 +34,16 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, failed: on
     let mut claim = first_claim(&shared).await;
     loop {
         let ended = match claim {
-            Ok(Some((lease, opened))) => lead::lead(&shared, lease, opened, &stop, &mut failed).await,
+            Ok(Some(opened)) => lead::lead(&shared, *opened, &stop, &mut failed).await,
             Ok(None) => follow::follow(&shared, &stop, &mut failed).await,
             Err(error) => Err(error),
         };
         shared.role.send_replace(Role::Seeking);
         claim = match ended {
             Ok(Ended::Stopped) => break,
-            Ok(Ended::Elected(lease, opened)) => {
+            Ok(Ended::Elected(opened)) => {
                 said.clear();
-                Ok(Some((lease, Some(opened))))
+                Ok(Some(opened))
             }
             // Whoever else waits for the lock comes first; where nobody does, following ends at once.
             Ok(Ended::Deposed | Ended::HandedOver) => Ok(None),
@@ -64,7 +61,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, failed: on
                 if stop.run_until_cancelled(tokio::time::sleep(FAILED_TERM_PAUSE)).await.is_none() {
                     break;
                 }
-                claim_once(&shared)
+                claim_once(&shared).await
             }
         };
     }
@@ -74,18 +71,29 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, failed: on
 }
 
 /// Races once for the lock; one that is meant for another instance is left to it.
-fn claim_once(shared: &Shared) -> Result<Won, JoinError> {
-    let won = lock::try_lock(&shared.workdir)?.filter(|lease| lease.meant_for_another(&shared.id).is_none());
-    Ok(won.map(|lease| (lease, None)))
+async fn claim_once(shared: &Arc<Shared>) -> Result<Option<Box<Opened>>, JoinError> {
+    match lock::try_lock(&shared.workdir)?.filter(|lease| lease.meant_for_another(&shared.id).is_none()) {
+        Some(lease) => open(shared, lease).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// Races for the lock the first time; where the primary's role was demanded, a lost race is an error that says who has it.
-async fn first_claim(shared: &Shared) -> Result<Won, JoinError> {
+async fn first_claim(shared: &Arc<Shared>) -> Result<Option<Box<Opened>>, JoinError> {
     if !shared.options.require_primary {
-        return claim_once(shared);
+        return claim_once(shared).await;
     }
     match acquire_lock(&shared.workdir, shared.options.dial_timeout).await? {
-        Claim::Won(lease) => Ok(Some((lease, None))),
+        Claim::Won(lease) => open(shared, lease).await.map(Some),
         Claim::Lost(info) => Err(JoinError::PrimaryExists(Box::new(info))),
+    }
+}
+
+/// Opens the database off the runtime, with nothing prepared.
+async fn open(shared: &Arc<Shared>, lease: Lease) -> Result<Box<Opened>, JoinError> {
+    let own = Arc::clone(shared);
+    match tokio::task::spawn_blocking(move || lead::open(&own, lease, None)).await {
+        Ok(opened) => opened.map(Box::new),
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
 }

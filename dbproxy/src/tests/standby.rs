@@ -3,7 +3,7 @@
 use rusqlite::config::DbConfig;
 
 use super::*;
-use crate::{Standby, schema};
+use crate::{Standby, schema, standby};
 
 fn prepared(bench: &Bench) -> Standby {
     Standby::prepare(&bench.path()).unwrap()
@@ -33,6 +33,19 @@ async fn who_was_prepared_leads_in_the_next_epoch_and_goes_on_where_the_last_one
     assert_eq!(bench.seen(), ["db.session.created s-1", "db.session.created s-2", "db.session.created s-3"]);
     assert_eq!(bench.check_journal().await, 6);
     second.close().await;
+}
+
+#[test]
+fn a_term_that_was_prepared_waits_for_the_disk_as_one_that_was_not() {
+    let bench = Bench::new();
+    drop(schema::open(&bench.path(), Durability::Disk).unwrap());
+    for (durability, synchronous) in [(Durability::Disk, 2), (Durability::Os, 1)] {
+        for standby in [Some(prepared(&bench)), None] {
+            let (begun, _) = standby::open(&bench.path(), standby, durability).unwrap();
+            let found = begun.opened.connection.query_row("PRAGMA synchronous", [], |row| row.get::<_, i64>(0));
+            assert_eq!(found.unwrap(), synchronous);
+        }
+    }
 }
 
 #[tokio::test]

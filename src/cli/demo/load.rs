@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use pando::store::{CreateMessage, CreateSession, InsertSkill};
 use pando::{Db, Instance, Querier};
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -44,6 +45,8 @@ pub(crate) enum LoadLine {
         messages: Vec<String>,
         /// Increments of the skill's counter: not idempotent, so a write that is applied twice shows.
         uses: u64,
+        /// When each of these writes was answered: nanoseconds of the host's monotonic clock.
+        at_ns: Vec<u64>,
     },
     /// A write that was not acknowledged.
     Failed {
@@ -54,7 +57,13 @@ pub(crate) enum LoadLine {
     Done {},
 }
 
-/// An acknowledged write.
+/// A write that was answered.
+struct Answered {
+    at_ns: u64,
+    ack: Ack,
+}
+
+/// What became of it.
 enum Ack {
     Session(String),
     Message(String),
@@ -98,7 +107,7 @@ pub(crate) async fn run(instance: &Instance) -> Result<(), Failure> {
 }
 
 /// Writes sessions with messages, and counts them, until `stop`.
-async fn write(db: &Db, skill: &str, acks: mpsc::Sender<Ack>, stop: &CancellationToken) {
+async fn write(db: &Db, skill: &str, acks: mpsc::Sender<Answered>, stop: &CancellationToken) {
     while !stop.is_cancelled() {
         let session = Uuid::now_v7().to_string();
         let row = CreateSession { id: session.clone(), title: "demo".into(), ..CreateSession::default() };
@@ -126,29 +135,40 @@ async fn write(db: &Db, skill: &str, acks: mpsc::Sender<Ack>, stop: &Cancellatio
     }
 }
 
-async fn tell<E: std::fmt::Display>(acks: &mpsc::Sender<Ack>, outcome: Result<Ack, E>) {
-    let failed = outcome.is_err();
+async fn tell<E: std::fmt::Display>(acks: &mpsc::Sender<Answered>, outcome: Result<Ack, E>) {
+    let (at_ns, failed) = (monotonic_ns(), outcome.is_err());
+    let ack = outcome.unwrap_or_else(|error| Ack::Failed(error.to_string()));
     // The printer is gone only when the whole load is.
-    drop(acks.send(outcome.unwrap_or_else(|error| Ack::Failed(error.to_string()))).await);
+    drop(acks.send(Answered { at_ns, ack }).await);
     if failed {
         tokio::time::sleep(AFTER_FAILURE).await;
     }
 }
 
+/// Returns the time of the clock that all processes of a host share.
+fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
 /// Prints what was acknowledged: all that has come meanwhile in one line, never waiting for more.
-async fn print(mut acks: mpsc::Receiver<Ack>) -> Result<(), Failure> {
+async fn print(mut acks: mpsc::Receiver<Answered>) -> Result<(), Failure> {
     let mut batch = Vec::with_capacity(UNPRINTED);
     while acks.recv_many(&mut batch, UNPRINTED).await > 0 {
-        let (mut sessions, mut messages, mut uses) = (vec![], vec![], 0);
-        for ack in batch.drain(..) {
+        let (mut sessions, mut messages, mut uses, mut times) = (vec![], vec![], 0, vec![]);
+        for Answered { at_ns, ack } in batch.drain(..) {
             match ack {
                 Ack::Session(id) => sessions.push(id),
                 Ack::Message(id) => messages.push(id),
                 Ack::Use => uses += 1,
-                Ack::Failed(error) => output::json(&LoadLine::Failed { error })?,
+                Ack::Failed(error) => {
+                    output::json(&LoadLine::Failed { error })?;
+                    continue;
+                }
             }
+            times.push(at_ns);
         }
-        output::json(&LoadLine::Acked { sessions, messages, uses })?;
+        output::json(&LoadLine::Acked { sessions, messages, uses, at_ns: times })?;
     }
     Ok(())
 }

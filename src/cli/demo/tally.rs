@@ -95,7 +95,7 @@ impl Tally {
             }
             Said::Role(_) => {}
             Said::Load(LoadLine::Started { skill }) => drop(self.skills.insert(speaker, skill)),
-            Said::Load(LoadLine::Acked { sessions, messages, uses }) => {
+            Said::Load(LoadLine::Acked { sessions, messages, uses, .. }) => {
                 *self.acked_by.entry(speaker).or_default() += sessions.len() as u64 + messages.len() as u64 + uses;
                 *self.uses.entry(speaker).or_default() += uses;
                 self.sessions.extend(sessions);
@@ -258,6 +258,7 @@ pub(crate) mod tests {
                 sessions: vec![format!("s{speaker}")],
                 messages: vec![format!("m{speaker}")],
                 uses: 2,
+                at_ns: vec![],
             };
             tally.take(speaker, Said::Load(acked), now);
         }
