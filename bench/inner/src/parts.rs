@@ -76,8 +76,8 @@ fn call() -> Box<dyn FnMut()> {
     Box::new(move || {
         engine.input().extend_from_slice(&frames);
         while let Some(event) = next(&mut engine) {
-            let Event::Message(parts) = event else { continue };
-            let Some(Ok(Incoming::Single(request))) = parts.last().map(|body| parse_request(body)) else { continue };
+            let Event::Message(body) = event else { continue };
+            let Ok(Incoming::Single(request)) = parse_request(&body) else { continue };
             let call = Call { method: request.method.as_str().into(), params: request.params, caller: caller.clone() };
             let outcome = runtime.block_on(methods.dispatch(call));
             let response = Response { id: request.id.unwrap_or_else(pando_ipc::rpc::Id::null), outcome };
