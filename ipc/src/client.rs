@@ -25,10 +25,13 @@ mod subscription;
 #[cfg(test)]
 mod tests;
 
+use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
@@ -38,12 +41,12 @@ use tokio_util::task::TaskTracker;
 use crate::failpoint::{self, Point};
 use crate::hello::{PING, Welcome};
 use crate::lock::{Holder, LockInfo};
-use crate::rpc::Json;
+use crate::rpc::{Json, parse_response, result_text};
 use crate::stream::Ring;
 use crate::topic::Pattern;
 use crate::workdir::Workdir;
 
-use calls::{Calls, Outcome, Waiting, Withdrawn};
+use calls::{Calls, Next, Outcome, Reply, Waiting, Withdrawn};
 use feed::Feeds;
 
 pub use calls::{MAX_UNREAD, MAX_WAITING};
@@ -164,10 +167,7 @@ impl Client {
 
     /// Calls a method and waits for its result until `deadline`, which covers dial, queueing and answer.
     pub async fn call_by(&self, method: &str, params: Value, deadline: Instant) -> Result<Value, CallError> {
-        let unreadable = |error: serde_json::Error| {
-            CallError::Unknown(socket::failed("the primary", &format_args!("its answer is unreadable: {error}")))
-        };
-        self.call_json(method, Json::of(&params), deadline).await?.read().map_err(unreadable)
+        read(&self.core.exchange(method, &params, true, deadline).await?)
     }
 
     /// Does the same with params and result as text, for those who write and read them as types of their own.
@@ -298,27 +298,43 @@ impl Core {
         silence.as_ref().map(|it| Cause::Unresponsive { holder: Box::new(it.holder.clone()), silent: it.lasted })
     }
 
-    /// Hands what waits to the link, as far as it takes it, and writes it.
-    fn send_waiting(&self) {
-        let ring = self.calls().hand_over(|| self.next_number());
-        flush(ring);
+    /// Tells the callers what they are answered with.
+    fn settle(&self, answers: &mut Vec<(u64, Outcome)>) {
+        if answers.is_empty() {
+            return;
+        }
+        let told: Vec<(Reply, Outcome)> = {
+            let mut calls = self.calls();
+            calls.gather(answers.len());
+            answers.drain(..).filter_map(|(number, outcome)| Some((calls.answered(number)?, outcome))).collect()
+        };
+        // Who is woken here takes the lock next.
+        for (reply, outcome) in told {
+            drop(reply.send(outcome));
+        }
     }
 
-    /// Queues a request and waits for what becomes of it.
-    async fn submit(&self, method: &str, params: Json, answered: bool, deadline: Instant) -> Outcome {
+    /// Makes a call and reads its result.
+    async fn submit(&self, method: &str, params: Json, answered: bool, deadline: Instant) -> Result<Json, CallError> {
+        read(&self.exchange(method, &params, answered, deadline).await?)
+    }
+
+    /// Sends a request, or has it wait, and waits for what becomes of it.
+    async fn exchange(&self, method: &str, params: &impl Serialize, answered: bool, deadline: Instant) -> Outcome {
         let number = self.next_number();
-        let message = calls::encode(answered.then_some(number), method, &params);
+        let message = calls::encode(answered.then_some(number), method, params);
         let (reply, outcome) = oneshot::channel();
-        let (ring, waits) = {
+        let (next, waits) = {
             let mut calls = self.calls();
             calls.enter(number, Waiting { message, answered, reply }).map_err(CallError::NotSent)?;
-            (calls.hand_over(|| self.next_number()), calls.is_wanted())
+            (calls.next(), calls.is_wanted())
         };
-        flush(ring);
-        if waits {
-            // There is no link, or it is full.
-            self.work.notify_one();
-        } else {
+        match next {
+            Next::Write(ring) => flush(&ring),
+            Next::Wake => self.work.notify_one(),
+            Next::Nothing => {}
+        }
+        if !waits {
             failpoint::hit(Point::ClientSent);
         }
         let mut ticket = Ticket { core: self, number, outcome };
@@ -326,10 +342,12 @@ impl Core {
             Ok(outcome) => return outcome.unwrap_or(Err(CallError::Unknown(Cause::Closed))),
             Err(cause) => cause,
         };
-        match self.calls().withdraw(number) {
+        let withdrawn = self.calls().withdraw(number);
+        match withdrawn {
             Withdrawn::Unsent => Err(CallError::NotSent(given_up)),
             Withdrawn::Sent => Err(CallError::Unknown(given_up)),
-            Withdrawn::Settled => ticket.outcome.try_recv().unwrap_or(Err(CallError::Unknown(given_up))),
+            // It is being told.
+            Withdrawn::Settled => (&mut ticket.outcome).await.unwrap_or(Err(CallError::Unknown(given_up))),
         }
     }
 
@@ -352,9 +370,23 @@ impl Core {
     }
 }
 
+/// Reads the result out of an answer, or the refusal.
+fn read<T: DeserializeOwned>(answer: &[u8]) -> Result<T, CallError> {
+    if let Some((_, text)) = result_text(answer)
+        && let Ok(result) = serde_json::from_slice(text)
+    {
+        return Ok(result);
+    }
+    let unreadable = |error: &dyn Display| {
+        CallError::Unknown(socket::failed("the primary", &format_args!("its answer is unreadable: {error}")))
+    };
+    let answer = parse_response(answer).map_err(|error| unreadable(&error))?;
+    answer.outcome.map_err(CallError::Refused)?.read().map_err(|error| unreadable(&error))
+}
+
 /// Writes what was handed over.
-fn flush(ring: Option<Arc<Ring>>) {
-    if let Some(Err(error)) = ring.map(|ring| ring.flush()) {
+fn flush(ring: &Ring) {
+    if let Err(error) = ring.flush() {
         // The link worker finds that, too, and knows what to do.
         tracing::debug!(%error, "the primary cannot be written to");
     }
@@ -369,6 +401,8 @@ struct Ticket<'a> {
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        self.core.calls().withdraw(self.number);
+        if !self.outcome.is_terminated() {
+            self.core.calls().withdraw(self.number);
+        }
     }
 }
