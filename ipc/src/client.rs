@@ -7,10 +7,12 @@
 //!  Follower = Subscription + History: gap-free
 //! ```
 //!
-//! A caller writes its own request; one worker per client reads the answers, another the events. A socket lives for one connection. On any error, loss or change of the
-//! primary both are dropped and made anew, and what was sent but not answered ends as [`CallError::Unknown`] at once.
+//! A caller writes its own request, or while many call the link worker writes theirs together; that worker takes the answers in, and whoever waits for one reads it. Another
+//! worker takes the events in, a third ends the calls whose time is over. A socket lives for one connection. On any error, loss or change of the primary both are dropped and
+//! made anew, and what was sent but not answered ends as [`CallError::Unknown`] at once.
 
 mod calls;
+mod deadlines;
 mod dial;
 mod error;
 mod feed;
@@ -46,7 +48,7 @@ use crate::stream::Ring;
 use crate::topic::Pattern;
 use crate::workdir::Workdir;
 
-use calls::{Calls, Next, Outcome, Reply, Waiting, Withdrawn};
+use calls::{Calls, Known, Next, Outcome, Reply, Time, Waiting};
 use feed::Feeds;
 
 pub use calls::{MAX_UNREAD, MAX_WAITING};
@@ -101,6 +103,8 @@ struct Core {
     feeds: Mutex<Feeds>,
     /// Tells the link worker that a call waits, or that somebody wants a link.
     work: Notify,
+    /// Tells that a call is to be looked at sooner than any other.
+    sooner: Notify,
     /// Tells the feed worker that a subscriber came or went.
     wishes: Notify,
     link: watch::Sender<Option<Link>>,
@@ -126,6 +130,7 @@ impl Client {
             calls: Mutex::default(),
             feeds: Mutex::default(),
             work: Notify::new(),
+            sooner: Notify::new(),
             wishes: Notify::new(),
             link: watch::Sender::new(None),
             silence: watch::Sender::new(None),
@@ -135,9 +140,10 @@ impl Client {
             stop: stop.clone(),
         });
         let tasks = TaskTracker::new();
-        let (linking, feeding) = (core.clone(), core.clone());
+        let (linking, feeding, timing) = (core.clone(), core.clone(), core.clone());
         tasks.spawn(async move { link::keep(&linking).await });
         tasks.spawn(async move { feed::listen(&feeding).await });
+        tasks.spawn(async move { deadlines::keep(&timing).await });
         tasks.close();
         Self { core, tasks, _last: Arc::new(stop.drop_guard()) }
     }
@@ -324,11 +330,15 @@ impl Core {
         let number = self.next_number();
         let message = calls::encode(answered.then_some(number), method, params);
         let (reply, outcome) = oneshot::channel();
-        let (next, waits) = {
+        let time = Time::begin(deadline, self.options.dial_timeout);
+        let (next, waits, is_sooner) = {
             let mut calls = self.calls();
-            calls.enter(number, Waiting { message, answered, reply }).map_err(CallError::NotSent)?;
-            (calls.next(), calls.is_wanted())
+            calls.enter(number, Waiting { message, answered, reply, time }).map_err(CallError::NotSent)?;
+            (calls.next(), calls.is_wanted(), calls.watch(&time))
         };
+        if is_sooner {
+            self.sooner.notify_one();
+        }
         match next {
             Next::Write(ring) => flush(&ring),
             Next::Wake => self.work.notify_one(),
@@ -338,17 +348,20 @@ impl Core {
             failpoint::hit(Point::ClientSent);
         }
         let mut ticket = Ticket { core: self, number, outcome };
-        let given_up = match self.within(deadline, &mut ticket.outcome).await {
-            Ok(outcome) => return outcome.unwrap_or(Err(CallError::Unknown(Cause::Closed))),
-            Err(cause) => cause,
-        };
-        let withdrawn = self.calls().withdraw(number);
-        match withdrawn {
-            Withdrawn::Unsent => Err(CallError::NotSent(given_up)),
-            Withdrawn::Sent => Err(CallError::Unknown(given_up)),
-            // It is being told.
-            Withdrawn::Settled => (&mut ticket.outcome).await.unwrap_or(Err(CallError::Unknown(given_up))),
-        }
+        (&mut ticket.outcome).await.unwrap_or(Err(CallError::Unknown(Cause::Closed)))
+    }
+
+    /// Fails the calls whose time is over.
+    fn expire(&self) {
+        let known = self.known();
+        self.calls().expire(Instant::now(), &known);
+    }
+
+    fn known(&self) -> Known {
+        let silent = self.silent_holder();
+        let is_linked = self.link.borrow().is_some();
+        let no_link = if is_linked { None } else { silent.clone().or_else(|| self.trouble().clone()) };
+        Known { no_link, silent }
     }
 
     /// Waits for something that needs a link: until `deadline`, but without a link no longer than `dial_timeout`.
@@ -360,9 +373,7 @@ impl Core {
             if let Ok(output) = timeout_at(until, &mut wanted).await {
                 return Ok(output);
             }
-            if self.link.borrow().is_none()
-                && let Some(cause) = self.silent_holder().or_else(|| self.trouble().clone())
-            {
+            if let Some(cause) = self.known().no_link {
                 return Err(cause);
             }
         }
@@ -373,7 +384,8 @@ impl Core {
 /// Reads the result out of an answer, or the refusal.
 fn read<T: DeserializeOwned>(answer: &[u8]) -> Result<T, CallError> {
     if let Some((_, text)) = result_text(answer)
-        && let Ok(result) = serde_json::from_slice(text)
+        && let Ok(text) = std::str::from_utf8(text)
+        && let Ok(result) = serde_json::from_str(text)
     {
         return Ok(result);
     }

@@ -114,7 +114,7 @@ fn ticks() -> Interval {
     ticks
 }
 
-/// Keeps the link until the client is closed; then fails whatever still waits.
+/// Keeps the link until the client is closed.
 pub(super) async fn keep(core: &Core) {
     let mut backoff = Backoff::default();
     let mut pulse = Pulse::default();
@@ -137,7 +137,6 @@ pub(super) async fn keep(core: &Core) {
         }
     };
     let _never: Option<()> = core.stop.run_until_cancelled(endless).await;
-    core.calls().close();
     core.link.send_replace(None);
 }
 
@@ -291,7 +290,7 @@ fn hand_out(core: &Core, dealer: &mut Dealer, answers: &mut Vec<(u64, Outcome)>)
     let mut read = None;
     let ended = loop {
         match dealer.take() {
-            Ok(Some(body)) => match said(&body) {
+            Ok(Some(body)) => match said(body) {
                 Said::Answer(number, outcome) => answers.push((number, outcome)),
                 Said::NotPrimary(number) => core.calls().put_back(number),
                 Said::Goodbye(messages) => {
@@ -312,19 +311,19 @@ fn hand_out(core: &Core, dealer: &mut Dealer, answers: &mut Vec<(u64, Outcome)>)
 }
 
 /// Tells what a message means. A result is read by whoever waits for it.
-fn said(body: &Bytes) -> Said {
-    // A copy, for the whole of what was received with it would stay as long.
-    let answer = |number| Said::Answer(number, Ok(Bytes::copy_from_slice(body)));
-    if let Some((number, _)) = result_text(body) {
-        return answer(number);
+fn said(body: Bytes) -> Said {
+    // A part of what was received would keep the whole of it for as long as its reader takes.
+    let body = if body.is_unique() { body } else { Bytes::copy_from_slice(&body) };
+    if let Some((number, _)) = result_text(&body) {
+        return Said::Answer(number, Ok(body));
     }
-    match parse_response(body).map(|answer| (answer.id.as_number(), answer.outcome)) {
-        Ok((Some(number), Ok(_))) => answer(number),
+    match parse_response(&body).map(|answer| (answer.id.as_number(), answer.outcome)) {
+        Ok((Some(number), Ok(_))) => Said::Answer(number, Ok(body)),
         Ok((Some(number), Err(fault))) if fault.is(Code::NotPrimary) || fault.is(Code::Fenced) => {
             Said::NotPrimary(number)
         }
         Ok((Some(number), Err(fault))) => Said::Answer(number, Err(CallError::Refused(fault))),
-        Ok((None, Ok(_))) => goodbye(body).map_or(Said::Nothing, Said::Goodbye),
+        Ok((None, Ok(_))) => goodbye(&body).map_or(Said::Nothing, Said::Goodbye),
         Ok((None, Err(fault))) => {
             tracing::warn!(%fault, "the primary could not read a request of ours");
             Said::Nothing

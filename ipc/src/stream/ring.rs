@@ -115,12 +115,8 @@ pub(crate) struct Ring {
 
 impl Ring {
     pub(crate) fn new(capacity: usize, pause: usize, output: Output) -> Self {
-        let state = State {
-            queue: Queue::default(),
-            phase: Phase::Open,
-            is_writing: false,
-            output: Some(Arc::new(output)),
-        };
+        let state =
+            State { queue: Queue::default(), phase: Phase::Open, is_writing: false, output: Some(Arc::new(output)) };
         Self {
             state: Mutex::new(state),
             bytes: AtomicUsize::new(0),
