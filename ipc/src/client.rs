@@ -7,10 +7,12 @@
 //!  Follower = Subscription + History: gap-free
 //! ```
 //!
-//! A caller writes its own request; one worker per client reads the answers, another the events. A socket lives for one connection. On any error, loss or change of the
-//! primary both are dropped and made anew, and what was sent but not answered ends as [`CallError::Unknown`] at once.
+//! A caller writes its own request, or while many call the link worker writes theirs together; that worker takes the answers in, and whoever waits for one reads it. Another
+//! worker takes the events in, a third ends the calls whose time is over. A socket lives for one connection. On any error, loss or change of the primary both are dropped and
+//! made anew, and what was sent but not answered ends as [`CallError::Unknown`] at once.
 
 mod calls;
+mod deadlines;
 mod dial;
 mod error;
 mod feed;
@@ -25,10 +27,13 @@ mod subscription;
 #[cfg(test)]
 mod tests;
 
+use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
@@ -38,12 +43,12 @@ use tokio_util::task::TaskTracker;
 use crate::failpoint::{self, Point};
 use crate::hello::{PING, Welcome};
 use crate::lock::{Holder, LockInfo};
-use crate::rpc::Json;
+use crate::rpc::{Json, parse_response, result_text};
 use crate::stream::Ring;
 use crate::topic::Pattern;
 use crate::workdir::Workdir;
 
-use calls::{Calls, Outcome, Waiting, Withdrawn};
+use calls::{Calls, Known, Next, Outcome, Reply, Time, Waiting};
 use feed::Feeds;
 
 pub use calls::{MAX_UNREAD, MAX_WAITING};
@@ -98,6 +103,8 @@ struct Core {
     feeds: Mutex<Feeds>,
     /// Tells the link worker that a call waits, or that somebody wants a link.
     work: Notify,
+    /// Tells that a call is to be looked at sooner than any other.
+    sooner: Notify,
     /// Tells the feed worker that a subscriber came or went.
     wishes: Notify,
     link: watch::Sender<Option<Link>>,
@@ -123,6 +130,7 @@ impl Client {
             calls: Mutex::default(),
             feeds: Mutex::default(),
             work: Notify::new(),
+            sooner: Notify::new(),
             wishes: Notify::new(),
             link: watch::Sender::new(None),
             silence: watch::Sender::new(None),
@@ -132,9 +140,10 @@ impl Client {
             stop: stop.clone(),
         });
         let tasks = TaskTracker::new();
-        let (linking, feeding) = (core.clone(), core.clone());
+        let (linking, feeding, timing) = (core.clone(), core.clone(), core.clone());
         tasks.spawn(async move { link::keep(&linking).await });
         tasks.spawn(async move { feed::listen(&feeding).await });
+        tasks.spawn(async move { deadlines::keep(&timing).await });
         tasks.close();
         Self { core, tasks, _last: Arc::new(stop.drop_guard()) }
     }
@@ -164,10 +173,7 @@ impl Client {
 
     /// Calls a method and waits for its result until `deadline`, which covers dial, queueing and answer.
     pub async fn call_by(&self, method: &str, params: Value, deadline: Instant) -> Result<Value, CallError> {
-        let unreadable = |error: serde_json::Error| {
-            CallError::Unknown(socket::failed("the primary", &format_args!("its answer is unreadable: {error}")))
-        };
-        self.call_json(method, Json::of(&params), deadline).await?.read().map_err(unreadable)
+        read(&self.core.exchange(method, &params, true, deadline).await?)
     }
 
     /// Does the same with params and result as text, for those who write and read them as types of their own.
@@ -298,39 +304,64 @@ impl Core {
         silence.as_ref().map(|it| Cause::Unresponsive { holder: Box::new(it.holder.clone()), silent: it.lasted })
     }
 
-    /// Hands what waits to the link, as far as it takes it, and writes it.
-    fn send_waiting(&self) {
-        let ring = self.calls().hand_over(|| self.next_number());
-        flush(ring);
+    /// Tells the callers what they are answered with.
+    fn settle(&self, answers: &mut Vec<(u64, Outcome)>) {
+        if answers.is_empty() {
+            return;
+        }
+        let told: Vec<(Reply, Outcome)> = {
+            let mut calls = self.calls();
+            calls.gather(answers.len());
+            answers.drain(..).filter_map(|(number, outcome)| Some((calls.answered(number)?, outcome))).collect()
+        };
+        // Who is woken here takes the lock next.
+        for (reply, outcome) in told {
+            drop(reply.send(outcome));
+        }
     }
 
-    /// Queues a request and waits for what becomes of it.
-    async fn submit(&self, method: &str, params: Json, answered: bool, deadline: Instant) -> Outcome {
+    /// Makes a call and reads its result.
+    async fn submit(&self, method: &str, params: Json, answered: bool, deadline: Instant) -> Result<Json, CallError> {
+        read(&self.exchange(method, &params, answered, deadline).await?)
+    }
+
+    /// Sends a request, or has it wait, and waits for what becomes of it.
+    async fn exchange(&self, method: &str, params: &impl Serialize, answered: bool, deadline: Instant) -> Outcome {
         let number = self.next_number();
-        let message = calls::encode(answered.then_some(number), method, &params);
+        let message = calls::encode(answered.then_some(number), method, params);
         let (reply, outcome) = oneshot::channel();
-        let (ring, waits) = {
+        let time = Time::begin(deadline, self.options.dial_timeout);
+        let (next, waits, is_sooner) = {
             let mut calls = self.calls();
-            calls.enter(number, Waiting { message, answered, reply }).map_err(CallError::NotSent)?;
-            (calls.hand_over(|| self.next_number()), calls.is_wanted())
+            calls.enter(number, Waiting { message, answered, reply, time }).map_err(CallError::NotSent)?;
+            (calls.next(), calls.is_wanted(), calls.watch(&time))
         };
-        flush(ring);
-        if waits {
-            // There is no link, or it is full.
-            self.work.notify_one();
-        } else {
+        if is_sooner {
+            self.sooner.notify_one();
+        }
+        match next {
+            Next::Write(ring) => flush(&ring),
+            Next::Wake => self.work.notify_one(),
+            Next::Nothing => {}
+        }
+        if !waits {
             failpoint::hit(Point::ClientSent);
         }
         let mut ticket = Ticket { core: self, number, outcome };
-        let given_up = match self.within(deadline, &mut ticket.outcome).await {
-            Ok(outcome) => return outcome.unwrap_or(Err(CallError::Unknown(Cause::Closed))),
-            Err(cause) => cause,
-        };
-        match self.calls().withdraw(number) {
-            Withdrawn::Unsent => Err(CallError::NotSent(given_up)),
-            Withdrawn::Sent => Err(CallError::Unknown(given_up)),
-            Withdrawn::Settled => ticket.outcome.try_recv().unwrap_or(Err(CallError::Unknown(given_up))),
-        }
+        (&mut ticket.outcome).await.unwrap_or(Err(CallError::Unknown(Cause::Closed)))
+    }
+
+    /// Fails the calls whose time is over.
+    fn expire(&self) {
+        let known = self.known();
+        self.calls().expire(Instant::now(), &known);
+    }
+
+    fn known(&self) -> Known {
+        let silent = self.silent_holder();
+        let is_linked = self.link.borrow().is_some();
+        let no_link = if is_linked { None } else { silent.clone().or_else(|| self.trouble().clone()) };
+        Known { no_link, silent }
     }
 
     /// Waits for something that needs a link: until `deadline`, but without a link no longer than `dial_timeout`.
@@ -342,9 +373,7 @@ impl Core {
             if let Ok(output) = timeout_at(until, &mut wanted).await {
                 return Ok(output);
             }
-            if self.link.borrow().is_none()
-                && let Some(cause) = self.silent_holder().or_else(|| self.trouble().clone())
-            {
+            if let Some(cause) = self.known().no_link {
                 return Err(cause);
             }
         }
@@ -352,9 +381,24 @@ impl Core {
     }
 }
 
+/// Reads the result out of an answer, or the refusal.
+fn read<T: DeserializeOwned>(answer: &[u8]) -> Result<T, CallError> {
+    if let Some((_, text)) = result_text(answer)
+        && let Ok(text) = std::str::from_utf8(text)
+        && let Ok(result) = serde_json::from_str(text)
+    {
+        return Ok(result);
+    }
+    let unreadable = |error: &dyn Display| {
+        CallError::Unknown(socket::failed("the primary", &format_args!("its answer is unreadable: {error}")))
+    };
+    let answer = parse_response(answer).map_err(|error| unreadable(&error))?;
+    answer.outcome.map_err(CallError::Refused)?.read().map_err(|error| unreadable(&error))
+}
+
 /// Writes what was handed over.
-fn flush(ring: Option<Arc<Ring>>) {
-    if let Some(Err(error)) = ring.map(|ring| ring.flush()) {
+fn flush(ring: &Ring) {
+    if let Err(error) = ring.flush() {
         // The link worker finds that, too, and knows what to do.
         tracing::debug!(%error, "the primary cannot be written to");
     }
@@ -369,6 +413,8 @@ struct Ticket<'a> {
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        self.core.calls().withdraw(self.number);
+        if !self.outcome.is_terminated() {
+            self.core.calls().withdraw(self.number);
+        }
     }
 }

@@ -348,9 +348,19 @@ pub fn parse_response(body: &[u8]) -> Result<Response, BadResponse> {
     Ok(Response { id, outcome: parts.error.map_or_else(|| Ok(parts.result.unwrap_or_else(Json::null)), Err) })
 }
 
+/// Returns the number of an answer with a result, and that result's text, if it is written as [`Response`] writes it; any other must be read as a
+/// whole. Nothing else is looked at: the text may be no JSON, or JSON and more.
+pub(crate) fn result_text(body: &[u8]) -> Option<(u64, &[u8])> {
+    let rest = body.strip_prefix(br#"{"jsonrpc":"2.0","id":"#)?;
+    let (digits, rest) = rest.split_at(rest.iter().position(|byte| !byte.is_ascii_digit())?);
+    let number = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some((number, rest.strip_prefix(br#","result":"#)?.strip_suffix(b"}")?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
 
     fn single(body: &str) -> Result<Request, Response> {
@@ -443,6 +453,35 @@ mod tests {
         let broken = parse_response(br#"{"jsonrpc":"2.0","id":"","error":{"code":-32700,"message":"x"}}"#).unwrap();
         assert_eq!(broken.outcome.unwrap_err().code, -32700);
         assert!(parse_response(b"nonsense").is_err());
+    }
+
+    #[test]
+    fn only_an_answer_of_our_own_form_is_read_by_its_head() {
+        let text =
+            |body: &'static str| result_text(body.as_bytes()).map(|(number, text)| (number, str::from_utf8(text)));
+        assert_eq!(text(r#"{"jsonrpc":"2.0","id":7,"result":{"a":1}}"#), Some((7, Ok(r#"{"a":1}"#))));
+        for other in [
+            r#"{"jsonrpc":"2.0","id":"7","result":1}"#,
+            r#"{"jsonrpc":"2.0","id":null,"result":1}"#,
+            r#"{"jsonrpc":"2.0","id":7,"error":{"code":1,"message":""}}"#,
+            r#"{"jsonrpc":"2.0","id":18446744073709551616,"result":1}"#,
+            r#"{"jsonrpc":"2.0","id":7"#,
+            r#"{"jsonrpc":"2.0","id":7}"#,
+        ] {
+            assert_eq!(text(other), None, "{other}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_read_by_its_head_is_what_is_read_as_a_whole(id in any::<u64>(), rest in r#"[\[\]{},":a0e error result]{0,16}"#) {
+            let body = format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{rest}}}"#);
+            let Some((number, text)) = result_text(body.as_bytes()) else { panic!("{body}") };
+            if let Ok(result) = serde_json::from_slice::<Json>(text) {
+                let whole = parse_response(body.as_bytes()).unwrap();
+                prop_assert_eq!((whole.id.as_number(), whole.outcome), (Some(number), Ok(result)));
+            }
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Each hot part, made ready once and then repeated.
 
+use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -7,11 +8,16 @@ use std::time::{Duration, Instant};
 use pando_bridge::{Hub, Outbound};
 use pando_dbproxy::{Durability, OpId, Statement, Work, WriteRequest, Writer, WriterOptions};
 use pando_ipc::access::Capability;
+use pando_ipc::bus::{Bus, BusOptions, Limits, TcpDoor};
+use pando_ipc::client::Options;
+use pando_ipc::hello::HELLO;
+use pando_ipc::lock::{Claim, LockInfo, acquire_lock};
 use pando_ipc::methods::{Call, Caller, Methods};
 use pando_ipc::rpc::{Incoming, Json, Response, parse_request};
 use pando_ipc::zmtp::{Engine, Event, Prefixes, SocketType, WireLimits, encode_delimited, encode_message};
-use pando_ipc::{Envelope, Pattern, Topic};
+use pando_ipc::{Client, Envelope, Kind, PROTOCOL, Pattern, Timestamp, Topic, Workdir};
 use serde::Serialize;
+use serde_json::json;
 use tokio::runtime::Runtime;
 
 /// A request of 200 bytes.
@@ -56,6 +62,7 @@ pub fn parts() -> Vec<Part> {
     let part = |name, prepare| Part { name, prepare };
     vec![
         part("call: read, dispatch, answer", call),
+        part("call: there and back", round_trip),
         part("event: make, encode", event_encode),
         part("event: decode", event_decode),
         part("event: to 4 subscribers here", event_hub),
@@ -81,8 +88,8 @@ fn call() -> Box<dyn FnMut()> {
     Box::new(move || {
         engine.input().extend_from_slice(&frames);
         while let Some(event) = next(&mut engine) {
-            let Event::Message(parts) = event else { continue };
-            let Some(Ok(Incoming::Single(request))) = parts.last().map(|body| parse_request(body)) else { continue };
+            let Event::Message(body) = event else { continue };
+            let Ok(Incoming::Single(request)) = parse_request(&body) else { continue };
             let call = Call { method: request.method.as_str().into(), params: request.params, caller: caller.clone() };
             let outcome = runtime.block_on(methods.dispatch(call));
             let response = Response { id: request.id.unwrap_or_else(pando_ipc::rpc::Id::null), outcome };
@@ -90,6 +97,45 @@ fn call() -> Box<dyn FnMut()> {
                 encode_delimited(|out| out.extend_from_slice(&serde_json::to_vec(&response).unwrap_or_default()));
             assert!(answer.len() > REQUEST.len() / 2, "the echo comes back");
         }
+    })
+}
+
+/// One call of a client, through the native door to a primary in the same thread and back.
+fn round_trip() -> Box<dyn FnMut()> {
+    let (scratch, runtime) = (Scratch::new(), runtime());
+    let linked = runtime.block_on(async {
+        let workdir = Workdir::open(&scratch.0)?;
+        let Claim::Won(lease) = acquire_lock(&workdir, Duration::ZERO).await? else { return Err("it is new".into()) };
+        let methods = Methods::new();
+        methods.register_inline("echo", Capability::Read, |call| Ok(call.params));
+        let (limits, tcp, epoch) = (Limits::default(), TcpDoor::Closed, 1);
+        let bus = Bus::start(BusOptions { workdir: workdir.clone(), epoch, tcp, limits }, methods.clone()).await?;
+        let info = LockInfo {
+            instance_id: "inst-bench".to_owned(),
+            pid: std::process::id(),
+            pub_port: 0,
+            rpc_port: 0,
+            started_at: Timestamp::now(),
+            epoch: Some(epoch),
+            workdir: None,
+            protocol: Some(PROTOCOL),
+            version: None,
+            endpoints: Some(bus.endpoints()),
+            process: None,
+            successor: None,
+        };
+        lease.advertise(&info)?;
+        let welcome = json!({"instance_id": info.instance_id, "epoch": epoch, "protocol": PROTOCOL});
+        methods.register_inline(HELLO, Capability::Read, move |_| Ok(welcome.clone()));
+        let client = Client::connect(workdir, Options::new("caller-bench", Kind::Client)).await?;
+        Ok::<_, Box<dyn Error>>((client, bus, lease, scratch))
+    });
+    let held = linked.unwrap_or_else(|error| panic!("{error}"));
+    let params = json!({"text": "x".repeat(124)});
+    Box::new(move || {
+        let (client, ..) = &held;
+        let answer = runtime.block_on(client.call("echo", params.clone()));
+        assert_eq!(answer.as_ref(), Ok(&params), "the echo comes back");
     })
 }
 
@@ -144,6 +190,15 @@ fn prefixes() -> Box<dyn FnMut()> {
 /// A directory that is removed at the end.
 struct Scratch(PathBuf);
 
+impl Scratch {
+    fn new() -> Self {
+        let scratch = Self(std::env::temp_dir().join(format!("pando-inner-{}", uuid::Uuid::new_v4().simple())));
+        let made = std::fs::create_dir(&scratch.0);
+        assert!(made.is_ok(), "{made:?}");
+        scratch
+    }
+}
+
 impl Drop for Scratch {
     fn drop(&mut self) {
         // What stays in the directory for temporary files does no harm.
@@ -153,10 +208,7 @@ impl Drop for Scratch {
 
 /// One write through the writer's thread: guard, statement, op id, journal, commit.
 fn write() -> Box<dyn FnMut()> {
-    let scratch = Scratch(std::env::temp_dir().join(format!("pando-inner-{}", uuid::Uuid::new_v4().simple())));
-    let made = std::fs::create_dir(&scratch.0);
-    assert!(made.is_ok(), "{made:?}");
-    let runtime = runtime();
+    let (scratch, runtime) = (Scratch::new(), runtime());
     let options = WriterOptions { durability: Some(Durability::Os), ..WriterOptions::new("inst-bench", &scratch.0) };
     let opened = runtime.block_on(async { Writer::open(&scratch.0.join("inner.db"), options) });
     let writer = opened.unwrap_or_else(|error| panic!("{error}"));

@@ -195,17 +195,14 @@ where
                 Event::Send(bytes) => shared.send(peer, bytes),
                 Event::Subscribe(prefix) => shared.subscribe(peer, &prefix)?,
                 Event::Unsubscribe(prefix) => shared.unsubscribe(peer, &prefix),
-                Event::Message(parts) => {
+                Event::Message(body) => {
                     if peer.ring.is_over() {
                         peer.flush();
                         peer.ring.room().await;
                     }
                     let began = Instant::now();
-                    // The frames before the last are an envelope, with or without a delimiter.
                     peer.read.fetch_add(1, Relaxed);
-                    if let Some(body) = parts.last() {
-                        calls::serve(shared, peer, body);
-                    }
+                    calls::serve(shared, peer, &body);
                     turn += began.elapsed();
                     if turn > TURN {
                         turn = Duration::ZERO;

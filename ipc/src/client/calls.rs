@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use fnv::FnvHashMap;
 use serde::Serialize;
 use serde_json::json;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::error::{CallError, Cause};
 use super::socket::Outlet;
 use crate::hello::PING;
-use crate::rpc::{Id, Json, Request};
 use crate::stream::Ring;
 use crate::zmtp::encode_delimited;
 
@@ -21,11 +22,26 @@ pub const MAX_WAITING: usize = 16_384;
 /// Most messages handed to the socket that the primary has not shown to have read. Further ones wait.
 pub const MAX_UNREAD: usize = 65_536;
 
-pub(super) type Outcome = Result<Json, CallError>;
+/// What a notification is answered with: nothing, by us.
+const VOID: &[u8] = br#"{"jsonrpc":"2.0","id":0,"result":null}"#;
+
+/// What becomes of a call: its answer as it came.
+pub(super) type Outcome = Result<Bytes, CallError>;
+pub(super) type Reply = oneshot::Sender<Outcome>;
+/// Makes the error of a call that failed so: it was sent, or it was not.
+type Failure = fn(Cause) -> CallError;
 
 /// Returns the message of a request, or of a notification when it has no number.
 pub(super) fn encode(number: Option<u64>, method: &str, params: &impl Serialize) -> Bytes {
-    let request = Request { id: number.map(Id::number), method: method.to_owned(), params };
+    #[derive(Serialize)]
+    struct Request<'a, P> {
+        jsonrpc: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<u64>,
+        method: &'a str,
+        params: P,
+    }
+    let request = Request { jsonrpc: "2.0", id: number, method, params };
     #[expect(clippy::expect_used, reason = "strings, numbers and JSON always serialise into memory")]
     encode_delimited(|out| serde_json::to_writer(out, &request).expect("a request serialises"))
 }
@@ -38,7 +54,46 @@ pub(super) struct Waiting {
     /// Whether the primary answers; a notification is settled once it is handed over.
     pub(super) answered: bool,
     /// Who wants to know.
-    pub(super) reply: oneshot::Sender<Outcome>,
+    pub(super) reply: Reply,
+    pub(super) time: Time,
+}
+
+/// How long a call may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Time {
+    started: Instant,
+    /// When it is looked at next.
+    look: Instant,
+    deadline: Instant,
+}
+
+impl Time {
+    /// It may take until `deadline`, but without a link no longer than `dial_timeout`.
+    pub(super) fn begin(deadline: Instant, dial_timeout: Duration) -> Self {
+        let started = Instant::now();
+        Self { started, look: deadline.min(started + dial_timeout), deadline }
+    }
+
+    /// Tells why its time is over, if it is.
+    fn is_over(&mut self, now: Instant, known: &Known) -> Option<Cause> {
+        if now < self.look {
+            return None;
+        }
+        if let Some(cause) = &known.no_link {
+            return Some(cause.clone());
+        }
+        self.look = self.deadline;
+        (now >= self.deadline).then(|| known.silent.clone().unwrap_or(Cause::Timeout { after: now - self.started }))
+    }
+}
+
+/// What is known of the primary when calls are looked at.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// Why there is no link, where there is none.
+    pub(super) no_link: Option<Cause>,
+    /// That whoever holds the lock is silent.
+    pub(super) silent: Option<Cause>,
 }
 
 /// A request that was sent and not answered yet.
@@ -49,15 +104,15 @@ struct Sent {
     place: u64,
 }
 
-/// How far a call had come when its caller gave up.
-#[derive(Debug, PartialEq)]
-pub(super) enum Withdrawn {
-    /// It was never sent, and will not be.
-    Unsent,
-    /// It was sent.
-    Sent,
-    /// It was settled just before.
-    Settled,
+/// What a caller does once its call is among the others.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// It writes what is handed over.
+    Write(Arc<Ring>),
+    /// It leaves that to the link worker, which must be woken.
+    Wake,
+    /// The link worker knows.
+    Nothing,
 }
 
 /// Every call from its start to its outcome. A call is in exactly one of the two maps, or settled.
@@ -71,13 +126,17 @@ pub(super) struct Calls {
     fence: Option<(u64, usize)>,
     /// Where messages go, while there is a link that takes them.
     outlet: Option<Outlet>,
-    /// What is handed over now will be written by the link worker, with what others hand over.
+    /// The last answers came several at once: so many callers are about that the link worker writes what they say, together.
+    is_busy: bool,
+    /// The link worker is about to write what is handed over.
     is_gathering: bool,
+    /// When calls are looked at next, because the time of one may be over.
+    look: Option<Instant>,
     closed: bool,
 }
 
 impl Calls {
-    /// Takes a call into the queue; [`Calls::hand_over`] sends it.
+    /// Takes a call: it is handed over at once, or waits until [`Calls::hand_over`] can do so.
     pub(super) fn enter(&mut self, number: u64, call: Waiting) -> Result<(), Cause> {
         if self.closed {
             return Err(Cause::Closed);
@@ -85,7 +144,10 @@ impl Calls {
         if self.waiting.len() >= MAX_WAITING {
             return Err(Cause::Busy { waiting: self.waiting.len() });
         }
-        self.waiting.insert(number, call);
+        let is_next = self.waiting.is_empty();
+        if let Some(call) = if is_next { self.send(number, call) } else { Some(call) } {
+            self.waiting.insert(number, call);
+        }
         Ok(())
     }
 
@@ -99,34 +161,63 @@ impl Calls {
         self.outlet = None;
     }
 
-    /// Lets what is handed over from now on wait for [`Calls::gathered`], so that many small messages are written at once.
-    pub(super) fn gather(&mut self) {
-        self.is_gathering = true;
+    /// So many answers came at once, and as many callers are about to be woken. What several of them say is written together, by the link worker.
+    pub(super) fn gather(&mut self, answers: usize) {
+        self.is_busy = answers > 1;
+        self.is_gathering |= self.is_busy;
     }
 
-    /// Ends [`Calls::gather`].
-    pub(super) fn gathered(&mut self) {
-        self.is_gathering = false;
+    /// Tells whether what is handed over is left to the link worker.
+    pub(super) fn is_gathering(&self) -> bool {
+        self.is_gathering
     }
 
-    /// Sends what waits, oldest first, as far as the link takes it; from here on it counts as sent. Returns where it is to be flushed, unless the
-    /// link worker does so.
+    /// Sends what waits, oldest first, as far as the link takes it. Returns where it is to be flushed by the link worker: from here on others do.
     pub(super) fn hand_over(&mut self, ping_number: impl FnOnce() -> u64) -> Option<Arc<Ring>> {
+        self.is_gathering = false;
         if self.fence.is_none() && self.unread >= MAX_UNREAD / 2 {
             self.ping(ping_number());
         }
-        let outlet = self.outlet.as_mut()?;
-        while self.sent.len() + self.unread < MAX_UNREAD && outlet.has_room() {
-            let Some((number, waiting)) = self.waiting.pop_first() else { break };
-            let place = outlet.push(waiting.message.clone());
-            if waiting.answered {
-                self.sent.insert(number, Sent { waiting, place });
-            } else {
-                self.unread += 1;
-                drop(waiting.reply.send(Ok(Json::null())));
+        while let Some((number, call)) = self.waiting.pop_first() {
+            if let Some(call) = self.send(number, call) {
+                self.waiting.insert(number, call);
+                break;
             }
         }
-        (!self.is_gathering).then(|| Arc::clone(outlet.ring()))
+        self.outlet.as_ref().map(|outlet| Arc::clone(outlet.ring()))
+    }
+
+    /// Hands a call over: from here on it counts as sent. Returns it where the link takes none.
+    fn send(&mut self, number: u64, call: Waiting) -> Option<Waiting> {
+        let is_full = self.sent.len() + self.unread >= MAX_UNREAD;
+        let Some(outlet) = self.outlet.as_mut().filter(|outlet| !is_full && outlet.has_room()) else {
+            return Some(call);
+        };
+        let place = outlet.push(call.message.clone());
+        if call.answered {
+            self.sent.insert(number, Sent { waiting: call, place });
+        } else {
+            self.unread += 1;
+            drop(call.reply.send(Ok(Bytes::from_static(VOID))));
+        }
+        None
+    }
+
+    /// Tells a caller what is to be done about what it has handed over, or has not.
+    pub(super) fn next(&mut self) -> Next {
+        let is_ping_due = self.fence.is_none() && self.unread >= MAX_UNREAD / 2;
+        let Some(outlet) = self.outlet.as_ref().filter(|_| self.waiting.is_empty() && !is_ping_due) else {
+            // There is no link, or it is full, or will be.
+            return Next::Wake;
+        };
+        if self.is_gathering {
+            Next::Nothing
+        } else if self.is_busy {
+            self.is_gathering = true;
+            Next::Wake
+        } else {
+            Next::Write(Arc::clone(outlet.ring()))
+        }
     }
 
     /// Sends a ping of this number, if there is a link; its answer shows that all sent before it was read.
@@ -166,15 +257,15 @@ impl Calls {
         self.outlet.is_none() && self.sent.is_empty()
     }
 
-    /// Settles a call by its answer; tells whether someone waited for it.
-    pub(super) fn answered(&mut self, number: u64, outcome: Outcome) -> bool {
+    /// Settles a call that is answered, and returns who is to be told.
+    pub(super) fn answered(&mut self, number: u64) -> Option<Reply> {
         if let Some((fence, covered)) = self.fence
             && fence == number
         {
             self.unread -= covered.min(self.unread);
             self.fence = None;
         }
-        self.sent.remove(&number).is_some_and(|sent| sent.waiting.reply.send(outcome).is_ok())
+        self.sent.remove(&number).map(|sent| sent.waiting.reply)
     }
 
     /// Tells whether notifications may still be on their way.
@@ -193,14 +284,43 @@ impl Calls {
         self.waiting.len() + self.sent.len()
     }
 
-    /// Forgets a call whose caller no longer waits.
-    pub(super) fn withdraw(&mut self, number: u64) -> Withdrawn {
-        if self.waiting.remove(&number).is_some() {
-            Withdrawn::Unsent
-        } else if self.sent.remove(&number).is_some() {
-            Withdrawn::Sent
-        } else {
-            Withdrawn::Settled
+    /// Takes a call out, whose caller no longer waits, or shall not. Returns it with the error that tells whether it was sent.
+    pub(super) fn withdraw(&mut self, number: u64) -> Option<(Waiting, Failure)> {
+        if let Some(call) = self.waiting.remove(&number) {
+            return Some((call, CallError::NotSent));
+        }
+        self.sent.remove(&number).map(|sent| (sent.waiting, CallError::Unknown as Failure))
+    }
+
+    /// Returns when [`Calls::expire`] is to be called.
+    pub(super) fn look(&self) -> Option<Instant> {
+        self.look
+    }
+
+    /// Makes sure that a call is looked at in time; tells whether that is sooner than was known.
+    pub(super) fn watch(&mut self, time: &Time) -> bool {
+        let is_sooner = self.look.is_none_or(|look| time.look < look);
+        if is_sooner {
+            self.look = Some(time.look);
+        }
+        is_sooner
+    }
+
+    /// Fails the calls whose time is over.
+    pub(super) fn expire(&mut self, now: Instant, known: &Known) {
+        let (mut over, mut next) = (Vec::new(), None);
+        let sent = self.sent.iter_mut().map(|(number, sent)| (number, &mut sent.waiting));
+        for (number, call) in self.waiting.iter_mut().chain(sent) {
+            match call.time.is_over(now, known) {
+                Some(cause) => over.push((*number, cause)),
+                None => next = Some(next.map_or(call.time.look, |next| call.time.look.min(next))),
+            }
+        }
+        self.look = next;
+        for (number, cause) in over {
+            if let Some((call, error)) = self.withdraw(number) {
+                drop(call.reply.send(Err(error(cause))));
+            }
         }
     }
 
@@ -210,7 +330,7 @@ impl Calls {
             drop(sent.waiting.reply.send(Err(CallError::Unknown(cause.clone()))));
         }
         (self.unread, self.fence) = (0, None);
-        (self.outlet, self.is_gathering) = (None, false);
+        (self.outlet, self.is_busy, self.is_gathering) = (None, false, false);
     }
 
     /// Waiting is of no use: fails everything that was not sent.
@@ -235,9 +355,19 @@ mod tests {
     use super::*;
     use crate::stream::Output;
 
+    fn waiting(answered: bool, reply: Reply) -> Waiting {
+        let time = Time::begin(Instant::now() + Duration::from_secs(20), Duration::from_secs(20));
+        Waiting { message: Bytes::from_static(b"x"), answered, reply, time }
+    }
+
+    /// Takes a call out and tells whether it was sent; `None` when it was settled.
+    fn withdraw(calls: &mut Calls, number: u64) -> Option<bool> {
+        calls.withdraw(number).map(|(_, error)| matches!(error(Cause::Closed), CallError::Unknown(_)))
+    }
+
     fn enter(calls: &mut Calls, number: u64, answered: bool) -> oneshot::Receiver<Outcome> {
         let (reply, outcome) = oneshot::channel();
-        calls.enter(number, Waiting { message: Bytes::from_static(b"x"), answered, reply }).unwrap();
+        calls.enter(number, waiting(answered, reply)).unwrap();
         outcome
     }
 
@@ -257,15 +387,15 @@ mod tests {
     #[tokio::test]
     async fn a_call_is_settled_once_and_by_its_own_number() {
         let mut calls = Calls::default();
-        let _peer = linked(&mut calls, usize::MAX);
         let (mut one, mut two) = (enter(&mut calls, 1, true), enter(&mut calls, 2, true));
-        assert!(!calls.answered(2, Ok(Json::of(&"early"))), "it is not sent yet");
+        assert!(calls.answered(2).is_none(), "it is not sent yet");
+        let _peer = linked(&mut calls, usize::MAX);
         send(&mut calls);
         assert!(!calls.is_wanted());
-        assert!(calls.answered(2, Ok(Json::of(&"two"))));
-        assert!(!calls.answered(2, Ok(Json::of(&"again"))));
-        assert!(!calls.answered(7, Ok(Json::of(&"nobody's"))));
-        assert_eq!(two.try_recv().unwrap(), Ok(Json::of(&"two")));
+        let reply = calls.answered(2).unwrap();
+        assert!(calls.answered(2).is_none() && calls.answered(7).is_none());
+        reply.send(Ok("two".into())).unwrap();
+        assert_eq!(two.try_recv().unwrap(), Ok("two".into()));
         assert!(one.try_recv().is_err(), "not answered yet");
     }
 
@@ -274,11 +404,11 @@ mod tests {
         let mut calls = Calls::default();
         let _peer = linked(&mut calls, usize::MAX);
         let _sent = enter(&mut calls, 1, true);
-        send(&mut calls);
+        calls.hold();
         let _waits = enter(&mut calls, 2, true);
         assert_eq!(
-            (calls.withdraw(1), calls.withdraw(2), calls.withdraw(2)),
-            (Withdrawn::Sent, Withdrawn::Unsent, Withdrawn::Settled)
+            (withdraw(&mut calls, 1), withdraw(&mut calls, 2), withdraw(&mut calls, 2)),
+            (Some(true), Some(false), None)
         );
         calls.put_back(1);
         assert!(!calls.is_wanted(), "a withdrawn call is not sent later");
@@ -299,7 +429,7 @@ mod tests {
         assert!(waits.try_recv().is_err() && calls.is_done());
         let _peer = linked(&mut calls, usize::MAX);
         send(&mut calls);
-        assert_eq!(calls.withdraw(2), Withdrawn::Sent);
+        assert_eq!(withdraw(&mut calls, 2), Some(true));
     }
 
     #[tokio::test]
@@ -327,13 +457,15 @@ mod tests {
             while !calls.is_wanted() {
                 number += 1;
                 drop(enter(calls, number, false));
-                calls.hand_over(|| u64::MAX);
+                if matches!(calls.next(), Next::Wake) {
+                    calls.hand_over(|| u64::MAX);
+                }
             }
             number - before
         };
         assert_eq!(send_all(&mut calls), MAX_UNREAD as u64 + 1);
         assert!(calls.fence.is_some_and(|(ping, covered)| ping == u64::MAX && covered == MAX_UNREAD / 2));
-        assert!(!calls.answered(u64::MAX, Ok(Json::null())));
+        assert!(calls.answered(u64::MAX).is_none(), "nobody waits for that");
         calls.hand_over(|| u64::MAX);
         assert_eq!(send_all(&mut calls), MAX_UNREAD as u64 / 2);
     }
@@ -342,30 +474,69 @@ mod tests {
     async fn a_call_waits_while_the_socket_is_full() {
         let mut calls = Calls::default();
         let mut peer = linked(&mut calls, 0);
-        let _receivers = [enter(&mut calls, 1, true), enter(&mut calls, 2, true)];
         assert!(calls.blocked().is_none(), "nothing is full yet");
-        send(&mut calls);
-        assert_eq!((calls.withdraw(1), calls.is_wanted()), (Withdrawn::Sent, true));
+        let _receivers = [enter(&mut calls, 1, true), enter(&mut calls, 2, true)];
+        assert!(matches!(calls.next(), Next::Wake));
+        assert_eq!((withdraw(&mut calls, 1), calls.is_wanted()), (Some(true), true));
         let ring = calls.blocked().unwrap();
-        let writing = ring.write_out(std::time::Duration::from_secs(20));
+        let writing = ring.write_out(Duration::from_secs(20));
         tokio::select! {
             ended = writing => panic!("{ended:?}"),
             _ = ring.room() => {}
         }
         tokio::io::AsyncReadExt::read_exact(&mut peer, &mut [0]).await.unwrap();
         send(&mut calls);
-        assert_eq!(calls.withdraw(2), Withdrawn::Sent);
+        assert_eq!(withdraw(&mut calls, 2), Some(true));
     }
 
     #[tokio::test]
-    async fn what_is_gathered_is_written_by_the_link_worker() {
+    async fn while_many_call_the_link_worker_writes_for_them() {
         let mut calls = Calls::default();
         let _peer = linked(&mut calls, usize::MAX);
-        calls.gather();
-        let _one = enter(&mut calls, 1, true);
-        assert!(calls.hand_over(|| 7).is_none());
-        calls.gathered();
-        assert_eq!((calls.hand_over(|| 7).unwrap().bytes() > 0, calls.withdraw(1)), (true, Withdrawn::Sent));
+        let next = |calls: &mut Calls, number| {
+            drop(enter(calls, number, true));
+            calls.next()
+        };
+        assert!(matches!(next(&mut calls, 1), Next::Write(_)));
+        calls.gather(2);
+        assert!(calls.is_gathering() && matches!(next(&mut calls, 2), Next::Nothing));
+        assert!(calls.hand_over(|| 7).unwrap().bytes() > 0 && !calls.is_gathering());
+        assert!(matches!(next(&mut calls, 3), Next::Wake) && matches!(next(&mut calls, 4), Next::Nothing));
+        send(&mut calls);
+        calls.gather(1);
+        assert!(matches!(next(&mut calls, 5), Next::Write(_)));
+    }
+
+    #[tokio::test]
+    async fn a_call_ends_when_its_time_is_over_and_says_whether_it_was_sent() {
+        const SECOND: Duration = Duration::from_secs(1);
+        let mut calls = Calls::default();
+        let now = Instant::now();
+        let enter = |calls: &mut Calls, number, seconds| {
+            let (reply, outcome) = oneshot::channel();
+            let time =
+                Time { started: now, look: now + SECOND.min(SECOND * seconds), deadline: now + SECOND * seconds };
+            calls.enter(number, Waiting { time, ..waiting(true, reply) }).unwrap();
+            (outcome, calls.watch(&time))
+        };
+        let _peer = linked(&mut calls, usize::MAX);
+        let ((mut sent, first), (mut later, sooner)) = (enter(&mut calls, 1, 2), enter(&mut calls, 2, 9));
+        calls.hold();
+        let (mut unsent, _) = enter(&mut calls, 3, 2);
+        assert_eq!((first, sooner, calls.look()), (true, false, Some(now + SECOND)));
+        calls.expire(now + SECOND, &Known::default());
+        assert_eq!((sent.try_recv().is_err(), calls.look()), (true, Some(now + SECOND * 2)));
+        calls.expire(now + SECOND * 2, &Known::default());
+        let timeout = Cause::Timeout { after: SECOND * 2 };
+        assert_eq!(sent.try_recv().unwrap(), Err(CallError::Unknown(timeout.clone())));
+        assert_eq!(unsent.try_recv().unwrap(), Err(CallError::NotSent(timeout)));
+        assert_eq!((calls.len(), calls.look()), (1, Some(now + SECOND * 9)));
+        // A new call is looked at for its dialling, and without a link that is its end.
+        let (mut dialled, is_sooner) = enter(&mut calls, 4, 9);
+        let known = Known { no_link: Some(Cause::Closed), silent: None };
+        calls.expire(now + SECOND * 3, &known);
+        assert!(is_sooner && later.try_recv().is_err(), "the other is not due");
+        assert_eq!(dialled.try_recv().unwrap(), Err(CallError::NotSent(Cause::Closed)));
     }
 
     #[test]
@@ -373,7 +544,7 @@ mod tests {
         let mut calls = Calls::default();
         let _receivers: Vec<_> = (0..MAX_WAITING as u64).map(|number| enter(&mut calls, number, true)).collect();
         let (reply, _outcome) = oneshot::channel();
-        let refused = calls.enter(u64::MAX, Waiting { message: Bytes::new(), answered: true, reply });
+        let refused = calls.enter(u64::MAX, waiting(true, reply));
         assert_eq!(refused, Err(Cause::Busy { waiting: MAX_WAITING }));
     }
 }

@@ -3,16 +3,18 @@
 use std::future::pending;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
+use super::calls::Outcome;
 use super::error::{CallError, Cause};
 use super::socket::{Dealer, Outlet};
-use super::{Core, Link, Silence, dial};
+use super::{Core, Link, Silence, dial, flush};
 use crate::failpoint::{self, Point};
 use crate::fault::Code;
 use crate::hello::GOODBYE;
 use crate::lock::{Holder, LockInfo, read_lock_for_path};
-use crate::rpc::{Incoming, parse_request, parse_response};
+use crate::rpc::{Incoming, parse_request, parse_response, result_text};
 
 /// Pauses between attempts, while somebody waits for the link; the last one repeats.
 const PAUSES_MS: [u64; 7] = [1, 2, 5, 10, 20, 50, 100];
@@ -112,7 +114,7 @@ fn ticks() -> Interval {
     ticks
 }
 
-/// Keeps the link until the client is closed; then fails whatever still waits.
+/// Keeps the link until the client is closed.
 pub(super) async fn keep(core: &Core) {
     let mut backoff = Backoff::default();
     let mut pulse = Pulse::default();
@@ -135,7 +137,6 @@ pub(super) async fn keep(core: &Core) {
         }
     };
     let _never: Option<()> = core.stop.run_until_cancelled(endless).await;
-    core.calls().close();
     core.link.send_replace(None);
 }
 
@@ -213,16 +214,26 @@ enum Step {
 async fn pump(core: &Core, dealer: &mut Dealer, link: &Link, pulse: &mut Pulse) -> Cause {
     let mut ticks = ticks();
     let mut is_superseded = false;
+    let mut answers = Vec::new();
     loop {
         // The first answers may have come with that to hello.
-        if let Err(cause) = hand_out(core, dealer).await {
+        if let Err(cause) = hand_out(core, dealer, &mut answers) {
             return cause;
         }
-        if core.calls().is_done() {
-            return dealer.failure(&SUPERSEDED);
+        if core.calls().is_gathering() {
+            // Whoever was woken has its turn.
+            tokio::task::yield_now().await;
         }
-        core.send_waiting();
-        let blocked = core.calls().blocked();
+        let (ring, blocked) = {
+            let mut calls = core.calls();
+            if calls.is_done() {
+                return dealer.failure(&SUPERSEDED);
+            }
+            (calls.hand_over(|| core.next_number()), calls.blocked())
+        };
+        if let Some(ring) = ring {
+            flush(&ring);
+        }
         let room = async {
             match &blocked {
                 Some(ring) => ring.room().await,
@@ -263,47 +274,65 @@ async fn pump(core: &Core, dealer: &mut Dealer, link: &Link, pulse: &mut Pulse) 
     }
 }
 
-/// Hands out all that was received. What the callers say to several answers is written at once.
-async fn hand_out(core: &Core, dealer: &mut Dealer) -> Result<(), Cause> {
-    let mut answers = 0;
-    while let Some(body) = dealer.take()? {
-        if let Some(read) = settle(core, &body) {
-            core.calls().put_back_unread(read);
-            return Err(dealer.failure(&LEFT));
-        }
-        answers += 1;
-    }
-    if answers > 1 {
-        core.calls().gather();
-        tokio::task::yield_now().await;
-        core.calls().gathered();
-    }
-    Ok(())
+/// What a message of the primary means to us.
+enum Said {
+    /// A call is settled.
+    Answer(u64, Outcome),
+    /// A call was refused because it is not the primary any more, or will not be soon: it applies nothing, and refuses whatever else it reads.
+    NotPrimary(u64),
+    /// The last word of one that leaves: how many of our messages it has read.
+    Goodbye(u64),
+    Nothing,
 }
 
-/// Gives an answer to whoever waits for it. What a leaving primary refused waits for the next one; its last word is how many of our messages it has
-/// read, which is returned.
-fn settle(core: &Core, body: &[u8]) -> Option<u64> {
-    let answer = match parse_response(body) {
-        Ok(answer) => answer,
-        Err(error) => {
-            tracing::warn!(%error, "unreadable answer from the primary");
-            return None;
+/// Hands out all that was received. What a leaving primary refused or has not read waits for the next one.
+fn hand_out(core: &Core, dealer: &mut Dealer, answers: &mut Vec<(u64, Outcome)>) -> Result<(), Cause> {
+    let mut read = None;
+    let ended = loop {
+        match dealer.take() {
+            Ok(Some(body)) => match said(body) {
+                Said::Answer(number, outcome) => answers.push((number, outcome)),
+                Said::NotPrimary(number) => core.calls().put_back(number),
+                Said::Goodbye(messages) => {
+                    read = Some(messages);
+                    break Err(dealer.failure(&LEFT));
+                }
+                Said::Nothing => {}
+            },
+            Ok(None) => break Ok(()),
+            Err(cause) => break Err(cause),
         }
     };
-    match (answer.id.as_number(), answer.outcome) {
-        // It is not the primary any more, or will not be soon: it applies nothing, and refuses whatever else it reads.
-        (Some(number), Err(fault)) if fault.is(Code::NotPrimary) || fault.is(Code::Fenced) => {
-            core.calls().put_back(number);
-        }
-        // Duplicates, late answers and our own pings end here: nobody waits for them.
-        (Some(number), outcome) => {
-            core.calls().answered(number, outcome.map_err(CallError::Refused));
-        }
-        (None, Err(fault)) => tracing::warn!(%fault, "the primary could not read a request of ours"),
-        (None, Ok(_)) => return goodbye(body),
+    core.settle(answers);
+    if let Some(read) = read {
+        core.calls().put_back_unread(read);
     }
-    None
+    ended
+}
+
+/// Tells what a message means. A result is read by whoever waits for it.
+fn said(body: Bytes) -> Said {
+    // A part of what was received would keep the whole of it for as long as its reader takes.
+    let body = if body.is_unique() { body } else { Bytes::copy_from_slice(&body) };
+    if let Some((number, _)) = result_text(&body) {
+        return Said::Answer(number, Ok(body));
+    }
+    match parse_response(&body).map(|answer| (answer.id.as_number(), answer.outcome)) {
+        Ok((Some(number), Ok(_))) => Said::Answer(number, Ok(body)),
+        Ok((Some(number), Err(fault))) if fault.is(Code::NotPrimary) || fault.is(Code::Fenced) => {
+            Said::NotPrimary(number)
+        }
+        Ok((Some(number), Err(fault))) => Said::Answer(number, Err(CallError::Refused(fault))),
+        Ok((None, Ok(_))) => goodbye(&body).map_or(Said::Nothing, Said::Goodbye),
+        Ok((None, Err(fault))) => {
+            tracing::warn!(%fault, "the primary could not read a request of ours");
+            Said::Nothing
+        }
+        Err(error) => {
+            tracing::warn!(%error, "unreadable answer from the primary");
+            Said::Nothing
+        }
+    }
 }
 
 /// Reads the last word of a leaving primary.

@@ -117,9 +117,8 @@ impl Dealer {
     /// Returns the next message body of what was received.
     pub(super) fn take(&mut self) -> Result<Option<Bytes>, Cause> {
         while let Some(event) = self.step()? {
-            if let Event::Message(parts) = event {
-                // The frames before the last are an envelope.
-                return Ok(Some(parts.into_iter().next_back().unwrap_or_default()));
+            if let Event::Message(body) = event {
+                return Ok(Some(body));
             }
         }
         Ok(None)

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -91,8 +91,6 @@ impl Queue {
 #[derive(Debug)]
 struct State {
     queue: Queue,
-    /// What is queued or being written, overhead included.
-    bytes: usize,
     phase: Phase,
     /// Somebody is writing what it took from the queue.
     is_writing: bool,
@@ -103,6 +101,8 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Ring {
     state: Mutex<State>,
+    /// What is queued or being written, overhead included. Changed under the lock, looked at without.
+    bytes: AtomicUsize,
     capacity: usize,
     /// Above this many bytes nothing more should be asked of us that makes more of them.
     pause: usize,
@@ -115,15 +115,11 @@ pub(crate) struct Ring {
 
 impl Ring {
     pub(crate) fn new(capacity: usize, pause: usize, output: Output) -> Self {
-        let state = State {
-            queue: Queue::default(),
-            bytes: 0,
-            phase: Phase::Open,
-            is_writing: false,
-            output: Some(Arc::new(output)),
-        };
+        let state =
+            State { queue: Queue::default(), phase: Phase::Open, is_writing: false, output: Some(Arc::new(output)) };
         Self {
             state: Mutex::new(state),
+            bytes: AtomicUsize::new(0),
             capacity,
             pause,
             filled: Notify::new(),
@@ -143,12 +139,13 @@ impl Ring {
             return Push::Closed;
         }
         let cost = message.len() + OVERHEAD_BYTES;
-        if state.bytes + cost > self.capacity {
+        let bytes = self.bytes() + cost;
+        if bytes > self.capacity {
             drop(state);
             self.close();
             return Push::Full;
         }
-        state.bytes += cost;
+        self.bytes.store(bytes, Relaxed);
         state.queue.messages.push_back(message);
         Push::Queued
     }
@@ -195,9 +192,10 @@ impl Ring {
         } else if state.queue.messages.is_empty() && rest.messages.capacity() <= MAX_IDLE_CAPACITY {
             state.queue = rest;
         }
-        let was_over = state.bytes > self.pause;
-        state.bytes = state.bytes.saturating_sub(cost);
-        let eased = state.bytes == 0 || (was_over && state.bytes <= self.pause);
+        let before = self.bytes();
+        let bytes = before.saturating_sub(cost);
+        self.bytes.store(bytes, Relaxed);
+        let eased = bytes == 0 || (before > self.pause && bytes <= self.pause);
         let is_ending = state.phase != Phase::Open;
         drop(state);
         if eased {
@@ -259,7 +257,7 @@ impl Ring {
         let mut state = self.lock();
         state.phase = Phase::Closed;
         state.queue = Queue::default();
-        state.bytes = 0;
+        self.bytes.store(0, Relaxed);
         state.output = None;
         drop(state);
         self.filled.notify_one();
@@ -273,12 +271,12 @@ impl Ring {
 
     /// Returns the bytes that are not written yet.
     pub(crate) fn bytes(&self) -> usize {
-        self.lock().bytes
+        self.bytes.load(Relaxed)
     }
 
     /// Waits until the ring is filled no further than to its pause; tells whether that took waiting.
     pub(crate) async fn room(&self) -> bool {
-        self.at_most(self.pause).await
+        self.is_over() && self.at_most(self.pause).await
     }
 
     /// Waits until all is written, or the ring is closed.
@@ -288,20 +286,21 @@ impl Ring {
 
     /// Waits until the ring is finished and all is written, or it is closed.
     pub(crate) async fn ended(&self) {
-        self.until(|state| state.phase != Phase::Open && state.bytes == 0).await;
+        self.until(|phase, bytes| phase != Phase::Open && bytes == 0).await;
     }
 
     async fn at_most(&self, bytes: usize) -> bool {
-        self.until(|state| state.bytes <= bytes).await
+        self.until(|_, queued| queued <= bytes).await
     }
 
     /// Waits until that holds; tells whether it had to wait.
-    async fn until(&self, holds: impl Fn(&State) -> bool) -> bool {
+    async fn until(&self, holds: impl Fn(Phase, usize) -> bool) -> bool {
         let mut waited = false;
         loop {
             let mut eased = pin!(self.eased.notified());
             eased.as_mut().enable();
-            if holds(&self.lock()) {
+            let phase = self.lock().phase;
+            if holds(phase, self.bytes()) {
                 return waited;
             }
             eased.await;

@@ -61,8 +61,8 @@ pub enum Event {
     Send(Bytes),
     /// The handshake is done.
     Ready(Remote),
-    /// A whole message, never empty. Not to a PUB.
-    Message(Vec<Bytes>),
+    /// The last frame of a whole message: those before it are an envelope, with or without a delimiter. Not to a PUB.
+    Message(Bytes),
     /// The peer asks for frames that begin so. To a PUB only.
     Subscribe(Bytes),
     /// The peer takes back one such request. To a PUB only.
@@ -88,14 +88,15 @@ pub struct Engine {
     limits: WireLimits,
     state: State,
     input: BytesMut,
-    parts: Vec<Bytes>,
+    /// Parts of the message that has begun, and their bytes.
+    parts: usize,
     parts_bytes: usize,
 }
 
 impl Engine {
     /// Returns the engine of a new connection. The first poll yields our greeting.
     pub fn new(ours: SocketType, limits: WireLimits) -> Self {
-        Self { ours, limits, state: State::Start, input: BytesMut::new(), parts: Vec::new(), parts_bytes: 0 }
+        Self { ours, limits, state: State::Start, input: BytesMut::new(), parts: 0, parts_bytes: 0 }
     }
 
     /// Returns the buffer to which the peer's bytes are appended. Nothing else may be done to it.
@@ -105,7 +106,7 @@ impl Engine {
 
     /// Tells whether a message or a command has begun and not ended.
     pub fn is_amid(&self) -> bool {
-        !self.input.is_empty() || !self.parts.is_empty()
+        !self.input.is_empty() || self.parts > 0
     }
 
     /// Returns the next event; `None` when more bytes are needed. After an error only [`ZmtpError::Failed`] follows.
@@ -114,7 +115,7 @@ impl Engine {
         if polled.is_err() {
             self.state = State::Failed;
             self.input = BytesMut::new();
-            self.parts = Vec::new();
+            self.parts = 0;
         }
         polled
     }
@@ -150,22 +151,36 @@ impl Engine {
         encode_command("READY", &[b"\x0bSocket-Type", &length, socket_type])
     }
 
-    /// Takes the next whole frame off the input, once its announced size has passed the limits.
+    /// Takes the next whole frame off the input, once its announced size has passed the limits. Those before the last of a message are counted and
+    /// dropped.
     fn next_frame(&mut self) -> Result<Option<(Header, Bytes)>, ZmtpError> {
-        let Some(header) = Header::read(&self.input)? else { return Ok(None) };
-        let body_bytes = self.checked_size(header)?;
-        if self.input.len() - header.own_bytes < body_bytes {
-            return Ok(None);
+        while let Some(header) = Header::read(&self.input)? {
+            let body_bytes = self.checked_size(header)?;
+            if self.input.len() - header.own_bytes < body_bytes {
+                return Ok(None);
+            }
+            self.input.advance(header.own_bytes);
+            let body = self.take_body(body_bytes);
+            if !header.more {
+                return Ok(Some((header, body)));
+            }
+            self.parts += 1;
+            self.parts_bytes += body_bytes;
         }
-        self.input.advance(header.own_bytes);
-        let body = if body_bytes <= LARGE_BODY_BYTES {
-            self.input.split_to(body_bytes)
-        } else {
-            let rest = BytesMut::from(&self.input[body_bytes..]);
-            self.input.truncate(body_bytes);
-            mem::replace(&mut self.input, rest)
-        };
-        Ok(Some((header, body.freeze())))
+        Ok(None)
+    }
+
+    fn take_body(&mut self, bytes: usize) -> Bytes {
+        match bytes {
+            // Most delimiters: they share nothing of the buffer.
+            0 => Bytes::new(),
+            1..=LARGE_BODY_BYTES => self.input.split_to(bytes).freeze(),
+            _ => {
+                let rest = BytesMut::from(&self.input[bytes..]);
+                self.input.truncate(bytes);
+                mem::replace(&mut self.input, rest).freeze()
+            }
+        }
     }
 
     fn checked_size(&self, header: Header) -> Result<usize, ZmtpError> {
@@ -190,7 +205,7 @@ impl Engine {
         if header.command {
             return Ok(size);
         }
-        if self.parts.len() >= self.limits.max_parts {
+        if self.parts >= self.limits.max_parts {
             return Err(ZmtpError::TooManyParts { limit: self.limits.max_parts });
         }
         let whole = self.parts_bytes + size;
@@ -204,16 +219,12 @@ impl Engine {
         if header.command {
             return self.take_command(Command::read(body)?);
         }
-        self.parts_bytes += body.len();
-        self.parts.push(body);
-        if header.more {
-            return Ok(None);
-        }
         self.parts_bytes = 0;
-        let message = mem::take(&mut self.parts);
+        let before = mem::take(&mut self.parts);
         match self.ours {
-            SocketType::Router | SocketType::Dealer => Ok(Some(Event::Message(message))),
-            SocketType::Pub => Ok(subscription(&message)),
+            SocketType::Router | SocketType::Dealer => Ok(Some(Event::Message(body))),
+            SocketType::Pub if before == 0 => Ok(subscription(&body)),
+            SocketType::Pub => Ok(None),
         }
     }
 
@@ -240,8 +251,7 @@ impl Engine {
 }
 
 /// Reads a subscription of the 3.0 form: one frame, `01` or `00`, then the prefix. Other messages to a PUB mean nothing.
-fn subscription(message: &[Bytes]) -> Option<Event> {
-    let [frame] = message else { return None };
+fn subscription(frame: &Bytes) -> Option<Event> {
     match frame.first()? {
         1 => Some(Event::Subscribe(frame.slice(1..))),
         0 => Some(Event::Unsubscribe(frame.slice(1..))),

@@ -89,11 +89,13 @@ pub fn encode_delimited(write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
     let mut out = Vec::with_capacity(RESERVED + USUAL_BODY_BYTES);
     out.resize(RESERVED, 0);
     write(&mut out);
-    let mut head = Vec::with_capacity(RESERVED);
-    head.put_slice(&DELIMITER);
-    put_header(&mut head, 0, out.len() - RESERVED);
-    let start = RESERVED - head.len();
-    out[start..RESERVED].copy_from_slice(&head);
+    let mut head = [0; RESERVED];
+    let mut rest = &mut head[..];
+    rest.put_slice(&DELIMITER);
+    put_header(&mut rest, 0, out.len() - RESERVED);
+    // The header stands right before the body, however long it is.
+    let start = rest.len();
+    out[start..RESERVED].copy_from_slice(&head[..RESERVED - start]);
     Bytes::from(out).slice(start..)
 }
 
