@@ -5,8 +5,9 @@ mod retention;
 
 use std::collections::HashMap;
 
-use pando_ipc::Envelope;
+use pando_ipc::{Envelope, Recorded};
 use rusqlite::{Connection, params};
+use serde::Serialize;
 
 pub use history::{MAX_PAGE_BYTES, MAX_PAGE_EVENTS};
 pub(crate) use history::{bounds, count, epoch, head, last_before, since};
@@ -76,23 +77,29 @@ impl Journal {
     }
 
     /// Numbers the event and writes it, in the open transaction.
-    pub(crate) fn append(&mut self, connection: &Connection, mut event: Envelope) -> rusqlite::Result<Envelope> {
+    pub(crate) fn append<P: Serialize>(
+        &mut self,
+        connection: &Connection,
+        mut event: Envelope<P>,
+    ) -> rusqlite::Result<Recorded> {
         let prev = self.last_of(connection, event.topic.as_str())?;
         let seq = self.head + 1;
         (event.epoch, event.seq, event.prev, event.n) = (Some(self.epoch), Some(seq), Some(prev), None);
-        let text =
-            serde_json::to_string(&event).map_err(|why| rusqlite::Error::ToSqlConversionFailure(Box::new(why)))?;
+        let recorded = Recorded::new(&event).map_err(|why| rusqlite::Error::ToSqlConversionFailure(Box::new(why)))?;
+        let (topic, text) = (recorded.topic(), recorded.text());
         connection
             .prepare_cached(
                 "INSERT INTO _pando_event (seq, epoch, topic, prev, at, envelope) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
-            .execute(params![seq, self.epoch, event.topic.as_str(), prev, event.timestamp.unix_seconds(), text])?;
-        let topic: Box<str> = event.topic.as_str().into();
-        self.last.insert(topic.clone(), seq);
-        self.undo.push((topic, prev));
+            .execute(params![seq, self.epoch, topic, prev, event.timestamp.unix_seconds(), text])?;
+        match self.last.get_mut(topic) {
+            Some(last) => *last = seq,
+            None => _ = self.last.insert(topic.into(), seq),
+        }
+        self.undo.push((topic.into(), prev));
         self.head = seq;
         self.bytes += text.len() as u64;
-        Ok(event)
+        Ok(recorded)
     }
 
     fn last_of(&self, connection: &Connection, topic: &str) -> rusqlite::Result<u64> {
@@ -221,7 +228,7 @@ mod tests {
 
     fn append(connection: &Connection, journal: &mut Journal, topic: &'static str) -> (u64, u64) {
         let event = journal.append(connection, Envelope::new("i", Topic::known(topic), json!({}))).unwrap();
-        (event.seq.unwrap(), event.prev.unwrap())
+        (event.seq(), event.envelope().prev.unwrap())
     }
 
     fn all(connection: &Connection, after: u64, pattern: &str, limit: usize) -> Page {

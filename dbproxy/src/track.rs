@@ -11,10 +11,12 @@ use std::collections::hash_map::Entry;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pando_ipc::Topic;
+use pando_ipc::rpc::Json;
+use pando_ipc::{Envelope, Timestamp, Topic};
 use rusqlite::Connection;
 use rusqlite::functions::{Context, FunctionFlags};
-use serde_json::{Map, Value, json};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::{Map, Value};
 
 use crate::guard::{CHANGED, RESERVED, TRACKER, begins};
 use crate::tracked::Tracked;
@@ -51,13 +53,80 @@ impl Operation {
     }
 }
 
-/// One change event before it is numbered.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Change {
-    pub(crate) topic: Topic,
-    pub(crate) session_id: String,
-    /// The table, and the row's key or the counts.
-    pub(crate) detail: Map<String, Value>,
+/// Who changed rows: what every change event of a write says.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Author<'a> {
+    /// The instance that the write comes from.
+    pub(crate) source: &'a str,
+    /// The workdir, as JSON.
+    pub(crate) path: &'a Json,
+    /// The name of the write.
+    pub(crate) method: &'a str,
+}
+
+/// The payload of a change event: `{instance_id, path, topic, payload: {method, …}, timestamp}`.
+#[derive(Debug, serde::Serialize)]
+pub(crate) struct Body<'a> {
+    instance_id: &'a str,
+    path: &'a Json,
+    topic: Topic,
+    payload: Change<'a>,
+    timestamp: Timestamp,
+}
+
+/// A write and what it changed: `{method, table, key, columns?}`, `{method, table, created, updated, deleted}` or `{method, tables}`.
+#[derive(Debug)]
+struct Change<'a> {
+    method: &'a str,
+    detail: Detail<'a>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Detail<'a> {
+    Row(&'a Table, &'a Row),
+    Bulk(&'a Table),
+    Summary(&'a [Table]),
+}
+
+impl Serialize for Change<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("method", self.method)?;
+        match self.detail {
+            Detail::Row(table, row) => {
+                map.serialize_entry("table", &table.name)?;
+                map.serialize_entry("key", &row.key)?;
+                if !row.columns.is_empty() {
+                    map.serialize_entry("columns", &row.columns)?;
+                }
+            }
+            Detail::Bulk(table) => {
+                map.serialize_entry("table", &table.name)?;
+                for (name, count) in table.counts() {
+                    map.serialize_entry(name, &count)?;
+                }
+            }
+            Detail::Summary(tables) => map.serialize_entry("tables", &Summary(tables))?,
+        }
+        map.end()
+    }
+}
+
+/// Tables with the operations on them: `{"t": {"created": 1}}`.
+struct Summary<'a>(&'a [Table]);
+
+impl Serialize for Summary<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|table| (&table.name, Operations(table))))
+    }
+}
+
+struct Operations<'a>(&'a Table);
+
+impl Serialize for Operations<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.counts().into_iter().filter(|(_, count)| *count > 0))
+    }
 }
 
 #[derive(Debug)]
@@ -80,16 +149,15 @@ struct Table {
 }
 
 impl Table {
-    /// Returns the counts by name, with or without those that are 0.
-    fn counts(&self, with_none: bool) -> Map<String, Value> {
-        let each = Operation::ALL.into_iter().map(|operation| (operation.as_str(), self.counts[operation as usize]));
-        each.filter(|(_, count)| with_none || *count > 0).map(|(name, count)| (name.to_owned(), json!(count))).collect()
+    /// Returns the counts by name.
+    fn counts(&self) -> [(&'static str, u64); 3] {
+        Operation::ALL.map(|operation| (operation.as_str(), self.counts[operation as usize]))
     }
 }
 
-/// The rows changed by the write at hand.
+/// The rows changed by one write.
 #[derive(Debug, Default)]
-struct Collector {
+pub(crate) struct Collector {
     tables: Vec<Table>,
     rows: Vec<Row>,
     /// Where each row that was seen stands in `rows`.
@@ -130,10 +198,28 @@ impl Collector {
         }
     }
 
-    fn clear(&mut self) {
-        self.tables.clear();
-        self.rows.clear();
-        self.seen.clear();
+    /// Returns the change events of the write: rows in the order in which they changed first, and the summary; none when no row changed.
+    pub(crate) fn events<'a>(&'a self, author: Author<'a>) -> impl Iterator<Item = Envelope<Body<'a>>> {
+        let Self { tables, rows, .. } = self;
+        let single = rows.iter().filter(|row| tables[row.table].rows <= MAX_ROW_EVENTS).map(|row| {
+            let table = &tables[row.table];
+            (topic(&table.name, row.operation.as_str()), row.session.as_str(), Detail::Row(table, row))
+        });
+        let bulk = tables.iter().filter(|table| table.rows > MAX_ROW_EVENTS);
+        let bulk = bulk.map(|table| (topic(&table.name, "bulk"), "", Detail::Bulk(table)));
+        let summary = (!tables.is_empty()).then(|| (Topic::known(SUMMARY), self.session(), Detail::Summary(tables)));
+        single.chain(bulk).chain(summary).map(move |(topic, session, detail)| {
+            let Author { source, path, method } = author;
+            let (payload, timestamp) = (Change { method, detail }, Timestamp::now());
+            let payload = Body { instance_id: source, path, topic: topic.clone(), payload, timestamp };
+            Envelope { session_id: session.to_owned(), timestamp, ..Envelope::new(source, topic, payload) }
+        })
+    }
+
+    /// Returns the session that all changed rows belong to, if they do.
+    fn session(&self) -> &str {
+        let mut sessions = self.rows.iter().map(|row| row.session.as_str());
+        sessions.next().filter(|first| sessions.all(|session| session == *first)).unwrap_or_default()
     }
 }
 
@@ -181,40 +267,12 @@ impl Track {
 
     /// Forgets what was collected: a write begins, or was rolled back.
     pub(crate) fn clear(&self) {
-        lock(&self.collector).clear();
+        drop(self.take());
     }
 
-    /// Takes the change events of the write: rows in the order in which they changed first, and the summary; none when no row changed.
-    pub(crate) fn take(&self) -> Vec<Change> {
-        let mut collector = lock(&self.collector);
-        let Collector { tables, rows, .. } = &*collector;
-        if tables.is_empty() {
-            return Vec::new();
-        }
-        let single = rows.iter().filter(|row| tables[row.table].rows <= MAX_ROW_EVENTS).map(|row| {
-            let table = &tables[row.table].name;
-            let mut detail = Map::from_iter([("table".to_owned(), json!(table)), ("key".to_owned(), json!(row.key))]);
-            if !row.columns.is_empty() {
-                detail.insert("columns".to_owned(), json!(row.columns));
-            }
-            Change { topic: topic(table, row.operation.as_str()), session_id: row.session.clone(), detail }
-        });
-        let bulk = tables.iter().filter(|table| table.rows > MAX_ROW_EVENTS).map(|table| {
-            let mut detail = Map::from_iter([("table".to_owned(), json!(table.name))]);
-            detail.extend(table.counts(true));
-            Change { topic: topic(&table.name, "bulk"), session_id: String::new(), detail }
-        });
-        let all: Map<_, _> = tables.iter().map(|table| (table.name.clone(), json!(table.counts(false)))).collect();
-        let mut sessions = rows.iter().map(|row| row.session.as_str());
-        let session = sessions.next().filter(|first| sessions.all(|session| session == *first));
-        let summary = Change {
-            topic: Topic::known(SUMMARY),
-            session_id: session.unwrap_or_default().to_owned(),
-            detail: Map::from_iter([("tables".to_owned(), Value::Object(all))]),
-        };
-        let changes = single.chain(bulk).chain([summary]).collect();
-        collector.clear();
-        changes
+    /// Takes what was collected.
+    pub(crate) fn take(&self) -> Collector {
+        std::mem::take(&mut lock(&self.collector))
     }
 }
 
@@ -350,6 +408,8 @@ fn topic(table: &str, what: &str) -> Topic {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn tracked(schema: &str) -> (Connection, Track) {
@@ -372,13 +432,28 @@ mod tests {
         Track::renew(connection).unwrap();
     }
 
+    /// Takes the change events: topic, and what the payload tells.
+    fn changes(track: &Track) -> Vec<(String, Value)> {
+        let author = Author { source: "i", path: &Json::of(&"/w"), method: "exec" };
+        let told = |event: Envelope<Body<'_>>| {
+            let mut payload = json!(event.payload);
+            let mut detail = payload["payload"].take();
+            assert_eq!(detail.as_object_mut().unwrap().shift_remove("method").unwrap(), "exec");
+            let (topic, time) = (event.topic.to_string(), event.timestamp);
+            let about = json!({"instance_id": "i", "path": "/w", "topic": topic, "payload": null, "timestamp": time});
+            assert_eq!(payload.to_string(), about.to_string());
+            (topic, detail)
+        };
+        track.take().events(author).map(told).collect()
+    }
+
     /// Takes the changes of rows; the last one, the summary, is looked at by tests of its own.
     fn taken(track: &Track) -> Vec<String> {
-        let mut changes = track.take();
-        assert_eq!(changes.pop().unwrap().topic.as_str(), SUMMARY);
-        let seen = changes.into_iter().map(|change| {
-            let key = change.detail.get("key").and_then(Value::as_str).unwrap_or("-").to_owned();
-            format!("{} {key}", change.topic)
+        let mut changes = changes(track);
+        assert_eq!(changes.pop().unwrap().0, SUMMARY);
+        let seen = changes.into_iter().map(|(topic, detail)| {
+            let key = detail.get("key").and_then(Value::as_str).unwrap_or("-");
+            format!("{topic} {key}")
         });
         seen.collect()
     }
@@ -447,7 +522,7 @@ mod tests {
         Track::renew(&connection).unwrap();
         let summary = |sql: &str| {
             connection.execute_batch(sql).unwrap();
-            track.take().into_iter().map(|change| (change.topic.to_string(), json!(change.detail))).collect::<Vec<_>>()
+            changes(&track)
         };
         let one = |tables: Value| vec![(SUMMARY.to_owned(), json!({"tables": tables}))];
         let gone = summary("DELETE FROM p; INSERT INTO p VALUES ('q')");
@@ -469,15 +544,14 @@ mod tests {
             connection.execute("INSERT OR IGNORE INTO u VALUES (1)", []).unwrap();
         };
         insert(MAX_ROW_EVENTS);
-        assert_eq!(track.take().len(), MAX_ROW_EVENTS + 2);
+        assert_eq!(changes(&track).len(), MAX_ROW_EVENTS + 2);
         connection.execute_batch("DELETE FROM t; DELETE FROM u").unwrap();
         track.clear();
         insert(MAX_ROW_EVENTS + 1);
         connection.execute("UPDATE t SET b = 1 WHERE a < 3", []).unwrap();
-        let changes = track.take();
+        let changes = changes(&track);
         assert_eq!(changes.len(), 3);
-        assert_eq!(changes[1].topic.as_str(), "db.t.bulk");
         let counts = json!({"table": "t", "created": MAX_ROW_EVENTS + 1, "updated": 2, "deleted": 0});
-        assert_eq!(Value::Object(changes[1].detail.clone()), counts);
+        assert_eq!(changes[1], ("db.t.bulk".to_owned(), counts));
     }
 }

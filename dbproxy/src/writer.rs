@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pando_ipc::methods::Sent;
-use pando_ipc::{Envelope, Fault};
+use pando_ipc::{Fault, Recorded};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -48,7 +48,7 @@ const WAL_RETRY_AFTER: Duration = Duration::from_millis(250);
 const NEWS_TIME: Duration = Duration::from_secs(60);
 
 /// Called with the events of each commit, in order, before the writes are answered. It must not block.
-pub type OnCommit = Box<dyn Fn(&[Arc<Envelope>]) + Send>;
+pub type OnCommit = Box<dyn Fn(&[Recorded]) + Send>;
 
 /// How to open a [`Writer`].
 pub struct WriterOptions {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Longest topic, in bytes. A longer one is refused with [`TopicError::TooLong`].
 pub const MAX_TOPIC_BYTES: usize = 255;
@@ -124,9 +124,15 @@ fn check(text: &str, stars: bool) -> Result<(), TopicError> {
 /// The name of an event: dot-separated words such as `message.append`.
 ///
 /// 1 to [`MAX_TOPIC_BYTES`] bytes of UTF-8 without white space, control characters (NUL ends it on the wire) or `*`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Topic(Box<str>);
+
+impl Serialize for Topic {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
 
 impl Topic {
     /// Returns the topic for `text`, or why it is none.

@@ -220,7 +220,7 @@ pub(super) async fn open(shared: &Arc<Shared>, warm: Warm) -> Result<Opened, Joi
         workdir: shared.workdir.path().to_owned(),
         durability: shared.options.durability,
         writes: shared.options.writes.clone(),
-        on_commit: Box::new(move |events: &[Arc<Envelope>]| carrier.carry(events)),
+        on_commit: Box::new(move |events| carrier.carry(events)),
     };
     let path = shared.workdir.database_path();
     let writer = match tokio::task::spawn_blocking(move || Writer::open_prepared(&path, standby, options)).await {

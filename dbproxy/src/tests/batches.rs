@@ -33,8 +33,9 @@ impl Gated {
         let ((enter, entered), (open, opened)) = (tokio::sync::mpsc::unbounded_channel(), mpsc::channel());
         let (seen, opened) = (Arc::clone(&commits), Mutex::new(opened));
         options.on_commit = Box::new(move |events| {
-            let made = events.iter().filter(|event| event.topic.as_str() == "db.session.created");
-            let keys: Vec<_> = made.map(|event| event.payload["payload"]["key"].as_str().unwrap_or_default()).collect();
+            let made = events.iter().filter(|event| event.topic() == "db.session.created");
+            let key = |event: &Recorded| event.envelope().payload["payload"]["key"].as_str().unwrap().to_owned();
+            let keys: Vec<_> = made.map(key).collect();
             seen.lock().unwrap().push(keys.len());
             if keys.iter().any(|key| key.starts_with(GATE)) {
                 enter.send(()).unwrap();

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use pando_ipc::failpoint::{self, Flaw, Point};
 use pando_ipc::fault::Code;
-use pando_ipc::{Envelope, Fault};
+use pando_ipc::{Fault, Recorded};
 use rusqlite::{DEFAULT_NAME, Error, ErrorCode, FileControl};
 
 use super::Fenced;
@@ -52,7 +52,7 @@ enum Care {
 /// What became of a transaction.
 enum Attempt {
     /// It is committed, with the first so many writes.
-    Committed { taken: usize, events: Vec<Envelope> },
+    Committed { taken: usize, events: Vec<Recorded> },
     /// It was rolled back at this write, which has its answer: the others go again.
     Lost { culprit: usize },
     /// A constraint that is checked at COMMIT refused it: some write is to blame, the writes go one by one.
@@ -63,7 +63,7 @@ enum Attempt {
 
 impl Desk {
     /// Commits the first writes of `pending`, in one transaction. Those that had no room stay.
-    pub(super) fn commit_some(&mut self, pending: &mut VecDeque<Job>) -> (Answered, Vec<Envelope>) {
+    pub(super) fn commit_some(&mut self, pending: &mut VecDeque<Job>) -> (Answered, Vec<Recorded>) {
         let count = if self.alone > 0 { 1 } else { pending.len() };
         self.alone = self.alone.saturating_sub(count);
         let mut slots: Vec<_> = pending.drain(..count).map(|job| Slot { job, outcome: None, settled: false }).collect();
@@ -142,7 +142,7 @@ impl Desk {
             }
         }
         if failpoint::has(Flaw::PublishBeforeCommit) {
-            self.tell(events.clone());
+            self.tell(&events);
         }
         failpoint::hit(Point::CommitBefore);
         match self.control("COMMIT") {

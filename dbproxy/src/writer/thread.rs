@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +13,8 @@ use std::time::{Duration, Instant};
 use pando_ipc::failpoint::{self, Point};
 use pando_ipc::fault::Code;
 use pando_ipc::methods::Sent;
-use pando_ipc::{Envelope, Fault};
+use pando_ipc::rpc::Json;
+use pando_ipc::{Fault, Recorded};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
@@ -167,7 +167,8 @@ pub(super) struct Desk {
     pub(super) database: Uuid,
     pub(super) epoch: u64,
     pub(super) durability: Durability,
-    pub(super) workdir: PathBuf,
+    /// The workdir; change events name it.
+    pub(super) path: Json,
     pub(super) writes: Writes,
     pub(super) signals: Signals,
     pub(super) tuning: Tuning,
@@ -215,7 +216,7 @@ impl Desk {
             database,
             epoch,
             durability,
-            workdir: options.workdir,
+            path: Json::of(&options.workdir.to_string_lossy()),
             writes: options.writes,
             signals,
             tuning,
@@ -237,7 +238,7 @@ impl Desk {
         if !events.is_empty() {
             self.signals.head.send_replace(self.journal.head());
             failpoint::hit(Point::PublishBefore);
-            self.tell(events);
+            self.tell(&events);
             failpoint::hit(Point::PublishAfter);
         }
         self.ops_since_pruning += answered.len() as u64;
@@ -268,9 +269,8 @@ impl Desk {
     }
 
     /// Tells the observer of commits.
-    pub(super) fn tell(&self, events: Vec<Envelope>) {
-        let events: Vec<Arc<Envelope>> = events.into_iter().map(Arc::new).collect();
-        if catch_unwind(AssertUnwindSafe(|| (self.on_commit)(&events))).is_err() {
+    pub(super) fn tell(&self, events: &[Recorded]) {
+        if catch_unwind(AssertUnwindSafe(|| (self.on_commit)(events))).is_err() {
             tracing::error!("the observer of commits panicked; its events are in the journal");
         }
     }
