@@ -206,12 +206,7 @@ impl Writer {
     /// A fault means that nothing was applied, but for `E_OUTCOME_UNKNOWN`. May be dropped at any time; a write that is
     /// queued is applied nevertheless.
     pub async fn submit(&self, request: WriteRequest) -> Result<Ack, Fault> {
-        self.timed(async {
-            let label = request.work.label().to_owned();
-            let job = self.admit(request)?;
-            self.enqueued(job, &label).await
-        })
-        .await
+        self.timed(async { self.enqueued(self.admit(request)?).await }).await
     }
 
     /// Does the same and tells the answer to `tell`: from this thread when the write is refused, and from the writer's when it is done. `tell` must not
@@ -233,11 +228,9 @@ impl Writer {
     /// For writes of this process. In a runtime of one thread they are queued like all others, because everything else there would wait.
     pub async fn submit_here(&self, request: WriteRequest) -> Result<Ack, Fault> {
         self.timed(async {
-            let label = request.work.label().to_owned();
-            let job = self.admit(request)?;
-            match self.commit_here(job) {
+            match self.commit_here(self.admit(request)?) {
                 Ok(result) => result,
-                Err(job) => self.enqueued(job, &label).await,
+                Err(job) => self.enqueued(job).await,
             }
         })
         .await
@@ -279,7 +272,8 @@ impl Writer {
         Ok(Box::new(Job { request, weight, answer: Answer::default() }))
     }
 
-    async fn enqueued(&self, job: Box<Job>, label: &str) -> Result<Ack, Fault> {
+    async fn enqueued(&self, job: Box<Job>) -> Result<Ack, Fault> {
+        let label = &*job.request.work.label().to_owned();
         let (answer, answered) = oneshot::channel();
         let tell = |result| {
             // Whoever asked may have left; the answer is kept for a retry.

@@ -174,6 +174,8 @@ pub(super) struct Desk {
     pub(super) tuning: Tuning,
     /// Names with the reserved prefix; no write may change their number.
     pub(super) reserved: i64,
+    /// The data version that the last commit left behind: while it stays, nobody else has written, and the epoch is ours.
+    pub(super) unchanged: Option<u32>,
     /// How many of the next writes go in a transaction of their own.
     pub(super) alone: usize,
     on_commit: OnCommit,
@@ -221,6 +223,7 @@ impl Desk {
             signals,
             tuning,
             reserved,
+            unchanged: None,
             alone: 0,
             on_commit: options.on_commit,
             checkpointer,

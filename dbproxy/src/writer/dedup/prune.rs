@@ -83,10 +83,10 @@ pub(super) fn seconds(duration: Duration) -> i64 {
 
 /// Returns the condition for a chunk of what is too old by either limit: ?1 and ?4 are counts, ?2 is the chunk's size, ?3 is a time.
 fn old(table: &str) -> String {
-    let newest = format!("(SELECT max(n) FROM {table})");
-    format!(
-        "n < {newest} AND n < (SELECT min(n) FROM {table}) + ?2 AND (n <= {newest} - ?1 AND at < ?3 OR n <= {newest} - ?4)"
-    )
+    let (oldest, newest) = (format!("(SELECT min(n) FROM {table})"), format!("(SELECT max(n) FROM {table})"));
+    // One bound: what neither count excludes is not even looked at.
+    let end = format!("min({newest}, {oldest} + ?2, {newest} - min(?1, ?4) + 1)");
+    format!("n < {end} AND (n <= {newest} - ?1 AND at < ?3 OR n <= {newest} - ?4)")
 }
 
 /// Removes a chunk of old writes with a chosen op id, and notes until when.
