@@ -66,17 +66,28 @@ impl Desk {
         }
         self.track.clear();
         let (results, published) = self.work(request)?;
-        let mut events = Vec::new();
+        let (collected, mut events) = (self.track.take(), Vec::new());
         let author = Author { source: &request.source, path: &self.path, method: label };
-        for event in self.track.take().events(author) {
-            events.push(self.journal.append(&self.connection, event).map_err(sqlite)?);
+        // The last event keeps the op.
+        let (mut none, mut op) = (None, dedup::kept_by_event(request, &results));
+        let wants = op.is_some();
+        let mut changes = collected.events(author).peekable();
+        while let Some(event) = changes.next() {
+            let op = if changes.peek().is_none() && published.is_empty() { &mut op } else { &mut none };
+            events.push(self.journal.append(&self.connection, event, op).map_err(sqlite)?);
         }
-        for event in published {
+        let mut published = published.into_iter().peekable();
+        while let Some(event) = published.next() {
             check_payload(&event.payload)?;
-            events.push(self.journal.append(&self.connection, event).map_err(sqlite)?);
+            let op = if published.peek().is_none() { &mut op } else { &mut none };
+            events.push(self.journal.append(&self.connection, event, op).map_err(sqlite)?);
         }
         let seq = self.journal.head();
-        self.ops.store(&self.connection, request, self.epoch, seq, Some(&results)).map_err(sqlite)?;
+        if wants && op.is_none() {
+            self.ops.note_kept(request, seq);
+        } else {
+            self.ops.store(&self.connection, request, self.epoch, seq, Some(&results)).map_err(sqlite)?;
+        }
         let ack = Ack { seq, epoch: self.epoch, durability: self.durability, results, replayed: false };
         Ok(Applied::Now(ack, events))
     }

@@ -300,17 +300,18 @@ impl Desk {
         if !(ops || events || self.journal.is_savable()) || self.signals.fenced.borrow().is_some() {
             return;
         }
-        self.ops_since_pruning = if ops { 0 } else { self.ops_since_pruning };
+        self.ops_since_pruning = if ops || events { 0 } else { self.ops_since_pruning };
         let pruned = self.connection.unchecked_transaction().and_then(|transaction| {
             self.journal.save(&transaction)?;
-            if events {
-                self.journal.prune(&transaction)?;
-            }
-            if ops {
+            if ops || events {
                 let Tuning { keep_ops, keep_ops_for, keep_clients_for, .. } = self.tuning;
                 let keep =
                     Keep { ops: keep_ops, ops_at_most: MAX_OPS, ops_for: keep_ops_for, clients_for: keep_clients_for };
-                self.ops.prune(&transaction, keep)?;
+                self.ops.prune(&transaction, keep, self.journal.head())?;
+            }
+            if events {
+                // No op is lost with its event: none of these keeps one any more.
+                self.journal.prune(&transaction)?;
             }
             transaction.commit()
         });
