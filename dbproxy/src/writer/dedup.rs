@@ -37,7 +37,7 @@ const NAMED_FORGOTTEN: &str = "named_forgotten";
 /// Key of the event up to which no event keeps an op any more.
 const OPS: &str = "ops";
 /// Longest results that an event keeps, in bytes: it stays when the op is long forgotten.
-const MAX_KEPT_RESULTS: usize = 512;
+const MAX_KEPT_RESULTS: usize = 256;
 
 /// What is stored of a write.
 #[derive(Debug, Clone, PartialEq)]
