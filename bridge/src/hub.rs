@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use pando_ipc::{Envelope, Pattern};
+use pando_ipc::{Envelope, Pattern, Recorded};
 use tokio::sync::{Notify, watch};
 
 /// Events that wait for one subscriber. When its queue is full, further events are dropped for that subscriber alone and counted: it
@@ -143,15 +143,24 @@ impl Hub {
     ///
     /// Durable events must come in order, from one feeder at a time.
     pub fn deliver(&self, event: &Arc<Envelope>) {
-        if let Some(seq) = event.seq
+        self.hand_out(event.seq, event.topic.as_str(), || Arc::clone(event));
+    }
+
+    /// Does the same with one that is encoded; it is read only when somebody subscribed to it.
+    pub fn deliver_recorded(&self, event: &Recorded) {
+        self.hand_out(Some(event.seq()), event.topic(), || event.envelope());
+    }
+
+    fn hand_out(&self, seq: Option<u64>, topic: &str, event: impl Fn() -> Arc<Envelope>) {
+        if let Some(seq) = seq
             && self.0.position.fetch_max(seq, Ordering::AcqRel) >= seq
         {
             return;
         }
         self.each(|subscriber, queue| {
-            let is_old = event.seq.is_some_and(|seq| seq <= subscriber.behind.load(Ordering::Acquire));
-            if !is_old && subscriber.patterns.iter().any(|pattern| pattern.matches(event.topic.as_str())) {
-                queue.push(Arc::clone(event));
+            let is_old = seq.is_some_and(|seq| seq <= subscriber.behind.load(Ordering::Acquire));
+            if !is_old && subscriber.patterns.iter().any(|pattern| pattern.matches(topic)) {
+                queue.push(event());
             }
         });
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use pando_ipc::topic::PROBE_PREFIX;
-use pando_ipc::{Bus, Envelope, Topic};
+use pando_ipc::{Bus, Envelope, Recorded, Topic};
 
 use crate::hub::Hub;
 
@@ -12,11 +12,18 @@ use crate::hub::Hub;
 pub trait Publisher: Send + Sync + std::fmt::Debug {
     /// Sends an event to whoever subscribed to its topic. Never blocks.
     fn publish(&self, event: &Envelope);
+
+    /// Does the same with an event that is encoded already.
+    fn publish_frame(&self, frame: &[u8]);
 }
 
 impl Publisher for Bus {
     fn publish(&self, event: &Envelope) {
         Bus::publish(self, event);
+    }
+
+    fn publish_frame(&self, frame: &[u8]) {
+        Bus::publish_frame(self, frame);
     }
 }
 
@@ -42,12 +49,12 @@ impl Outbound {
     }
 
     /// Carries committed events, in commit order. Called by the writer's thread; never blocks.
-    pub fn carry(&self, events: &[Arc<Envelope>]) {
+    pub fn carry(&self, events: &[Recorded]) {
         for event in events {
             if let Some((_, bus)) = self.served.get() {
-                bus.publish(event);
+                bus.publish_frame(event.frame());
             }
-            self.hub.deliver(event);
+            self.hub.deliver_recorded(event);
         }
     }
 
@@ -61,10 +68,14 @@ impl Outbound {
             *n += 1;
             event.n = Some(*n);
         }
-        event.epoch = self.served.get().map(|(epoch, _)| *epoch);
+        let served = self.served.get();
+        event.epoch = served.map(|(epoch, _)| *epoch);
         let event = Arc::new(event);
         // Under the lock, so that the numbers leave in order.
-        self.carry(std::slice::from_ref(&event));
+        if let Some((_, bus)) = served {
+            bus.publish(&event);
+        }
+        self.hub.deliver(&event);
         event
     }
 
@@ -90,6 +101,10 @@ mod tests {
         fn publish(&self, event: &Envelope) {
             self.0.lock().unwrap().push(event.clone());
         }
+
+        fn publish_frame(&self, frame: &[u8]) {
+            self.publish(&Envelope::from_frame(frame).unwrap());
+        }
     }
 
     #[tokio::test]
@@ -99,15 +114,17 @@ mod tests {
         let outbound = Outbound::new(hub);
         let mut early = Envelope::new("i", Topic::known("a.b"), Value::Null);
         early.seq = Some(1);
-        outbound.carry(&[Arc::new(early)]);
+        outbound.carry(&[Recorded::new(&early).unwrap()]);
         outbound.attach(7, sent.clone());
+        let late = Envelope { seq: Some(2), ..early };
+        outbound.carry(&[Recorded::new(&late).unwrap()]);
         for publisher in ["i", "j", "i"] {
             outbound.ephemeral(Envelope::new(publisher, Topic::known("llm.token"), Value::Null));
         }
         let seen: Vec<_> = sent.0.lock().unwrap().iter().map(|e| (e.instance_id.clone(), e.n, e.epoch)).collect();
         let token = |publisher: &str, n| (publisher.to_owned(), Some(n), Some(7));
-        assert_eq!(seen, [token("i", 1), token("j", 1), token("i", 2)]);
-        for _ in 0..4 {
+        assert_eq!(seen, [("i".to_owned(), None, None), token("i", 1), token("j", 1), token("i", 2)]);
+        for _ in 0..5 {
             assert!(matches!(local.recv().await, Some(crate::Delivery::Event(_))));
         }
     }

@@ -12,6 +12,7 @@ use crate::journal;
 use crate::readers::{ReadError, Readers};
 use crate::refusal::message_of;
 use crate::schema;
+use crate::writer::ops_kept_by_events;
 
 /// Problems that a check reports at most.
 pub const MAX_PROBLEMS: usize = 100;
@@ -187,7 +188,8 @@ fn stats(connection: &Connection, path: &Path) -> rusqlite::Result<Stats> {
         tables: count(&format!("SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND {NOT_OURS}"))?,
         oldest_event,
         head,
-        ops: count("SELECT (SELECT count(*) FROM _pando_op) + (SELECT count(*) FROM _pando_op_named)")?,
+        ops: count("SELECT (SELECT count(*) FROM _pando_op) + (SELECT count(*) FROM _pando_op_named)")?
+            + ops_kept_by_events(&transaction)?,
     })
 }
 

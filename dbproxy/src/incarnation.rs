@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::journal::{self, Journal};
 use crate::schema;
+use crate::writer::move_ops;
 
 /// How far terms and event numbers jump where nobody can tell how far the former database was.
 pub const UNKNOWN_JUMP: u64 = 1_000_000;
@@ -78,6 +79,7 @@ pub(crate) fn renew(
     connection.execute(change, params!["database", database.to_string()])?;
     connection.execute(change, params!["epoch", epoch])?;
     let mut journal = Journal::load(connection, epoch)?;
+    move_ops(connection, journal.head())?;
     journal.begin_anew(connection, last)?;
     let payload = json!({
         "database": database,
@@ -85,6 +87,6 @@ pub(crate) fn renew(
         "former": former,
         "copy_seq": copy.seq,
     });
-    journal.append(connection, Envelope::new("", Topic::known(topic::RESTORED), payload))?;
+    journal.append(connection, Envelope::new("", Topic::known(topic::RESTORED), payload), &mut None)?;
     Ok(Standing { database, epoch, seq: journal.head() })
 }

@@ -5,8 +5,10 @@ mod retention;
 
 use std::collections::HashMap;
 
-use pando_ipc::Envelope;
+use pando_ipc::{Envelope, Recorded};
 use rusqlite::{Connection, params};
+use serde::Serialize;
+use uuid::Uuid;
 
 pub use history::{MAX_PAGE_BYTES, MAX_PAGE_EVENTS};
 pub(crate) use history::{bounds, count, epoch, head, last_before, since};
@@ -21,6 +23,17 @@ const SAVE_EVERY: u64 = 250;
 const MAX_TOPICS: usize = 10_000;
 /// Key of the event up to which the last numbers of topics are written down.
 const TOPICS: &str = "topics";
+/// Largest event that keeps an op, as JSON: both stand on one page, so that looking for ops reads no others.
+const MAX_KEEPING_BYTES: usize = 2_048;
+
+/// The op id and the answer of a write, which its last event keeps.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KeptOp<'a> {
+    pub(crate) client: &'a Uuid,
+    pub(crate) counter: u64,
+    pub(crate) fingerprint: i64,
+    pub(crate) results: &'a str,
+}
 
 /// The writer's end: hands out numbers and appends.
 #[derive(Debug)]
@@ -75,24 +88,37 @@ impl Journal {
         self.head
     }
 
-    /// Numbers the event and writes it, in the open transaction.
-    pub(crate) fn append(&mut self, connection: &Connection, mut event: Envelope) -> rusqlite::Result<Envelope> {
+    /// Numbers the event and writes it, in the open transaction. An op is taken where there is room for it.
+    pub(crate) fn append<P: Serialize>(
+        &mut self,
+        connection: &Connection,
+        mut event: Envelope<P>,
+        op: &mut Option<KeptOp<'_>>,
+    ) -> rusqlite::Result<Recorded> {
         let prev = self.last_of(connection, event.topic.as_str())?;
         let seq = self.head + 1;
         (event.epoch, event.seq, event.prev, event.n) = (Some(self.epoch), Some(seq), Some(prev), None);
-        let text =
-            serde_json::to_string(&event).map_err(|why| rusqlite::Error::ToSqlConversionFailure(Box::new(why)))?;
-        connection
-            .prepare_cached(
-                "INSERT INTO _pando_event (seq, epoch, topic, prev, at, envelope) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?
-            .execute(params![seq, self.epoch, event.topic.as_str(), prev, event.timestamp.unix_seconds(), text])?;
-        let topic: Box<str> = event.topic.as_str().into();
-        self.last.insert(topic.clone(), seq);
-        self.undo.push((topic, prev));
+        let recorded = Recorded::new(&event).map_err(|why| rusqlite::Error::ToSqlConversionFailure(Box::new(why)))?;
+        let (topic, text) = (recorded.topic(), recorded.text());
+        let at = event.timestamp.unix_seconds();
+        if let Some(KeptOp { client, counter, fingerprint, results }) = op.take_if(|_| text.len() <= MAX_KEEPING_BYTES)
+        {
+            let sql = "INSERT INTO _pando_event VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+            let row = params![seq, self.epoch, topic, prev, at, text, client.as_bytes(), counter, fingerprint, results];
+            connection.prepare_cached(sql)?.execute(row)?;
+        } else {
+            let sql =
+                "INSERT INTO _pando_event (seq, epoch, topic, prev, at, envelope) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+            connection.prepare_cached(sql)?.execute(params![seq, self.epoch, topic, prev, at, text])?;
+        }
+        match self.last.get_mut(topic) {
+            Some(last) => *last = seq,
+            None => _ = self.last.insert(topic.into(), seq),
+        }
+        self.undo.push((topic.into(), prev));
         self.head = seq;
         self.bytes += text.len() as u64;
-        Ok(event)
+        Ok(recorded)
     }
 
     fn last_of(&self, connection: &Connection, topic: &str) -> rusqlite::Result<u64> {
@@ -210,6 +236,7 @@ mod tests {
             include_str!("migrations/0001_pando.sql"),
             include_str!("migrations/0003_op_clients.sql"),
             include_str!("migrations/0005_fewer_pages.sql"),
+            include_str!("migrations/0006_ops_with_events.sql"),
         ] {
             connection.execute_batch(migration).unwrap();
         }
@@ -220,8 +247,8 @@ mod tests {
     }
 
     fn append(connection: &Connection, journal: &mut Journal, topic: &'static str) -> (u64, u64) {
-        let event = journal.append(connection, Envelope::new("i", Topic::known(topic), json!({}))).unwrap();
-        (event.seq.unwrap(), event.prev.unwrap())
+        let event = journal.append(connection, Envelope::new("i", Topic::known(topic), json!({})), &mut None).unwrap();
+        (event.seq(), event.envelope().prev.unwrap())
     }
 
     fn all(connection: &Connection, after: u64, pattern: &str, limit: usize) -> Page {
@@ -332,7 +359,7 @@ mod tests {
         for text in ["37", "37.5", "37.75", "39", "41"] {
             let mut event = Envelope::new("i", Topic::known("a"), json!({}));
             event.timestamp = time(text);
-            journal.append(&connection, event).unwrap();
+            journal.append(&connection, event, &mut None).unwrap();
         }
         let seen = ["36", "37", "37.2", "37.5", "37.6", "38", "39", "41", "42"].map(|text| before(&connection, text));
         assert_eq!(seen, [0, 0, 1, 1, 2, 3, 3, 4, 5]);
@@ -461,7 +488,7 @@ mod tests {
         let (connection, mut journal) = fresh();
         let large = json!("x".repeat(MAX_PAGE_BYTES / 3));
         for _ in 0..5 {
-            journal.append(&connection, Envelope::new("i", Topic::known("a"), large.clone())).unwrap();
+            journal.append(&connection, Envelope::new("i", Topic::known("a"), large.clone()), &mut None).unwrap();
         }
         let page = all(&connection, 0, "*", 100);
         assert_eq!((page.events.len(), page.upto), (3, 3));

@@ -42,6 +42,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { id: 3, name: "op_clients", sql: include_str!("migrations/0003_op_clients.sql") },
     Migration { id: 4, name: "app_migration", sql: include_str!("migrations/0004_app_migration.sql") },
     Migration { id: 5, name: "fewer_pages", sql: include_str!("migrations/0005_fewer_pages.sql") },
+    Migration { id: 6, name: "ops_with_events", sql: include_str!("migrations/0006_ops_with_events.sql") },
 ];
 
 /// An open database at the beginning of a term.
@@ -391,7 +392,8 @@ mod tests {
     }
 
     /// Databases as former releases left them, by schema version.
-    const RELEASED: &[(u32, &str)] = &[(2, include_str!("../../tests/golden/schema-2.sql"))];
+    const RELEASED: &[(u32, &str)] =
+        &[(2, include_str!("../../tests/golden/schema-2.sql")), (5, include_str!("../../tests/golden/schema-5.sql"))];
 
     #[test]
     fn every_released_schema_becomes_the_present_one_and_keeps_its_rows() {

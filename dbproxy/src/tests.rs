@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pando_ipc::rpc::Json;
-use pando_ipc::{Envelope, Fault, Pattern};
+use pando_ipc::{Envelope, Fault, Pattern, Recorded};
 use serde_json::{Value, json};
 
 use crate::writer::Tuning;
@@ -87,7 +87,7 @@ impl Bench {
         let events = Arc::clone(&self.events);
         let mut options = WriterOptions::new("inst-A", "/w");
         options.durability = Some(Durability::Os);
-        options.on_commit = Box::new(move |new| events.lock().unwrap().extend_from_slice(new));
+        options.on_commit = Box::new(move |new| events.lock().unwrap().extend(new.iter().map(Recorded::envelope)));
         options
     }
 

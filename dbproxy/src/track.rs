@@ -6,26 +6,26 @@
 //! Each write that changed rows makes one [`SUMMARY`] with the tables and the operations. A table that is tracked has an event for each
 //! row besides, before it.
 
+mod events;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pando_ipc::Topic;
 use rusqlite::Connection;
 use rusqlite::functions::{Context, FunctionFlags};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::guard::{CHANGED, RESERVED, TRACKER, begins};
 use crate::tracked::Tracked;
 use crate::value::SqlValue;
+pub(crate) use events::Author;
 
 /// Topic of the event that each write makes that changed rows.
 pub(crate) const SUMMARY: &str = "db.changed";
 /// Most row events of one table in one write; beyond it a single `db.<entity>.bulk` event carries counts.
 pub const MAX_ROW_EVENTS: usize = 1_000;
-/// Room for an entity's name in a topic, in bytes; a longer one is cut.
-const MAX_ENTITY_BYTES: usize = 200;
 
 /// What happened to a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,15 +51,6 @@ impl Operation {
     }
 }
 
-/// One change event before it is numbered.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Change {
-    pub(crate) topic: Topic,
-    pub(crate) session_id: String,
-    /// The table, and the row's key or the counts.
-    pub(crate) detail: Map<String, Value>,
-}
-
 #[derive(Debug)]
 struct Row {
     table: usize,
@@ -79,17 +70,9 @@ struct Table {
     rows: usize,
 }
 
-impl Table {
-    /// Returns the counts by name, with or without those that are 0.
-    fn counts(&self, with_none: bool) -> Map<String, Value> {
-        let each = Operation::ALL.into_iter().map(|operation| (operation.as_str(), self.counts[operation as usize]));
-        each.filter(|(_, count)| with_none || *count > 0).map(|(name, count)| (name.to_owned(), json!(count))).collect()
-    }
-}
-
-/// The rows changed by the write at hand.
+/// The rows changed by one write.
 #[derive(Debug, Default)]
-struct Collector {
+pub(crate) struct Collector {
     tables: Vec<Table>,
     rows: Vec<Row>,
     /// Where each row that was seen stands in `rows`.
@@ -128,12 +111,6 @@ impl Collector {
                 }
             }
         }
-    }
-
-    fn clear(&mut self) {
-        self.tables.clear();
-        self.rows.clear();
-        self.seen.clear();
     }
 }
 
@@ -181,40 +158,12 @@ impl Track {
 
     /// Forgets what was collected: a write begins, or was rolled back.
     pub(crate) fn clear(&self) {
-        lock(&self.collector).clear();
+        drop(self.take());
     }
 
-    /// Takes the change events of the write: rows in the order in which they changed first, and the summary; none when no row changed.
-    pub(crate) fn take(&self) -> Vec<Change> {
-        let mut collector = lock(&self.collector);
-        let Collector { tables, rows, .. } = &*collector;
-        if tables.is_empty() {
-            return Vec::new();
-        }
-        let single = rows.iter().filter(|row| tables[row.table].rows <= MAX_ROW_EVENTS).map(|row| {
-            let table = &tables[row.table].name;
-            let mut detail = Map::from_iter([("table".to_owned(), json!(table)), ("key".to_owned(), json!(row.key))]);
-            if !row.columns.is_empty() {
-                detail.insert("columns".to_owned(), json!(row.columns));
-            }
-            Change { topic: topic(table, row.operation.as_str()), session_id: row.session.clone(), detail }
-        });
-        let bulk = tables.iter().filter(|table| table.rows > MAX_ROW_EVENTS).map(|table| {
-            let mut detail = Map::from_iter([("table".to_owned(), json!(table.name))]);
-            detail.extend(table.counts(true));
-            Change { topic: topic(&table.name, "bulk"), session_id: String::new(), detail }
-        });
-        let all: Map<_, _> = tables.iter().map(|table| (table.name.clone(), json!(table.counts(false)))).collect();
-        let mut sessions = rows.iter().map(|row| row.session.as_str());
-        let session = sessions.next().filter(|first| sessions.all(|session| session == *first));
-        let summary = Change {
-            topic: Topic::known(SUMMARY),
-            session_id: session.unwrap_or_default().to_owned(),
-            detail: Map::from_iter([("tables".to_owned(), Value::Object(all))]),
-        };
-        let changes = single.chain(bulk).chain([summary]).collect();
-        collector.clear();
-        changes
+    /// Takes what was collected.
+    pub(crate) fn take(&self) -> Collector {
+        std::mem::take(&mut lock(&self.collector))
     }
 }
 
@@ -328,28 +277,13 @@ fn strings(connection: &Connection, sql: &str, param: &str) -> rusqlite::Result<
     connection.prepare(sql)?.query_map([param], |row| row.get(0))?.collect()
 }
 
-/// Returns the topic of a change: singular for the agent store's tables, the table's own name otherwise.
-fn topic(table: &str, what: &str) -> Topic {
-    let entity = match table {
-        "sessions" => "session",
-        "messages" => "message",
-        "files" => "file",
-        "projects" => "project",
-        "skills" => "skill",
-        "prompt_templates" => "prompt_template",
-        "session_scores" => "session_score",
-        other => other,
-    };
-    let mut clean: String =
-        entity.chars().map(|c| if c.is_control() || c.is_whitespace() || c == '*' { '_' } else { c }).collect();
-    while clean.len() > MAX_ENTITY_BYTES {
-        clean.pop();
-    }
-    Topic::new(format!("db.{clean}.{what}")).unwrap_or_else(|_| Topic::known("db.unnamed.updated"))
-}
-
 #[cfg(test)]
 mod tests {
+    use pando_ipc::Envelope;
+    use pando_ipc::rpc::Json;
+    use serde_json::json;
+
+    use super::events::Body;
     use super::*;
 
     fn tracked(schema: &str) -> (Connection, Track) {
@@ -372,13 +306,28 @@ mod tests {
         Track::renew(connection).unwrap();
     }
 
+    /// Takes the change events: topic, and what the payload tells.
+    fn changes(track: &Track) -> Vec<(String, Value)> {
+        let author = Author { source: "i", path: &Json::of(&"/w"), method: "exec" };
+        let told = |event: Envelope<Body<'_>>| {
+            let mut payload = json!(event.payload);
+            let mut detail = payload["payload"].take();
+            assert_eq!(detail.as_object_mut().unwrap().shift_remove("method").unwrap(), "exec");
+            let (topic, time) = (event.topic.to_string(), event.timestamp);
+            let about = json!({"instance_id": "i", "path": "/w", "topic": topic, "payload": null, "timestamp": time});
+            assert_eq!(payload.to_string(), about.to_string());
+            (topic, detail)
+        };
+        track.take().events(author).map(told).collect()
+    }
+
     /// Takes the changes of rows; the last one, the summary, is looked at by tests of its own.
     fn taken(track: &Track) -> Vec<String> {
-        let mut changes = track.take();
-        assert_eq!(changes.pop().unwrap().topic.as_str(), SUMMARY);
-        let seen = changes.into_iter().map(|change| {
-            let key = change.detail.get("key").and_then(Value::as_str).unwrap_or("-").to_owned();
-            format!("{} {key}", change.topic)
+        let mut changes = changes(track);
+        assert_eq!(changes.pop().unwrap().0, SUMMARY);
+        let seen = changes.into_iter().map(|(topic, detail)| {
+            let key = detail.get("key").and_then(Value::as_str).unwrap_or("-");
+            format!("{topic} {key}")
         });
         seen.collect()
     }
@@ -447,7 +396,7 @@ mod tests {
         Track::renew(&connection).unwrap();
         let summary = |sql: &str| {
             connection.execute_batch(sql).unwrap();
-            track.take().into_iter().map(|change| (change.topic.to_string(), json!(change.detail))).collect::<Vec<_>>()
+            changes(&track)
         };
         let one = |tables: Value| vec![(SUMMARY.to_owned(), json!({"tables": tables}))];
         let gone = summary("DELETE FROM p; INSERT INTO p VALUES ('q')");
@@ -469,15 +418,14 @@ mod tests {
             connection.execute("INSERT OR IGNORE INTO u VALUES (1)", []).unwrap();
         };
         insert(MAX_ROW_EVENTS);
-        assert_eq!(track.take().len(), MAX_ROW_EVENTS + 2);
+        assert_eq!(changes(&track).len(), MAX_ROW_EVENTS + 2);
         connection.execute_batch("DELETE FROM t; DELETE FROM u").unwrap();
         track.clear();
         insert(MAX_ROW_EVENTS + 1);
         connection.execute("UPDATE t SET b = 1 WHERE a < 3", []).unwrap();
-        let changes = track.take();
+        let changes = changes(&track);
         assert_eq!(changes.len(), 3);
-        assert_eq!(changes[1].topic.as_str(), "db.t.bulk");
         let counts = json!({"table": "t", "created": MAX_ROW_EVENTS + 1, "updated": 2, "deleted": 0});
-        assert_eq!(Value::Object(changes[1].detail.clone()), counts);
+        assert_eq!(changes[1], ("db.t.bulk".to_owned(), counts));
     }
 }

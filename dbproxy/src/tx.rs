@@ -1,5 +1,6 @@
 //! The transaction of one write, as its code sees it: statements under the guard, and events.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 
 use pando_ipc::rpc::Json;
@@ -21,6 +22,9 @@ use crate::track::Track;
 use crate::value::SqlValue;
 use crate::write::{Statement, StatementResult};
 
+/// An event that a write appends.
+pub(crate) type Published<'a> = Envelope<Cow<'a, Json>>;
+
 /// What a named write works with. All that it does commits together, or not at all.
 #[derive(Debug)]
 pub struct Tx<'a> {
@@ -29,7 +33,7 @@ pub struct Tx<'a> {
     source: &'a str,
     /// What the statements may still return.
     left: Cell<Limits>,
-    published: RefCell<Vec<Envelope>>,
+    published: RefCell<Vec<Published<'static>>>,
 }
 
 impl<'a> Tx<'a> {
@@ -75,7 +79,7 @@ impl<'a> Tx<'a> {
     ///
     /// The acknowledgement's `seq` is the number of the last such event.
     pub fn publish(&self, topic: Topic, payload: impl Into<Json>, session_id: &str) {
-        let mut event = Envelope::new(self.source, topic, payload);
+        let mut event = Envelope::carrying(self.source, topic, Cow::Owned(payload.into()));
         session_id.clone_into(&mut event.session_id);
         self.append(event);
     }
@@ -120,12 +124,12 @@ impl<'a> Tx<'a> {
         self.runner.method
     }
 
-    pub(crate) fn append(&self, event: Envelope) {
+    pub(crate) fn append(&self, event: Published<'static>) {
         self.published.borrow_mut().push(event);
     }
 
     /// Returns the events that were published, in order.
-    pub(crate) fn into_published(self) -> Vec<Envelope> {
+    pub(crate) fn into_published(self) -> Vec<Published<'static>> {
         self.published.into_inner()
     }
 

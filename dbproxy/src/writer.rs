@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pando_ipc::methods::Sent;
-use pando_ipc::{Envelope, Fault};
+use pando_ipc::{Fault, Recorded};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -27,8 +27,8 @@ use crate::schema::StoreError;
 use crate::settings::Settings;
 use crate::standby::{self, Standby};
 use crate::write::{Ack, Durability, Work, WriteRequest};
-pub(crate) use dedup::Ops;
 pub use dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR, MAX_OPS};
+pub(crate) use dedup::{Ops, move_ops, ops_kept_by_events};
 pub(crate) use thread::Tuning;
 use thread::{Answer, Command, Desk, Job, Place, Signals};
 
@@ -48,7 +48,7 @@ const WAL_RETRY_AFTER: Duration = Duration::from_millis(250);
 const NEWS_TIME: Duration = Duration::from_secs(60);
 
 /// Called with the events of each commit, in order, before the writes are answered. It must not block.
-pub type OnCommit = Box<dyn Fn(&[Arc<Envelope>]) + Send>;
+pub type OnCommit = Box<dyn Fn(&[Recorded]) + Send>;
 
 /// How to open a [`Writer`].
 pub struct WriterOptions {
@@ -206,12 +206,7 @@ impl Writer {
     /// A fault means that nothing was applied, but for `E_OUTCOME_UNKNOWN`. May be dropped at any time; a write that is
     /// queued is applied nevertheless.
     pub async fn submit(&self, request: WriteRequest) -> Result<Ack, Fault> {
-        self.timed(async {
-            let label = request.work.label().to_owned();
-            let job = self.admit(request)?;
-            self.enqueued(job, &label).await
-        })
-        .await
+        self.timed(async { self.enqueued(self.admit(request)?).await }).await
     }
 
     /// Does the same and tells the answer to `tell`: from this thread when the write is refused, and from the writer's when it is done. `tell` must not
@@ -233,11 +228,9 @@ impl Writer {
     /// For writes of this process. In a runtime of one thread they are queued like all others, because everything else there would wait.
     pub async fn submit_here(&self, request: WriteRequest) -> Result<Ack, Fault> {
         self.timed(async {
-            let label = request.work.label().to_owned();
-            let job = self.admit(request)?;
-            match self.commit_here(job) {
+            match self.commit_here(self.admit(request)?) {
                 Ok(result) => result,
-                Err(job) => self.enqueued(job, &label).await,
+                Err(job) => self.enqueued(job).await,
             }
         })
         .await
@@ -279,7 +272,8 @@ impl Writer {
         Ok(Box::new(Job { request, weight, answer: Answer::default() }))
     }
 
-    async fn enqueued(&self, job: Box<Job>, label: &str) -> Result<Ack, Fault> {
+    async fn enqueued(&self, job: Box<Job>) -> Result<Ack, Fault> {
+        let label = &*job.request.work.label().to_owned();
         let (answer, answered) = oneshot::channel();
         let tell = |result| {
             // Whoever asked may have left; the answer is kept for a retry.

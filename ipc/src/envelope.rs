@@ -1,6 +1,7 @@
 //! One event as it travels: the envelope and its PUB frame.
 
 use std::fmt;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use chrono::{DateTime, Datelike, NaiveDate, SecondsFormat, Timelike, Utc};
@@ -50,16 +51,14 @@ impl From<DateTime<Utc>> for Timestamp {
     }
 }
 
-impl fmt::Display for Timestamp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let time = &self.0;
-        let Ok(year @ 0..=9_999) = u16::try_from(time.year()) else {
-            let full = time.to_rfc3339_opts(SecondsFormat::Nanos, true);
-            let digits = full.trim_end_matches('Z').trim_end_matches('0').trim_end_matches('.');
-            return write!(f, "{digits}Z");
-        };
-        // Digit by digit: it stands in every event, and the general way takes ten times as long.
-        let mut text = *b"0000-00-00T00:00:00.000000000Z";
+impl Timestamp {
+    /// Writes the time into `text` and returns it; `None` where its year has no four digits.
+    ///
+    /// Digit by digit: it stands in every event, and the general way takes ten times as long.
+    fn write<'t>(&self, text: &'t mut [u8; 30]) -> Option<&'t str> {
+        let time = self.0.naive_utc();
+        let year = u16::try_from(time.year()).ok().filter(|year| *year <= 9_999)?;
+        *text = *b"0000-00-00T00:00:00.000000000Z";
         put(&mut text[..4], u32::from(year));
         put(&mut text[5..7], time.month());
         put(&mut text[8..10], time.day());
@@ -74,13 +73,27 @@ impl fmt::Display for Timestamp {
         }
         let end = if text[end - 1] == b'.' { end - 1 } else { end };
         text[end] = b'Z';
-        f.write_str(str::from_utf8(&text[..=end]).map_err(|_| fmt::Error)?)
+        str::from_utf8(&text[..=end]).ok()
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(text) = self.write(&mut [0; 30]) {
+            return f.write_str(text);
+        }
+        let full = self.0.to_rfc3339_opts(SecondsFormat::Nanos, true);
+        let digits = full.trim_end_matches('Z').trim_end_matches('0').trim_end_matches('.');
+        write!(f, "{digits}Z")
     }
 }
 
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        match self.write(&mut [0; 30]) {
+            Some(text) => serializer.serialize_str(text),
+            None => serializer.collect_str(self),
+        }
     }
 }
 
@@ -128,10 +141,11 @@ impl<'de> Deserialize<'de> for Timestamp {
 
 /// One event, with the keys and their order of the documented format (`docs/wire.md`).
 ///
-/// Unknown keys are ignored when it is read. Durable events have `epoch`, `seq` and `prev`; ephemeral ones have `n`.
+/// Unknown keys are ignored when it is read. Durable events have `epoch`, `seq` and `prev`; ephemeral ones have `n`. Whoever only writes one
+/// may do so with a payload of another type.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Envelope {
+pub struct Envelope<P = Json> {
     /// The instance that the event comes from.
     pub instance_id: String,
     /// The project it belongs to; always present, may be empty.
@@ -146,7 +160,7 @@ pub struct Envelope {
     pub timestamp: Timestamp,
     /// What happened; its shape depends on the topic. It stays text until it is read, and has one line.
     #[serde(default)]
-    pub payload: Json,
+    pub payload: P,
     /// Term of the primary that numbered a durable event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<u64>,
@@ -188,32 +202,46 @@ pub enum FrameError {
     },
 }
 
-impl Envelope {
-    /// Returns an unnumbered event of now.
-    pub fn new(instance_id: impl Into<String>, topic: Topic, payload: impl Into<Json>) -> Self {
+impl<P> Envelope<P> {
+    /// Returns an unnumbered event of now, with a payload of any type.
+    pub fn carrying(instance_id: impl Into<String>, topic: Topic, payload: P) -> Self {
         Self {
             instance_id: instance_id.into(),
             project_id: String::new(),
             session_id: String::new(),
             topic,
             timestamp: Timestamp::now(),
-            payload: payload.into(),
+            payload,
             epoch: None,
             seq: None,
             prev: None,
             n: None,
         }
     }
+}
 
-    /// Returns the one PUB frame: topic, NUL, envelope as JSON.
-    pub fn to_frame(&self) -> Bytes {
+impl<P: Serialize> Envelope<P> {
+    /// Writes the one PUB frame: topic, NUL, envelope as JSON.
+    fn encode(&self) -> serde_json::Result<Vec<u8>> {
         // A Vec, for serde_json writes a few bytes at a time: BytesMut checks each time whether it is shared.
         let mut frame = Vec::with_capacity(512);
         frame.extend_from_slice(self.topic.as_str().as_bytes());
         frame.push(0);
+        serde_json::to_writer(&mut frame, self)?;
+        Ok(frame)
+    }
+}
+
+impl Envelope {
+    /// Returns an unnumbered event of now.
+    pub fn new(instance_id: impl Into<String>, topic: Topic, payload: impl Into<Json>) -> Self {
+        Self::carrying(instance_id, topic, payload.into())
+    }
+
+    /// Returns the one PUB frame: topic, NUL, envelope as JSON.
+    pub fn to_frame(&self) -> Bytes {
         #[expect(clippy::expect_used, reason = "strings, numbers and a Value always serialise into memory")]
-        serde_json::to_writer(&mut frame, self).expect("an envelope serialises");
-        Bytes::from(frame)
+        Bytes::from(self.encode().expect("an envelope serialises"))
     }
 
     /// Reads a PUB frame.
@@ -227,6 +255,51 @@ impl Envelope {
             return Err(FrameError::TopicsDiffer { frame: topic.to_owned(), envelope });
         }
         Ok(envelope)
+    }
+}
+
+/// A durable event as the journal records it: encoded once for the file and the bus, and read again only where somebody takes it.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    seq: u64,
+    topic_bytes: usize,
+    frame: String,
+    envelope: OnceLock<Arc<Envelope>>,
+}
+
+impl Recorded {
+    /// Encodes an event that has its number.
+    pub fn new<P: Serialize>(event: &Envelope<P>) -> serde_json::Result<Self> {
+        let frame = String::from_utf8(event.encode()?).map_err(serde::ser::Error::custom)?;
+        let (seq, topic_bytes) = (event.seq.unwrap_or(0), event.topic.as_str().len());
+        Ok(Self { seq, topic_bytes, frame, envelope: OnceLock::new() })
+    }
+
+    /// Returns the event's number.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// Returns what kind of event it is.
+    pub fn topic(&self) -> &str {
+        &self.frame[..self.topic_bytes]
+    }
+
+    /// Returns the envelope as JSON.
+    pub fn text(&self) -> &str {
+        &self.frame[self.topic_bytes + 1..]
+    }
+
+    /// Returns the PUB frame.
+    pub fn frame(&self) -> &[u8] {
+        self.frame.as_bytes()
+    }
+
+    /// Returns the envelope; it is read once.
+    pub fn envelope(&self) -> Arc<Envelope> {
+        #[expect(clippy::expect_used, reason = "what an envelope encodes to, an envelope reads")]
+        let read = || Arc::new(serde_json::from_str(self.text()).expect("an event reads back"));
+        Arc::clone(self.envelope.get_or_init(read))
     }
 }
 
@@ -254,6 +327,16 @@ mod tests {
         (event.epoch, event.seq, event.prev) = (Some(3), Some(9), Some(7));
         let numbered = r#"a.b/{"instanceId":"i","projectId":"","sessionId":"s","topic":"a.b","timestamp":"2026-11-21T02:53:37.12Z","payload":{"z":1,"a":2},"epoch":3,"seq":9,"prev":7}"#;
         assert_eq!(event.to_frame(), numbered.replacen('/', "\0", 1).as_bytes());
+    }
+
+    #[test]
+    fn a_recorded_event_is_its_frame_and_reads_back() {
+        let mut event = Envelope::new("i", Topic::known("a.b"), json!({"z": 1.5, "a": ["é\0"]}));
+        (event.epoch, event.seq, event.prev) = (Some(3), Some(9), Some(7));
+        let recorded = Recorded::new(&event).unwrap();
+        assert_eq!((recorded.seq(), recorded.topic(), recorded.frame()), (9, "a.b", &*event.to_frame()));
+        assert_eq!(recorded.text(), serde_json::to_string(&event).unwrap());
+        assert_eq!(*recorded.envelope(), event);
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub mod zmtp;
 pub use access::{Allow, AllowList, Capability, LocalTrust, PeerVerifier};
 pub use bus::{Bus, BusError, BusOptions, BusStats, Limits, TcpDoor};
 pub use client::{CallError, Cause, Client};
-pub use envelope::{Envelope, FrameError, Timestamp};
+pub use envelope::{Envelope, FrameError, Recorded, Timestamp};
 pub use fault::{Code, Fault};
 pub use hello::{Hello, Kind, PROTOCOL, Welcome};
 pub use lock::{Claim, Endpoints, Holder, Lease, LockError, LockInfo, acquire_lock, read_lock_for_path};

@@ -214,7 +214,7 @@ pub(super) fn open(shared: &Shared, lease: Lease, standby: Option<Standby>) -> R
         workdir: shared.workdir.path().to_owned(),
         durability: shared.options.durability,
         writes: shared.options.writes.clone(),
-        on_commit: Box::new(move |events: &[Arc<Envelope>]| carrier.carry(events)),
+        on_commit: Box::new(move |events| carrier.carry(events)),
     };
     let writer = Writer::open_prepared(&shared.workdir.database_path(), standby, options)?;
     failpoint::hit(Point::TermOpened);

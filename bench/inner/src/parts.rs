@@ -67,7 +67,8 @@ pub fn parts() -> Vec<Part> {
         part("event: decode", event_decode),
         part("event: to 4 subscribers here", event_hub),
         part("prefixes: 1,000, one matches", prefixes),
-        part("write: one statement, committed", write),
+        part("write: one statement, committed", || write(OpId::fresh)),
+        part("write: of a client that counts", || write(counting())),
     ]
 }
 
@@ -207,20 +208,28 @@ impl Drop for Scratch {
 }
 
 /// One write through the writer's thread: guard, statement, op id, journal, commit.
-fn write() -> Box<dyn FnMut()> {
+fn write(mut op_id: impl FnMut() -> OpId + 'static) -> Box<dyn FnMut()> {
     let (scratch, runtime) = (Scratch::new(), runtime());
     let options = WriterOptions { durability: Some(Durability::Os), ..WriterOptions::new("inst-bench", &scratch.0) };
     let opened = runtime.block_on(async { Writer::open(&scratch.0.join("inner.db"), options) });
     let writer = opened.unwrap_or_else(|error| panic!("{error}"));
-    let submit = move |statement, ddl| {
+    let mut submit = move |statement, ddl| {
         let work = Work::Exec { statements: vec![statement], ddl };
-        let request = WriteRequest::new(OpId::fresh(), "inst-bench".to_owned(), Instant::now() + PATIENCE, work);
-        let acked = request.and_then(|request| runtime.block_on(writer.submit(request)));
+        let op_id = op_id();
+        let answered = if let OpId::Counted { counter, .. } = op_id { counter } else { 0 };
+        let request = WriteRequest::new(op_id, "inst-bench".to_owned(), Instant::now() + PATIENCE, work);
+        let acked = request.and_then(|request| runtime.block_on(writer.submit(request.acked(answered))));
         assert!(acked.is_ok(), "{acked:?} in {}", scratch.0.display());
     };
     submit(Statement::new("CREATE TABLE entry (id INTEGER PRIMARY KEY, body TEXT NOT NULL)", ()), true);
     let insert = Statement::new("INSERT INTO entry (body) VALUES (?1)", ["x".repeat(500)]);
     Box::new(move || submit(insert.clone(), false))
+}
+
+/// Returns what counts the writes of a client, as [`pando_dbproxy::Db`] does.
+fn counting() -> impl FnMut() -> OpId {
+    let (client, mut counters) = (uuid::Uuid::now_v7(), 0..);
+    move || OpId::Counted { client, counter: counters.next().unwrap_or_default() }
 }
 
 fn runtime() -> Runtime {

@@ -33,9 +33,9 @@ impl Gated {
         let ((enter, entered), (open, opened)) = (tokio::sync::mpsc::unbounded_channel(), mpsc::channel());
         let (seen, opened) = (Arc::clone(&commits), Mutex::new(opened));
         options.on_commit = Box::new(move |events| {
-            let made = events.iter().filter(|event| event.topic.as_str() == "db.session.created");
-            let payloads: Vec<Value> = made.map(|event| event.payload.read().unwrap()).collect();
-            let key = |payload: &Value| payload["payload"]["key"].as_str().unwrap_or_default().to_owned();
+            let made = events.iter().filter(|event| event.topic() == "db.session.created");
+            let payloads: Vec<Value> = made.map(|event| event.envelope().payload.read().unwrap()).collect();
+            let key = |payload: &Value| payload["payload"]["key"].as_str().unwrap().to_owned();
             let keys: Vec<String> = payloads.iter().map(key).collect();
             seen.lock().unwrap().push(keys.len());
             if keys.iter().any(|key| key.starts_with(GATE)) {

@@ -4,7 +4,7 @@ use pando_ipc::fault::Code;
 use tokio::sync::watch;
 
 use super::*;
-use crate::{Db, DbOptions, Deliver, Outcome, Remote, WriteError, wire};
+use crate::{Db, DbOptions, Deliver, Outcome, Remote, Retention, WriteError, wire};
 
 fn remote(bench: &Bench, writer: &Writer) -> (Db, watch::Sender<Option<Arc<dyn Deliver>>>) {
     let wire = delivery::OverTheWire::new(writer.clone(), Writes::new());
@@ -103,6 +103,38 @@ async fn a_forgotten_op_is_never_run_again() {
     assert!(matches!(&outcome, Outcome::Unknown { reason } if reason.contains("forgotten up to")), "{outcome:?}");
     db.write_as("req-1", insert()).await.unwrap();
     assert_eq!(bench.value("SELECT count(*) FROM n").await, 3);
+}
+
+#[tokio::test]
+async fn an_op_outlives_the_event_that_kept_it() {
+    let bench = Bench::new();
+    let shortest = Retention { max_events: 0, ..Retention::default() };
+    let short = || Tuning { retention: Some(shortest), ..Tuning::default() };
+    let writer = bench.tuned(short());
+    apply(&writer, ddl(&["CREATE TABLE n (v)"])).await;
+    let counted = format!("{}-0", uuid::Uuid::now_v7());
+    let kept = request(&counted, exec(&["INSERT INTO n VALUES (1)"]));
+    let first = writer.submit(kept.clone()).await.unwrap();
+    assert_eq!(bench.value("SELECT count(*) FROM _pando_op").await, 0, "it is stored with its event");
+    let again = async |writer: &Writer| {
+        let answer = writer.submit(kept.clone()).await.unwrap();
+        assert_eq!(answer, Ack { replayed: true, ..first.clone() });
+    };
+    again(&writer).await;
+    let standby = crate::Standby::prepare(&bench.path()).unwrap();
+    let (db, _route) = remote(&bench, &writer);
+    while bench.value(&format!("SELECT count(*) FROM _pando_event WHERE seq = {}", first.seq)).await != 0 {
+        let writes = (0..100).map(|_| db.write(exec(&["INSERT INTO n VALUES (2)"])));
+        assert!(futures::future::join_all(writes).await.iter().all(Result::is_ok));
+    }
+    again(&writer).await;
+    writer.close().await;
+    for standby in [Some(standby), None] {
+        let next = Writer::open_prepared(&bench.path(), standby, bench.options()).unwrap();
+        again(&next).await;
+        next.close().await;
+    }
+    assert_eq!(bench.value("SELECT count(*) FROM n WHERE v = 1").await, 1);
 }
 
 #[tokio::test]

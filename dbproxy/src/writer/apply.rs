@@ -1,11 +1,11 @@
 //! Applies one write inside its savepoint: dedup, the work itself, its events, its stored answer.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use pando_ipc::fault::Code;
 use pando_ipc::rpc::Json;
-use pando_ipc::{Envelope, Fault};
-use serde_json::{Value, json};
+use pando_ipc::{Envelope, Fault, Recorded};
 
 use super::dedup::{self, Found, Stored};
 use super::thread::Desk;
@@ -13,8 +13,8 @@ use crate::guard::Mode;
 use crate::migrate::MIGRATE;
 use crate::refusal::{Word, expired, from_sqlite, refuse};
 use crate::run::{Limits, Runner};
-use crate::track::Change;
-use crate::tx::{Tx, after_schema_change};
+use crate::track::Author;
+use crate::tx::{Published, Tx, after_schema_change};
 use crate::write::{Ack, Outcome, Statement, Work, WriteRequest, check_payload};
 
 /// Most rows that the statements of one write return. More are refused with `E_TOO_LARGE`.
@@ -25,7 +25,7 @@ pub(super) const RETURNED_BYTES: usize = 8 << 20;
 /// A write that is applied, but not yet committed.
 pub(super) enum Applied {
     /// It was applied just now, with these events.
-    Now(Ack, Vec<Envelope>),
+    Now(Ack, Vec<Recorded>),
     /// An earlier delivery was found.
     Before(Ack),
 }
@@ -66,17 +66,28 @@ impl Desk {
         }
         self.track.clear();
         let (results, published) = self.work(request)?;
-        let mut events = Vec::new();
-        for change in self.track.take() {
-            let event = self.change_event(request, change);
-            events.push(self.journal.append(&self.connection, event).map_err(sqlite)?);
+        let (collected, mut events) = (self.track.take(), Vec::new());
+        let author = Author { source: &request.source, path: &self.path, method: label };
+        // The last event keeps the op.
+        let (mut none, mut op) = (None, dedup::kept_by_event(request, &results));
+        let wants = op.is_some();
+        let mut changes = collected.events(author).peekable();
+        while let Some(event) = changes.next() {
+            let op = if changes.peek().is_none() && published.is_empty() { &mut op } else { &mut none };
+            events.push(self.journal.append(&self.connection, event, op).map_err(sqlite)?);
         }
-        for event in published {
+        let mut published = published.into_iter().peekable();
+        while let Some(event) = published.next() {
             check_payload(&event.payload)?;
-            events.push(self.journal.append(&self.connection, event).map_err(sqlite)?);
+            let op = if published.peek().is_none() { &mut op } else { &mut none };
+            events.push(self.journal.append(&self.connection, event, op).map_err(sqlite)?);
         }
         let seq = self.journal.head();
-        self.ops.store(&self.connection, request, self.epoch, seq, Some(&results)).map_err(sqlite)?;
+        if wants && op.is_none() {
+            self.ops.note_kept(request, seq);
+        } else {
+            self.ops.store(&self.connection, request, self.epoch, seq, Some(&results)).map_err(sqlite)?;
+        }
         let ack = Ack { seq, epoch: self.epoch, durability: self.durability, results, replayed: false };
         Ok(Applied::Now(ack, events))
     }
@@ -129,23 +140,8 @@ impl Desk {
         Some(Ack { seq: *seq, epoch: *epoch, durability: self.durability, results, replayed: true })
     }
 
-    fn change_event(&self, request: &WriteRequest, change: Change) -> Envelope {
-        let mut event = Envelope::new(&request.source, change.topic, Value::Null);
-        event.session_id = change.session_id;
-        let mut detail = serde_json::Map::from_iter([("method".to_owned(), json!(request.work.label()))]);
-        detail.extend(change.detail);
-        event.payload = Json::of(&json!({
-            "instance_id": request.source,
-            "path": self.workdir.to_string_lossy(),
-            "topic": event.topic,
-            "payload": detail,
-            "timestamp": event.timestamp,
-        }));
-        event
-    }
-
     /// Does the work. Returns its results and the events that it published.
-    fn work(&self, request: &WriteRequest) -> Result<(Json, Vec<Envelope>), Fault> {
+    fn work<'r>(&self, request: &'r WriteRequest) -> Result<(Json, Vec<Published<'r>>), Fault> {
         let method = request.work.label();
         let limit = match &request.work {
             // A schema changes once; its sender says how long that may take.
@@ -164,10 +160,9 @@ impl Desk {
             Work::Exec { statements, ddl } => self.exec(&tx, statements, *ddl)?,
             Work::Named { method, params } => self.writes.find(method)?.run(&tx, params)?.into(),
             Work::Publish { topic, payload, session_id, project_id } => {
-                let mut event = Envelope::new(&request.source, topic.clone(), payload.clone());
+                let mut event = Envelope::carrying(&request.source, topic.clone(), Cow::Borrowed(payload));
                 (event.session_id, event.project_id) = (session_id.clone(), project_id.clone());
-                tx.append(event);
-                Json::null()
+                return Ok((Json::null(), vec![event]));
             }
             Work::Settle => Json::null(),
         };

@@ -4,13 +4,13 @@
 //! changed anything leaves nothing to take back; one that fails later takes the transaction along, and the others go again without it,
 //! each in a savepoint.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use pando_ipc::failpoint::{self, Flaw, Point};
 use pando_ipc::fault::Code;
-use pando_ipc::{Envelope, Fault};
+use pando_ipc::{Fault, Recorded};
 use rusqlite::{DEFAULT_NAME, Error, ErrorCode, FileControl};
 
 use super::Fenced;
@@ -52,7 +52,7 @@ enum Care {
 /// What became of a transaction.
 enum Attempt {
     /// It is committed, with the first so many writes.
-    Committed { taken: usize, events: Vec<Envelope> },
+    Committed { taken: usize, events: Vec<Recorded> },
     /// It was rolled back at this write, which has its answer: the others go again.
     Lost { culprit: usize },
     /// A constraint that is checked at COMMIT refused it: some write is to blame, the writes go one by one.
@@ -63,7 +63,7 @@ enum Attempt {
 
 impl Desk {
     /// Commits the first writes of `pending`, in one transaction. Those that had no room stay.
-    pub(super) fn commit_some(&mut self, pending: &mut VecDeque<Job>) -> (Answered, Vec<Envelope>) {
+    pub(super) fn commit_some(&mut self, pending: &mut VecDeque<Job>) -> (Answered, Vec<Recorded>) {
         let count = if self.alone > 0 { 1 } else { pending.len() };
         self.alone = self.alone.saturating_sub(count);
         let mut slots: Vec<_> = pending.drain(..count).map(|job| Slot { job, outcome: None, settled: false }).collect();
@@ -95,21 +95,22 @@ impl Desk {
     }
 
     fn attempt(&mut self, slots: &mut [Slot], care: Care) -> Attempt {
-        let label = slots.first().map_or("", |slot| slot.job.request.work.label()).to_owned();
         failpoint::hit(Point::BeginBefore);
         if let Err(error) = self.control("BEGIN IMMEDIATE") {
-            return Attempt::Failed(from_sqlite(&label, &error, None));
+            return Attempt::Failed(from_sqlite(label(slots), &error, None));
         }
         failpoint::hit(Point::BeginAfter);
         let start = self.mark();
-        if let Some(fault) = self.check_fence(&label) {
+        if let Some(fault) = self.check_fence(label(slots)) {
             self.abandon(start);
             return Attempt::Failed(fault);
         }
         failpoint::hit(Point::FenceChecked);
         let began = Instant::now();
-        let (mut events, mut taken, mut fresh) = (Vec::new(), slots.len(), HashSet::new());
-        for (at, slot) in slots.iter_mut().enumerate() {
+        let (mut events, mut taken) = (Vec::new(), slots.len());
+        for at in 0..slots.len() {
+            let (earlier, slot) = slots.split_at_mut(at);
+            let Some(slot) = slot.first_mut() else { break };
             if at > 0 && began.elapsed() > self.tuning.batch_time {
                 taken = at;
                 break;
@@ -124,12 +125,13 @@ impl Desk {
             match applied {
                 Ok(Applied::Now(ack, new)) => {
                     failpoint::hit(Point::WriteApplied);
-                    fresh.insert(slot.job.request.op_id.clone());
                     slot.outcome = Some(Ok(ack));
                     events.extend(new);
                 }
                 Ok(Applied::Before(ack)) => {
-                    slot.settled = !fresh.contains(&slot.job.request.op_id);
+                    // What stands in this transaction goes with it.
+                    let op_id = &slot.job.request.op_id;
+                    slot.settled = !earlier.iter().any(|other| !other.settled && other.job.request.op_id == *op_id);
                     slot.outcome = Some(Ok(ack));
                 }
                 Err(fault) => {
@@ -142,19 +144,20 @@ impl Desk {
             }
         }
         if failpoint::has(Flaw::PublishBeforeCommit) {
-            self.tell(events.clone());
+            self.tell(&events);
         }
         failpoint::hit(Point::CommitBefore);
         match self.control("COMMIT") {
             Ok(()) => {
                 failpoint::hit(Point::CommitAfter);
+                self.unchanged = self.data_version();
                 self.journal.commit();
                 self.ops.commit();
                 Attempt::Committed { taken, events }
             }
             Err(error) => {
                 self.abandon(start);
-                not_committed(&label, &error, || self.overwrite_lost_commit())
+                not_committed(label(slots), &error, || self.overwrite_lost_commit())
             }
         }
     }
@@ -235,6 +238,13 @@ impl Desk {
         self.track.clear();
     }
 
+    /// Returns a number that is another one as soon as anybody's commit is seen. Inside a transaction that is everybody's.
+    fn data_version(&self) -> Option<u32> {
+        let mut version = 0;
+        let asked = self.connection.file_control(DEFAULT_NAME, FileControl::DataVersion(&mut version));
+        asked.is_ok().then_some(version)
+    }
+
     /// Returns the fault for every write, when a newer primary exists or the file is no longer the one at its path.
     fn check_fence(&mut self, label: &str) -> Option<Fault> {
         if failpoint::has(Flaw::UncheckedEpoch) {
@@ -247,7 +257,7 @@ impl Desk {
         let asked = self.connection.file_control(DEFAULT_NAME, FileControl::HasMoved(&mut moved));
         if asked.is_ok() && moved != 0 {
             self.fence(Fenced::Replaced);
-        } else {
+        } else if self.unchanged.is_none() || self.unchanged != self.data_version() {
             match journal::epoch(&self.connection) {
                 Ok(Some(epoch)) if epoch == self.epoch => {}
                 Ok(newer) => self.fence(Fenced::NewerEpoch { own: self.epoch, newer: newer.unwrap_or(0) }),
@@ -256,6 +266,11 @@ impl Desk {
         }
         self.signals.fenced.borrow().as_ref().map(|why| fenced(label, why))
     }
+}
+
+/// Returns what the failure of a whole transaction is called by: its first write.
+fn label(slots: &[Slot]) -> &str {
+    slots.first().map_or("", |slot| slot.job.request.work.label())
 }
 
 /// Returns the writes from `keep` on to the front of the queue.

@@ -1,7 +1,8 @@
 //! One row per applied write: a retry gets its stored answer, and a key that is forgotten is never run again.
 //!
-//! Clients that count have many writes and say what they have answers to, so few rows are kept of them; an index in memory finds those, and
-//! the table is only appended to. Op ids that somebody chose are kept for their time, and have an index in the database.
+//! Clients that count have many writes and say what they have answers to, so little is kept of them, and an index in memory finds it. Mostly the
+//! last event of a write keeps its op: that is the one row which is written anyway. What outlives the next pruning is moved to a table of
+//! its own, which is only appended to. Op ids that somebody chose are kept for their time, and have an index in the database.
 
 mod prune;
 
@@ -13,10 +14,11 @@ use pando_ipc::rpc::Json;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
+use crate::journal::KeptOp;
 use crate::op::OpId;
 use crate::write::WriteRequest;
 
-/// Applied writes that are remembered at least, unless their client says that it has the answer.
+/// Applied writes that are remembered at least, those not counted whose client says that it has the answer.
 pub const KEPT_OPS: u64 = 100_000;
 /// How long an applied write is remembered at least, unless its client says that it has the answer, or [`MAX_OPS`] came after it.
 pub const KEPT_OPS_FOR: Duration = Duration::from_secs(3_600);
@@ -32,6 +34,11 @@ const FOLLOWED_ROWS: usize = 20_000;
 const CLIENTS_FORGOTTEN: &str = "clients_forgotten";
 /// Key of the time, in Unix seconds, of the youngest write with a chosen op id that is forgotten.
 const NAMED_FORGOTTEN: &str = "named_forgotten";
+/// Key of the event up to which no event keeps an op any more.
+const OPS: &str = "ops";
+/// Longest results that an event keeps, in bytes: it stays when the op is long forgotten.
+const MAX_KEPT_RESULTS: usize = 256;
+
 /// What is stored of a write.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Stored {
@@ -64,13 +71,17 @@ pub(super) struct Keep {
 
 /// What the writer knows of the clients that count.
 ///
-/// Rows are numbered upwards, and the last one stays when others are removed: so what came after a look is behind it.
+/// Rows are numbered upwards, and the last one stays when others are removed: so what came after a look is behind it. So it is with events.
 #[derive(Debug, Default)]
 pub(crate) struct Ops {
     /// With all of their writes that are stored, as of the last look.
     clients: HashMap<Uuid, Client>,
     /// The last row seen.
     seen: i64,
+    /// The last event seen.
+    seen_event: u64,
+    /// The event up to which none keeps an op, as of the last look.
+    moved: u64,
     /// Whether nobody else may have stored anything since.
     is_current: bool,
     /// Rows that were seen.
@@ -87,8 +98,17 @@ struct Client {
     below: Option<u64>,
     /// Counters below it were answered, as the client says.
     acked: u64,
-    /// The row of each counter that is stored.
-    rows: BTreeMap<u64, i64>,
+    /// Where each counter is stored.
+    rows: BTreeMap<u64, Place>,
+}
+
+/// Where an op is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// In a row of its own.
+    Row(i64),
+    /// With the last event of its write.
+    Event(u64),
 }
 
 /// A point to which [`Ops`] can be taken back.
@@ -115,9 +135,18 @@ impl Ops {
         let below = self.below(connection, client)?;
         let client = self.clients.entry(*client).or_default();
         (client.below, client.acked) = (Some(below), client.acked.max(acked));
-        if let Some(row) = client.rows.get(counter) {
-            let sql = "SELECT fingerprint, epoch, seq, results FROM _pando_op WHERE n = ?1";
-            if let Some(stored) = connection.prepare_cached(sql)?.query_row([row], stored).optional()? {
+        if let Some(place) = client.rows.get(counter) {
+            let found = match place {
+                Place::Row(n) => {
+                    let sql = "SELECT fingerprint, epoch, seq, results FROM _pando_op WHERE n = ?1";
+                    connection.prepare_cached(sql)?.query_row([n], stored)
+                }
+                Place::Event(seq) => {
+                    let sql = "SELECT fingerprint, epoch, seq, results FROM _pando_event WHERE seq = ?1";
+                    connection.prepare_cached(sql)?.query_row([seq], stored)
+                }
+            };
+            if let Some(stored) = found.optional()? {
                 return Ok(Found::Stored(stored));
             }
             // A former writer has removed it since.
@@ -142,8 +171,7 @@ impl Ops {
                 let sql = "INSERT INTO _pando_op (client, counter, fingerprint, at, epoch, seq, results) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
                 let row = params![client.as_bytes(), counter, fingerprint, at, epoch, seq, results];
                 let row = connection.prepare_cached(sql)?.insert(row)?;
-                self.clients.entry(*client).or_default().rows.insert(*counter, row);
-                self.undo.push((*client, *counter));
+                self.note(*client, *counter, Place::Row(row));
             }
             OpId::Named { scope, name } => {
                 let sql = "INSERT INTO _pando_op_named (scope, name, fingerprint, at, epoch, seq, results) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
@@ -151,6 +179,18 @@ impl Ops {
             }
         }
         Ok(())
+    }
+
+    /// Notes that the event `seq`, in the same transaction, keeps the op.
+    pub(super) fn note_kept(&mut self, request: &WriteRequest, seq: u64) {
+        if let OpId::Counted { client, counter } = request.op_id {
+            self.note(client, counter, Place::Event(seq));
+        }
+    }
+
+    fn note(&mut self, client: Uuid, counter: u64, place: Place) {
+        self.clients.entry(client).or_default().rows.insert(counter, place);
+        self.undo.push((client, counter));
     }
 
     /// Returns the present point.
@@ -186,14 +226,22 @@ impl Ops {
             // Most of these are removed by now.
             self.reload();
         }
-        self.load(connection)?;
+        // What is moved meanwhile is seen in one place, and not in both or neither.
+        self.load(&*connection.unchecked_transaction()?)?;
         self.is_current = false;
         Ok(())
     }
 
+    /// Reads what came since the last look, in the open transaction.
     fn load(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         if self.is_current {
             return Ok(());
+        }
+        let moved = meta(connection, OPS)?.unwrap_or(0);
+        if moved > self.moved {
+            let stays = |place: &Place| !matches!(place, Place::Event(seq) if *seq <= moved);
+            self.clients.values_mut().for_each(|client| client.rows.retain(|_, place| stays(place)));
+            (self.moved, self.seen_event) = (moved, self.seen_event.max(moved));
         }
         let mut statement =
             connection.prepare_cached("SELECT client, counter, n FROM _pando_op WHERE n > ?1 ORDER BY n")?;
@@ -201,8 +249,19 @@ impl Ops {
         while let Some(row) = rows.next()? {
             let client = self.clients.entry(Uuid::from_bytes(row.get(0)?)).or_default();
             self.seen = row.get(2)?;
-            client.rows.insert(row.get(1)?, self.seen);
+            client.rows.insert(row.get(1)?, Place::Row(self.seen));
             self.rows += 1;
+        }
+        let sql = "SELECT client, counter, seq FROM _pando_event WHERE seq > ?1 ORDER BY seq";
+        let mut statement = connection.prepare_cached(sql)?;
+        let mut rows = statement.query([self.seen_event])?;
+        while let Some(row) = rows.next()? {
+            self.seen_event = row.get(2)?;
+            if let Some(client) = row.get(0)? {
+                let client = self.clients.entry(Uuid::from_bytes(client)).or_default();
+                client.rows.insert(row.get(1)?, Place::Event(self.seen_event));
+                self.rows += 1;
+            }
         }
         self.is_current = true;
         Ok(())
@@ -225,6 +284,31 @@ impl Ops {
         self.clients_forgotten = Some(forgotten);
         Ok(if made(client) > forgotten { 0 } else { u64::MAX })
     }
+}
+
+/// Returns what the last event of a write is to keep of it; nothing of a write that needs a row of its own.
+pub(super) fn kept_by_event<'a>(request: &'a WriteRequest, results: &'a Json) -> Option<KeptOp<'a>> {
+    let (OpId::Counted { client, counter }, results) = (&request.op_id, results.as_str()) else { return None };
+    let fits = results.len() <= MAX_KEPT_RESULTS;
+    fits.then(|| KeptOp { client, counter: *counter, fingerprint: signed(request.fingerprint()), results })
+}
+
+/// Counts the ops that events keep.
+pub(crate) fn ops_kept_by_events(connection: &Connection) -> rusqlite::Result<u64> {
+    // Of a schema before the sixth, none do.
+    let Some(moved) = meta(connection, OPS)? else { return Ok(0) };
+    let sql = "SELECT count(client) FROM _pando_event WHERE seq > ?1";
+    connection.prepare_cached(sql)?.query_row([moved], |row| row.get(0))
+}
+
+/// Moves what events up to `head`, the last one, keep to rows of its own, in the open transaction.
+pub(crate) fn move_ops(connection: &Connection, head: u64) -> rusqlite::Result<()> {
+    let Some(moved) = meta(connection, OPS)? else { return Ok(()) };
+    let sql = "INSERT INTO _pando_op (client, counter, fingerprint, at, epoch, seq, results)
+               SELECT client, counter, fingerprint, at, epoch, seq, results FROM _pando_event
+               WHERE seq > ?1 AND client IS NOT NULL ORDER BY seq";
+    connection.prepare_cached(sql)?.execute([moved])?;
+    set_meta(connection, OPS, head)
 }
 
 /// Returns when a client made its id, in Unix milliseconds.

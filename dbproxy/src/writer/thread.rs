@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +13,8 @@ use std::time::{Duration, Instant};
 use pando_ipc::failpoint::{self, Point};
 use pando_ipc::fault::Code;
 use pando_ipc::methods::Sent;
-use pando_ipc::{Envelope, Fault};
+use pando_ipc::rpc::Json;
+use pando_ipc::{Fault, Recorded};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
@@ -167,12 +167,15 @@ pub(super) struct Desk {
     pub(super) database: Uuid,
     pub(super) epoch: u64,
     pub(super) durability: Durability,
-    pub(super) workdir: PathBuf,
+    /// The workdir; change events name it.
+    pub(super) path: Json,
     pub(super) writes: Writes,
     pub(super) signals: Signals,
     pub(super) tuning: Tuning,
     /// Names with the reserved prefix; no write may change their number.
     pub(super) reserved: i64,
+    /// The data version that the last commit left behind: while it stays, nobody else has written, and the epoch is ours.
+    pub(super) unchanged: Option<u32>,
     /// How many of the next writes go in a transaction of their own.
     pub(super) alone: usize,
     on_commit: OnCommit,
@@ -215,11 +218,12 @@ impl Desk {
             database,
             epoch,
             durability,
-            workdir: options.workdir,
+            path: Json::of(&options.workdir.to_string_lossy()),
             writes: options.writes,
             signals,
             tuning,
             reserved,
+            unchanged: None,
             alone: 0,
             on_commit: options.on_commit,
             checkpointer,
@@ -237,7 +241,7 @@ impl Desk {
         if !events.is_empty() {
             self.signals.head.send_replace(self.journal.head());
             failpoint::hit(Point::PublishBefore);
-            self.tell(events);
+            self.tell(&events);
             failpoint::hit(Point::PublishAfter);
         }
         self.ops_since_pruning += answered.len() as u64;
@@ -268,9 +272,8 @@ impl Desk {
     }
 
     /// Tells the observer of commits.
-    pub(super) fn tell(&self, events: Vec<Envelope>) {
-        let events: Vec<Arc<Envelope>> = events.into_iter().map(Arc::new).collect();
-        if catch_unwind(AssertUnwindSafe(|| (self.on_commit)(&events))).is_err() {
+    pub(super) fn tell(&self, events: &[Recorded]) {
+        if catch_unwind(AssertUnwindSafe(|| (self.on_commit)(events))).is_err() {
             tracing::error!("the observer of commits panicked; its events are in the journal");
         }
     }
@@ -297,17 +300,18 @@ impl Desk {
         if !(ops || events || self.journal.is_savable()) || self.signals.fenced.borrow().is_some() {
             return;
         }
-        self.ops_since_pruning = if ops { 0 } else { self.ops_since_pruning };
+        self.ops_since_pruning = if ops || events { 0 } else { self.ops_since_pruning };
         let pruned = self.connection.unchecked_transaction().and_then(|transaction| {
             self.journal.save(&transaction)?;
-            if events {
-                self.journal.prune(&transaction)?;
-            }
-            if ops {
+            if ops || events {
                 let Tuning { keep_ops, keep_ops_for, keep_clients_for, .. } = self.tuning;
                 let keep =
                     Keep { ops: keep_ops, ops_at_most: MAX_OPS, ops_for: keep_ops_for, clients_for: keep_clients_for };
-                self.ops.prune(&transaction, keep)?;
+                self.ops.prune(&transaction, keep, self.journal.head())?;
+            }
+            if events {
+                // No op is lost with its event: none of these keeps one any more.
+                self.journal.prune(&transaction)?;
             }
             transaction.commit()
         });

@@ -7,16 +7,17 @@ use pando_ipc::Timestamp;
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use super::{CLIENTS_FORGOTTEN, Keep, NAMED_FORGOTTEN, Ops, made, set_meta};
+use super::{CLIENTS_FORGOTTEN, Keep, NAMED_FORGOTTEN, OPS, Ops, Place, made, set_meta};
 use crate::journal::PRUNE_CHUNK;
 
 impl Ops {
     /// Removes a chunk of what is forgotten, in the open transaction: what its client has the answer to, and what is both beyond the count and older
-    /// than the age. Which op ids of a client that is, is kept.
-    pub(in crate::writer) fn prune(&mut self, connection: &Connection, keep: Keep) -> rusqlite::Result<()> {
+    /// than the age. Which op ids of a client that is, is kept. No event up to `head`, the last one, keeps an op any more.
+    pub(in crate::writer) fn prune(&mut self, connection: &Connection, keep: Keep, head: u64) -> rusqlite::Result<()> {
         let now = Timestamp::now().unix_seconds();
         self.load(connection)?;
         self.prune_acked(connection, now)?;
+        self.move_kept(connection, head)?;
         self.prune_old(connection, keep, now)?;
         prune_old_named(connection, keep, now)?;
         let before = now - seconds(keep.clients_for);
@@ -37,22 +38,39 @@ impl Ops {
             connection.prepare_cached("SELECT coalesce(max(n), 0) FROM _pando_op")?.query_row([], |row| row.get(0))?;
         let mut delete = connection.prepare_cached("DELETE FROM _pando_op WHERE n = ?1")?;
         for (id, client) in &mut self.clients {
-            // The last row of all stays: numbers only grow.
-            while room > 0
-                && let Some(first) = client.rows.first_entry()
-                && *first.key() < client.acked
-                && *first.get() != last
-            {
-                delete.execute([first.get()])?;
-                first.remove();
-                room -= 1;
+            let waited_for = client.rows.split_off(&client.acked);
+            for (counter, place) in std::mem::replace(&mut client.rows, waited_for) {
+                match place {
+                    Place::Event(_) => {}
+                    // The last row of all stays: numbers only grow.
+                    Place::Row(n) if n == last || room == 0 => drop(client.rows.insert(counter, place)),
+                    Place::Row(n) => {
+                        delete.execute([n])?;
+                        room -= 1;
+                    }
+                }
             }
-            let below = client.rows.first_key_value().map_or(client.acked, |(first, _)| client.acked.min(*first));
-            if client.below.is_some_and(|known| known < below) {
-                raise(connection, id, below, now)?;
-                client.below = Some(below);
+            // What is left below is still found.
+            if client.below.is_some_and(|known| known < client.acked) {
+                raise(connection, id, client.acked, now)?;
+                client.below = Some(client.acked);
             }
         }
+        Ok(())
+    }
+
+    /// Moves what events keep to rows of its own: of clients that still wait, or that say nothing.
+    fn move_kept(&mut self, connection: &Connection, head: u64) -> rusqlite::Result<()> {
+        let sql = "INSERT INTO _pando_op (client, counter, fingerprint, at, epoch, seq, results)
+                   SELECT client, counter, fingerprint, at, epoch, seq, results FROM _pando_event WHERE seq = ?1";
+        let mut insert = connection.prepare_cached(sql)?;
+        for place in self.clients.values_mut().flat_map(|client| client.rows.values_mut()) {
+            if let Place::Event(seq) = place {
+                *place = Place::Row(insert.insert([*seq])?);
+            }
+        }
+        set_meta(connection, OPS, head)?;
+        (self.moved, self.seen_event) = (head, head);
         Ok(())
     }
 
@@ -83,10 +101,10 @@ pub(super) fn seconds(duration: Duration) -> i64 {
 
 /// Returns the condition for a chunk of what is too old by either limit: ?1 and ?4 are counts, ?2 is the chunk's size, ?3 is a time.
 fn old(table: &str) -> String {
-    let newest = format!("(SELECT max(n) FROM {table})");
-    format!(
-        "n < {newest} AND n < (SELECT min(n) FROM {table}) + ?2 AND (n <= {newest} - ?1 AND at < ?3 OR n <= {newest} - ?4)"
-    )
+    let (oldest, newest) = (format!("(SELECT min(n) FROM {table})"), format!("(SELECT max(n) FROM {table})"));
+    // One bound: what neither count excludes is not even looked at.
+    let end = format!("min({newest}, {oldest} + ?2, {newest} - min(?1, ?4) + 1)");
+    format!("n < {end} AND (n <= {newest} - ?1 AND at < ?3 OR n <= {newest} - ?4)")
 }
 
 /// Removes a chunk of old writes with a chosen op id, and notes until when.

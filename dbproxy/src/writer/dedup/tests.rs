@@ -15,6 +15,7 @@ fn migrated() -> Connection {
     let connection = fresh();
     connection.execute_batch(include_str!("../../migrations/0003_op_clients.sql")).unwrap();
     connection.execute_batch(include_str!("../../migrations/0005_fewer_pages.sql")).unwrap();
+    connection.execute_batch(include_str!("../../migrations/0006_ops_with_events.sql")).unwrap();
     connection
 }
 
@@ -51,7 +52,7 @@ fn an_op_is_forgotten_when_it_is_old_and_many_came_after_it_and_that_is_remember
     }
     let mut ops = Ops::default();
     let mut kept = |keep| {
-        ops.prune(&connection, Keep { ops: keep, ..KEEP }).unwrap();
+        ops.prune(&connection, Keep { ops: keep, ..KEEP }, 0).unwrap();
         count(&connection)
     };
     assert_eq!(kept(50), 100);
@@ -80,7 +81,7 @@ fn young_ops_are_forgotten_when_they_are_far_too_many() {
     let (client, now) = (Uuid::now_v7(), Timestamp::now().unix_seconds());
     (0..50).for_each(|counter| insert(&connection, &counted(client, counter), now));
     let mut ops = Ops::default();
-    ops.prune(&connection, Keep { ops: 5, ops_at_most: 20, ..KEEP }).unwrap();
+    ops.prune(&connection, Keep { ops: 5, ops_at_most: 20, ..KEEP }, 0).unwrap();
     assert_eq!(count(&connection), 20);
     assert_eq!(ops.find(&connection, &counted(client, 29), 0).unwrap(), Found::Forgotten);
     assert!(matches!(ops.find(&connection, &counted(client, 30), 0).unwrap(), Found::Stored(_)));
@@ -177,7 +178,7 @@ fn a_client_that_has_answers_to_nothing_leaves_no_note() {
     insert(&connection, &counted(client, 1), Timestamp::now().unix_seconds());
     let mut ops = Ops::default();
     ops.find(&connection, &counted(client, 2), 0).unwrap();
-    ops.prune(&connection, KEEP).unwrap();
+    ops.prune(&connection, KEEP, 0).unwrap();
     let notes: u64 = connection.query_row("SELECT count(*) FROM _pando_client", [], |row| row.get(0)).unwrap();
     assert_eq!(notes, 0);
 }
@@ -199,7 +200,7 @@ fn who_followed_knows_what_was_stored_and_what_was_removed_since() {
     follower.follow(&connection).unwrap();
     // All that its client has the answer to goes, and more comes.
     writer.find(&connection, &counted(client, 10), 10).unwrap();
-    writer.prune(&connection, KEEP).unwrap();
+    writer.prune(&connection, KEEP, 0).unwrap();
     assert_eq!(count(&connection), 1, "the last row stays, so that numbers only grow");
     (10..13).for_each(|counter| insert(&connection, &counted(client, counter), now));
     let other = Uuid::now_v7();
@@ -213,6 +214,79 @@ fn who_followed_knows_what_was_stored_and_what_was_removed_since() {
     }
 }
 
+/// Appends an event that keeps an op.
+fn keep(connection: &Connection, client: Uuid, counter: u64, seq: u64) {
+    let sql = "INSERT INTO _pando_event VALUES (?1, 1, 'a', 0, 5, '{}', ?2, ?3, -1, '[7]')";
+    connection.execute(sql, params![seq, client.as_bytes(), counter]).unwrap();
+}
+
+/// Returns how each of these ops is known: by its place, as forgotten, or not at all.
+fn known(ops: &mut Ops, connection: &Connection, client: Uuid, counters: std::ops::Range<u64>) -> Vec<String> {
+    let look = |counter| match ops.find(connection, &counted(client, counter), 0).unwrap() {
+        Found::Stored(Stored { fingerprint: u64::MAX, seq, results: Some(_), .. }) => {
+            match ops.clients[&client].rows[&counter] {
+                Place::Row(_) => format!("row of {seq}"),
+                Place::Event(event) => format!("event {event}"),
+            }
+        }
+        Found::Stored(other) => panic!("{other:?}"),
+        Found::Forgotten => "forgotten".to_owned(),
+        Found::New => "new".to_owned(),
+    };
+    counters.map(look).collect()
+}
+
+#[test]
+fn what_events_keep_is_forgotten_or_moved_and_whoever_looks_sees_the_same() {
+    let connection = migrated();
+    let (client, silent) = (Uuid::now_v7(), Uuid::now_v7());
+    (1..=4).for_each(|seq| keep(&connection, client, seq, seq));
+    keep(&connection, silent, 0, 5);
+    // One is elected after the first pruning, one after the second.
+    let (mut writer, mut first, mut second) = (Ops::default(), Ops::default(), Ops::default());
+    first.follow(&connection).unwrap();
+    second.follow(&connection).unwrap();
+    assert_eq!(known(&mut writer, &connection, client, 1..6), ["event 1", "event 2", "event 3", "event 4", "new"]);
+    assert_eq!(ops_kept_by_events(&connection).unwrap(), 5);
+    writer.find(&connection, &counted(client, 5), 3).unwrap();
+    writer.prune(&connection, KEEP, 5).unwrap();
+    assert_eq!((count(&connection), ops_kept_by_events(&connection).unwrap()), (3, 0));
+    // Once more, and what was moved before is answered by now: it is the last row of all, and no obstacle.
+    connection.execute("DELETE FROM _pando_op WHERE client = ?1", [silent.as_bytes()]).unwrap();
+    keep(&connection, client, 5, 6);
+    keep(&connection, client, 6, 7);
+    let before = ["forgotten", "forgotten", "row of 3", "row of 4", "event 6", "event 7", "new"];
+    for ops in [&mut first, &mut Ops::default()] {
+        assert_eq!(known(ops, &connection, client, 1..8), before);
+    }
+    second.follow(&connection).unwrap();
+    (5..7).for_each(|counter| writer.note(client, counter, Place::Event(counter + 1)));
+    assert_eq!(known(&mut writer, &connection, client, 1..8), before);
+    writer.find(&connection, &counted(client, 7), 6).unwrap();
+    writer.prune(&connection, KEEP, 7).unwrap();
+    // The journal may keep nothing at all.
+    connection.execute("DELETE FROM _pando_event", []).unwrap();
+    let after = ["forgotten", "forgotten", "forgotten", "row of 4", "forgotten", "row of 7", "new"];
+    for ops in [&mut second, &mut Ops::default(), &mut writer] {
+        assert_eq!(known(ops, &connection, client, 1..8), after);
+    }
+}
+
+#[test]
+fn a_copy_keeps_its_ops_though_its_events_go() {
+    let connection = migrated();
+    let client = Uuid::now_v7();
+    keep(&connection, client, 1, 9);
+    move_ops(&connection, 9).unwrap();
+    connection.execute("DELETE FROM _pando_event", []).unwrap();
+    keep(&connection, client, 2, 1_000);
+    assert_eq!(known(&mut Ops::default(), &connection, client, 1..4), ["row of 9", "event 1000", "new"]);
+    // A copy may have an older schema.
+    let former = fresh();
+    move_ops(&former, 9).unwrap();
+    assert_eq!(ops_kept_by_events(&former).unwrap(), 0);
+}
+
 #[test]
 fn what_a_client_has_the_answer_to_is_forgotten_in_small_steps() {
     let connection = migrated();
@@ -224,7 +298,7 @@ fn what_a_client_has_the_answer_to_is_forgotten_in_small_steps() {
     ops.find(&connection, &counted(client, 2_500), 2_400).unwrap();
     let mut left = Vec::new();
     for _ in 0..4 {
-        ops.prune(&connection, KEEP).unwrap();
+        ops.prune(&connection, KEEP, 0).unwrap();
         left.push(count(&connection));
     }
     assert_eq!(left, [1_500, 500, 100, 100]);
@@ -242,7 +316,7 @@ fn a_forgotten_client_is_not_taken_for_a_new_one() {
     raise(&connection, &old, 7, Timestamp::now().unix_seconds() - 2 * seconds(KEPT_CLIENTS_FOR)).unwrap();
     let mut ops = Ops::default();
     assert_eq!(ops.find(&connection, &counted(old, 7), 0).unwrap(), Found::New);
-    ops.prune(&connection, KEEP).unwrap();
+    ops.prune(&connection, KEEP, 0).unwrap();
     let rows: u64 = connection.query_row("SELECT count(*) FROM _pando_client", [], |row| row.get(0)).unwrap();
     assert_eq!(rows, 0);
     for ops in [&mut ops, &mut Ops::default()] {
@@ -262,8 +336,20 @@ fn op_ids_of_the_first_schema_are_found_after_the_migration() {
     }
     connection.execute_batch(include_str!("../../migrations/0003_op_clients.sql")).unwrap();
     connection.execute_batch(include_str!("../../migrations/0005_fewer_pages.sql")).unwrap();
+    connection.execute_batch(include_str!("../../migrations/0006_ops_with_events.sql")).unwrap();
     for op in [counted(client, 12), OpId::parse("req-1"), OpId::parse(&client.to_string())] {
         let found = Ops::default().find(&connection, &op, 0).unwrap();
         assert!(matches!(found, Found::Stored(Stored { fingerprint: 5, .. })), "{op}: {found:?}");
     }
+}
+
+#[test]
+fn op_ids_of_the_fifth_schema_are_found_after_the_migration() {
+    let connection = Connection::open_in_memory().unwrap();
+    connection.execute_batch(include_str!("../../../../tests/golden/schema-5.sql")).unwrap();
+    connection.execute_batch(include_str!("../../migrations/0006_ops_with_events.sql")).unwrap();
+    let client = Uuid::parse_str("0192f0c1-e5a0-7000-8000-00000000000a").unwrap();
+    keep(&connection, client, 13, 2);
+    assert_eq!(known(&mut Ops::default(), &connection, client, 2..4), ["forgotten", "new"]);
+    assert_eq!(known(&mut Ops::default(), &connection, client, 12..15), ["row of 1", "event 2", "new"]);
 }
