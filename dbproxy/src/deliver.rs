@@ -24,6 +24,9 @@ use crate::writer::Writer;
 /// Shortest and longest pause before a write is sent again on the same route.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
 
+/// How long behind the deadline a delivery is heard out, which knows best why there is no answer.
+const LAST_WORD: Duration = Duration::from_millis(50);
+
 /// Why one delivery brought no acknowledgement.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum DeliverError {
@@ -147,7 +150,7 @@ pub async fn deliver_until_answered(mut request: WriteRequest, mut route: Route)
         }
         let current = route.borrow_and_update().clone();
         if let Some(deliver) = current {
-            let delivered = timeout_at(deadline, deliver.deliver(request.clone())).await;
+            let delivered = timeout_at(deadline + LAST_WORD, deliver.deliver(request.clone())).await;
             let delivered = delivered.unwrap_or_else(|_| Err(DeliverError::Unknown("no answer in time".into())));
             match effort.judge(delivered) {
                 Step::Done(answer) => return answer,
@@ -279,6 +282,29 @@ fn retry_after(fault: &Fault) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::write::Statement;
+
+    /// Says why there is no answer, a moment after the deadline.
+    struct Late;
+
+    impl Deliver for Late {
+        fn deliver(&self, request: WriteRequest) -> BoxFuture<'_, Result<Ack, DeliverError>> {
+            Box::pin(async move {
+                sleep_until(Instant::from_std(request.deadline) + LAST_WORD / 2).await;
+                Err(DeliverError::Unknown("the primary is stopped".into()))
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_knows_why_there_is_no_answer_is_heard_out() {
+        let (_primary, route) = watch::channel(Some(Arc::new(Late) as Arc<dyn Deliver>));
+        let work = Work::Exec { statements: vec![Statement::new("SELECT 1", ())], ddl: false };
+        let deadline = Instant::now().into_std() + LAST_WORD;
+        let request = WriteRequest::new(crate::op::OpId::fresh(), "i".into(), deadline, work).unwrap();
+        let error = deliver_until_answered(request, route).await.unwrap_err();
+        assert!(matches!(&error, WriteError::Unknown { cause, .. } if cause == "the primary is stopped"), "{error}");
+    }
 
     #[test]
     fn clients_that_were_refused_together_come_back_apart() {

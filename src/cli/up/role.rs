@@ -98,10 +98,12 @@ impl Reporter {
 
     /// Prints `role` unless it was the last one printed.
     pub(super) fn report(&mut self, role: &Role) -> Result<(), Failure> {
-        if self.last.as_ref() == Some(role) {
-            return Ok(());
-        }
+        let told = told(self.last.as_ref(), role);
         self.last = Some(role.clone());
+        told.into_iter().try_for_each(|role| self.print(role))
+    }
+
+    fn print(&self, role: &Role) -> Result<(), Failure> {
         let line = RoleLine::new(role, &self.instance_id);
         if self.background {
             tracing::info!("{}", line.human(&self.workdir, Palette::plain()));
@@ -113,6 +115,15 @@ impl Reporter {
             Err(failure) if failure.kind == Kind::ReaderGone && self.background => Ok(()),
             printed => printed,
         }
+    }
+}
+
+/// Returns what there is to tell of a role after the last one: between two others an instance seeks, maybe for too short a time to be seen.
+fn told<'r>(last: Option<&Role>, role: &'r Role) -> Vec<&'r Role> {
+    match last {
+        Some(last) if last == role => vec![],
+        Some(Role::Secondary { .. } | Role::Primary { .. }) if *role != Role::Seeking => vec![&Role::Seeking, role],
+        _ => vec![role],
     }
 }
 
@@ -137,6 +148,16 @@ pub(crate) mod tests {
         let mut seeking = RoleLine::new(&Role::Seeking, "inst-A");
         (seeking.pid, seeking.at) = (12, primary_line().at);
         insta::assert_snapshot!(serde_json::to_string(&seeking).unwrap(), @r#"{"role":"seeking","instance_id":"inst-A","epoch":null,"pid":12,"ports":null,"at":"2026-11-21T02:52:48.5Z"}"#);
+    }
+
+    #[test]
+    fn between_two_roles_an_instance_seeks_whether_that_was_seen_or_not() {
+        let follows = |epoch| Role::Secondary { primary: "inst-A".into(), epoch };
+        assert_eq!(told(None, &follows(1)), [&follows(1)]);
+        assert_eq!(told(Some(&follows(1)), &follows(1)), Vec::<&Role>::new());
+        assert_eq!(told(Some(&follows(1)), &follows(2)), [&Role::Seeking, &follows(2)]);
+        assert_eq!(told(Some(&follows(1)), &Role::Seeking), [&Role::Seeking]);
+        assert_eq!(told(Some(&Role::Seeking), &follows(2)), [&follows(2)]);
     }
 
     pub(crate) fn look(palette: Palette, _columns: Option<usize>) -> String {
