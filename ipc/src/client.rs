@@ -8,11 +8,10 @@
 //! ```
 //!
 //! A caller writes its own request, or while many call the link worker writes theirs together; that worker takes the answers in, and whoever waits for one reads it. Another
-//! worker takes the events in, a third ends the calls whose time is over. A socket lives for one connection. On any error, loss or change of the primary both are dropped and
-//! made anew, and what was sent but not answered ends as [`CallError::Unknown`] at once.
+//! worker takes the events in. A socket lives for one connection. On any error, loss or change of the primary both are dropped and made anew, and what was sent but not
+//! answered ends as [`CallError::Unknown`] at once.
 
 mod calls;
-mod deadlines;
 mod dial;
 mod error;
 mod feed;
@@ -48,7 +47,7 @@ use crate::stream::Ring;
 use crate::topic::Pattern;
 use crate::workdir::Workdir;
 
-use calls::{Calls, Known, Next, Outcome, Reply, Time, Waiting};
+use calls::{Calls, Next, Outcome, Reply, Waiting, Withdrawn};
 use feed::Feeds;
 
 pub use calls::{MAX_UNREAD, MAX_WAITING};
@@ -103,8 +102,6 @@ struct Core {
     feeds: Mutex<Feeds>,
     /// Tells the link worker that a call waits, or that somebody wants a link.
     work: Notify,
-    /// Tells that a call is to be looked at sooner than any other.
-    sooner: Notify,
     /// Tells the feed worker that a subscriber came or went.
     wishes: Notify,
     link: watch::Sender<Option<Link>>,
@@ -130,7 +127,6 @@ impl Client {
             calls: Mutex::default(),
             feeds: Mutex::default(),
             work: Notify::new(),
-            sooner: Notify::new(),
             wishes: Notify::new(),
             link: watch::Sender::new(None),
             silence: watch::Sender::new(None),
@@ -140,10 +136,9 @@ impl Client {
             stop: stop.clone(),
         });
         let tasks = TaskTracker::new();
-        let (linking, feeding, timing) = (core.clone(), core.clone(), core.clone());
+        let (linking, feeding) = (core.clone(), core.clone());
         tasks.spawn(async move { link::keep(&linking).await });
         tasks.spawn(async move { feed::listen(&feeding).await });
-        tasks.spawn(async move { deadlines::keep(&timing).await });
         tasks.close();
         Self { core, tasks, _last: Arc::new(stop.drop_guard()) }
     }
@@ -330,15 +325,11 @@ impl Core {
         let number = self.next_number();
         let message = calls::encode(answered.then_some(number), method, params);
         let (reply, outcome) = oneshot::channel();
-        let time = Time::begin(deadline, self.options.dial_timeout);
-        let (next, waits, is_sooner) = {
+        let (next, waits) = {
             let mut calls = self.calls();
-            calls.enter(number, Waiting { message, answered, reply, time }).map_err(CallError::NotSent)?;
-            (calls.next(), calls.is_wanted(), calls.watch(&time))
+            calls.enter(number, Waiting { message, answered, reply }).map_err(CallError::NotSent)?;
+            (calls.next(), calls.is_wanted())
         };
-        if is_sooner {
-            self.sooner.notify_one();
-        }
         match next {
             Next::Write(ring) => flush(&ring),
             Next::Wake => self.work.notify_one(),
@@ -348,20 +339,17 @@ impl Core {
             failpoint::hit(Point::ClientSent);
         }
         let mut ticket = Ticket { core: self, number, outcome };
-        (&mut ticket.outcome).await.unwrap_or(Err(CallError::Unknown(Cause::Closed)))
-    }
-
-    /// Fails the calls whose time is over.
-    fn expire(&self) {
-        let known = self.known();
-        self.calls().expire(Instant::now(), &known);
-    }
-
-    fn known(&self) -> Known {
-        let silent = self.silent_holder();
-        let is_linked = self.link.borrow().is_some();
-        let no_link = if is_linked { None } else { silent.clone().or_else(|| self.trouble().clone()) };
-        Known { no_link, silent }
+        let given_up = match self.within(deadline, &mut ticket.outcome).await {
+            Ok(outcome) => return outcome.unwrap_or(Err(CallError::Unknown(Cause::Closed))),
+            Err(cause) => cause,
+        };
+        let withdrawn = self.calls().withdraw(number);
+        match withdrawn {
+            Withdrawn::Unsent => Err(CallError::NotSent(given_up)),
+            Withdrawn::Sent => Err(CallError::Unknown(given_up)),
+            // It is being told.
+            Withdrawn::Settled => (&mut ticket.outcome).await.unwrap_or(Err(CallError::Unknown(given_up))),
+        }
     }
 
     /// Waits for something that needs a link: until `deadline`, but without a link no longer than `dial_timeout`.
@@ -373,7 +361,9 @@ impl Core {
             if let Ok(output) = timeout_at(until, &mut wanted).await {
                 return Ok(output);
             }
-            if let Some(cause) = self.known().no_link {
+            if self.link.borrow().is_none()
+                && let Some(cause) = self.silent_holder().or_else(|| self.trouble().clone())
+            {
                 return Err(cause);
             }
         }

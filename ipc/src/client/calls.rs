@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use fnv::FnvHashMap;
 use serde::Serialize;
 use serde_json::json;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
 use super::error::{CallError, Cause};
 use super::socket::Outlet;
@@ -28,8 +26,6 @@ const VOID: &[u8] = br#"{"jsonrpc":"2.0","id":0,"result":null}"#;
 /// What becomes of a call: its answer as it came.
 pub(super) type Outcome = Result<Bytes, CallError>;
 pub(super) type Reply = oneshot::Sender<Outcome>;
-/// Makes the error of a call that failed so: it was sent, or it was not.
-type Failure = fn(Cause) -> CallError;
 
 /// Returns the message of a request, or of a notification when it has no number.
 pub(super) fn encode(number: Option<u64>, method: &str, params: &impl Serialize) -> Bytes {
@@ -55,45 +51,6 @@ pub(super) struct Waiting {
     pub(super) answered: bool,
     /// Who wants to know.
     pub(super) reply: Reply,
-    pub(super) time: Time,
-}
-
-/// How long a call may take.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Time {
-    started: Instant,
-    /// When it is looked at next.
-    look: Instant,
-    deadline: Instant,
-}
-
-impl Time {
-    /// It may take until `deadline`, but without a link no longer than `dial_timeout`.
-    pub(super) fn begin(deadline: Instant, dial_timeout: Duration) -> Self {
-        let started = Instant::now();
-        Self { started, look: deadline.min(started + dial_timeout), deadline }
-    }
-
-    /// Tells why its time is over, if it is.
-    fn is_over(&mut self, now: Instant, known: &Known) -> Option<Cause> {
-        if now < self.look {
-            return None;
-        }
-        if let Some(cause) = &known.no_link {
-            return Some(cause.clone());
-        }
-        self.look = self.deadline;
-        (now >= self.deadline).then(|| known.silent.clone().unwrap_or(Cause::Timeout { after: now - self.started }))
-    }
-}
-
-/// What is known of the primary when calls are looked at.
-#[derive(Debug, Default)]
-pub(super) struct Known {
-    /// Why there is no link, where there is none.
-    pub(super) no_link: Option<Cause>,
-    /// That whoever holds the lock is silent.
-    pub(super) silent: Option<Cause>,
 }
 
 /// A request that was sent and not answered yet.
@@ -102,6 +59,17 @@ struct Sent {
     waiting: Waiting,
     /// Its place among the messages of the link.
     place: u64,
+}
+
+/// How far a call had come when its caller gave up.
+#[derive(Debug, PartialEq)]
+pub(super) enum Withdrawn {
+    /// It was never sent, and will not be.
+    Unsent,
+    /// It was sent.
+    Sent,
+    /// It was settled just before.
+    Settled,
 }
 
 /// What a caller does once its call is among the others.
@@ -130,8 +98,6 @@ pub(super) struct Calls {
     is_busy: bool,
     /// The link worker is about to write what is handed over.
     is_gathering: bool,
-    /// When calls are looked at next, because the time of one may be over.
-    look: Option<Instant>,
     closed: bool,
 }
 
@@ -284,43 +250,14 @@ impl Calls {
         self.waiting.len() + self.sent.len()
     }
 
-    /// Takes a call out, whose caller no longer waits, or shall not. Returns it with the error that tells whether it was sent.
-    pub(super) fn withdraw(&mut self, number: u64) -> Option<(Waiting, Failure)> {
-        if let Some(call) = self.waiting.remove(&number) {
-            return Some((call, CallError::NotSent));
-        }
-        self.sent.remove(&number).map(|sent| (sent.waiting, CallError::Unknown as Failure))
-    }
-
-    /// Returns when [`Calls::expire`] is to be called.
-    pub(super) fn look(&self) -> Option<Instant> {
-        self.look
-    }
-
-    /// Makes sure that a call is looked at in time; tells whether that is sooner than was known.
-    pub(super) fn watch(&mut self, time: &Time) -> bool {
-        let is_sooner = self.look.is_none_or(|look| time.look < look);
-        if is_sooner {
-            self.look = Some(time.look);
-        }
-        is_sooner
-    }
-
-    /// Fails the calls whose time is over.
-    pub(super) fn expire(&mut self, now: Instant, known: &Known) {
-        let (mut over, mut next) = (Vec::new(), None);
-        let sent = self.sent.iter_mut().map(|(number, sent)| (number, &mut sent.waiting));
-        for (number, call) in self.waiting.iter_mut().chain(sent) {
-            match call.time.is_over(now, known) {
-                Some(cause) => over.push((*number, cause)),
-                None => next = Some(next.map_or(call.time.look, |next| call.time.look.min(next))),
-            }
-        }
-        self.look = next;
-        for (number, cause) in over {
-            if let Some((call, error)) = self.withdraw(number) {
-                drop(call.reply.send(Err(error(cause))));
-            }
+    /// Forgets a call whose caller no longer waits.
+    pub(super) fn withdraw(&mut self, number: u64) -> Withdrawn {
+        if self.waiting.remove(&number).is_some() {
+            Withdrawn::Unsent
+        } else if self.sent.remove(&number).is_some() {
+            Withdrawn::Sent
+        } else {
+            Withdrawn::Settled
         }
     }
 
@@ -355,19 +292,9 @@ mod tests {
     use super::*;
     use crate::stream::Output;
 
-    fn waiting(answered: bool, reply: Reply) -> Waiting {
-        let time = Time::begin(Instant::now() + Duration::from_secs(20), Duration::from_secs(20));
-        Waiting { message: Bytes::from_static(b"x"), answered, reply, time }
-    }
-
-    /// Takes a call out and tells whether it was sent; `None` when it was settled.
-    fn withdraw(calls: &mut Calls, number: u64) -> Option<bool> {
-        calls.withdraw(number).map(|(_, error)| matches!(error(Cause::Closed), CallError::Unknown(_)))
-    }
-
     fn enter(calls: &mut Calls, number: u64, answered: bool) -> oneshot::Receiver<Outcome> {
         let (reply, outcome) = oneshot::channel();
-        calls.enter(number, waiting(answered, reply)).unwrap();
+        calls.enter(number, Waiting { message: Bytes::from_static(b"x"), answered, reply }).unwrap();
         outcome
     }
 
@@ -407,8 +334,8 @@ mod tests {
         calls.hold();
         let _waits = enter(&mut calls, 2, true);
         assert_eq!(
-            (withdraw(&mut calls, 1), withdraw(&mut calls, 2), withdraw(&mut calls, 2)),
-            (Some(true), Some(false), None)
+            (calls.withdraw(1), calls.withdraw(2), calls.withdraw(2)),
+            (Withdrawn::Sent, Withdrawn::Unsent, Withdrawn::Settled)
         );
         calls.put_back(1);
         assert!(!calls.is_wanted(), "a withdrawn call is not sent later");
@@ -429,7 +356,7 @@ mod tests {
         assert!(waits.try_recv().is_err() && calls.is_done());
         let _peer = linked(&mut calls, usize::MAX);
         send(&mut calls);
-        assert_eq!(withdraw(&mut calls, 2), Some(true));
+        assert_eq!(calls.withdraw(2), Withdrawn::Sent);
     }
 
     #[tokio::test]
@@ -477,16 +404,16 @@ mod tests {
         assert!(calls.blocked().is_none(), "nothing is full yet");
         let _receivers = [enter(&mut calls, 1, true), enter(&mut calls, 2, true)];
         assert!(matches!(calls.next(), Next::Wake));
-        assert_eq!((withdraw(&mut calls, 1), calls.is_wanted()), (Some(true), true));
+        assert_eq!((calls.withdraw(1), calls.is_wanted()), (Withdrawn::Sent, true));
         let ring = calls.blocked().unwrap();
-        let writing = ring.write_out(Duration::from_secs(20));
+        let writing = ring.write_out(std::time::Duration::from_secs(20));
         tokio::select! {
             ended = writing => panic!("{ended:?}"),
             _ = ring.room() => {}
         }
         tokio::io::AsyncReadExt::read_exact(&mut peer, &mut [0]).await.unwrap();
         send(&mut calls);
-        assert_eq!(withdraw(&mut calls, 2), Some(true));
+        assert_eq!(calls.withdraw(2), Withdrawn::Sent);
     }
 
     #[tokio::test]
@@ -507,44 +434,12 @@ mod tests {
         assert!(matches!(next(&mut calls, 5), Next::Write(_)));
     }
 
-    #[tokio::test]
-    async fn a_call_ends_when_its_time_is_over_and_says_whether_it_was_sent() {
-        const SECOND: Duration = Duration::from_secs(1);
-        let mut calls = Calls::default();
-        let now = Instant::now();
-        let enter = |calls: &mut Calls, number, seconds| {
-            let (reply, outcome) = oneshot::channel();
-            let time =
-                Time { started: now, look: now + SECOND.min(SECOND * seconds), deadline: now + SECOND * seconds };
-            calls.enter(number, Waiting { time, ..waiting(true, reply) }).unwrap();
-            (outcome, calls.watch(&time))
-        };
-        let _peer = linked(&mut calls, usize::MAX);
-        let ((mut sent, first), (mut later, sooner)) = (enter(&mut calls, 1, 2), enter(&mut calls, 2, 9));
-        calls.hold();
-        let (mut unsent, _) = enter(&mut calls, 3, 2);
-        assert_eq!((first, sooner, calls.look()), (true, false, Some(now + SECOND)));
-        calls.expire(now + SECOND, &Known::default());
-        assert_eq!((sent.try_recv().is_err(), calls.look()), (true, Some(now + SECOND * 2)));
-        calls.expire(now + SECOND * 2, &Known::default());
-        let timeout = Cause::Timeout { after: SECOND * 2 };
-        assert_eq!(sent.try_recv().unwrap(), Err(CallError::Unknown(timeout.clone())));
-        assert_eq!(unsent.try_recv().unwrap(), Err(CallError::NotSent(timeout)));
-        assert_eq!((calls.len(), calls.look()), (1, Some(now + SECOND * 9)));
-        // A new call is looked at for its dialling, and without a link that is its end.
-        let (mut dialled, is_sooner) = enter(&mut calls, 4, 9);
-        let known = Known { no_link: Some(Cause::Closed), silent: None };
-        calls.expire(now + SECOND * 3, &known);
-        assert!(is_sooner && later.try_recv().is_err(), "the other is not due");
-        assert_eq!(dialled.try_recv().unwrap(), Err(CallError::NotSent(Cause::Closed)));
-    }
-
     #[test]
     fn the_queue_is_bounded() {
         let mut calls = Calls::default();
         let _receivers: Vec<_> = (0..MAX_WAITING as u64).map(|number| enter(&mut calls, number, true)).collect();
         let (reply, _outcome) = oneshot::channel();
-        let refused = calls.enter(u64::MAX, waiting(true, reply));
+        let refused = calls.enter(u64::MAX, Waiting { message: Bytes::new(), answered: true, reply });
         assert_eq!(refused, Err(Cause::Busy { waiting: MAX_WAITING }));
     }
 }

@@ -114,7 +114,7 @@ fn ticks() -> Interval {
     ticks
 }
 
-/// Keeps the link until the client is closed.
+/// Keeps the link until the client is closed; then fails whatever still waits.
 pub(super) async fn keep(core: &Core) {
     let mut backoff = Backoff::default();
     let mut pulse = Pulse::default();
@@ -137,6 +137,7 @@ pub(super) async fn keep(core: &Core) {
         }
     };
     let _never: Option<()> = core.stop.run_until_cancelled(endless).await;
+    core.calls().close();
     core.link.send_replace(None);
 }
 
