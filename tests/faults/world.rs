@@ -347,11 +347,12 @@ impl World {
         if self.instances.is_empty() {
             self.start(&[]);
         }
-        let (primary, epoch) = self.led_beyond(0);
+        let (primary, _) = self.led_beyond(0);
         let primary = self.instances[primary].name.clone();
-        // An observer that follows now is told everything to the last goodbye.
-        self.wait("the observers in the last epoch", |world| {
-            world.tails.iter().all(|(path, _)| has_seen(path, &format!("\"epoch\":{epoch},"))).then_some(())
+        // An observer that follows now is told everything to the last goodbye: one that has seen what came after its first look at the journal.
+        let now = self.sandbox.count("SELECT max(seq) FROM _pando_event");
+        self.wait("the observers to follow", |world| {
+            world.tails.iter().all(|(path, _)| has_seen(path, &format!("\"seq\":{now},"))).then_some(())
         });
         while let Some(at) = self.instances.iter().position(|it| it.name != primary) {
             self.hang_up(at);
