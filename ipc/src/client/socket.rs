@@ -217,6 +217,8 @@ impl Ear {
     /// Waits for the next frame, or tells why there will be none. Safe to drop and call again.
     pub(super) async fn next(&mut self) -> Result<Bytes, Cause> {
         let message = tokio::select! {
+            // What came before the end is taken before it.
+            biased;
             message = self.socket.recv() => message.map_err(|error| failed(&self.endpoint, &error))?,
             () = disconnected(&mut self.monitor) => return Err(self.failure(&"the primary closed the connection")),
         };
