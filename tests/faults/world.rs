@@ -350,9 +350,9 @@ impl World {
         let (primary, _) = self.led_beyond(0);
         let primary = self.instances[primary].name.clone();
         // An observer that follows now is told everything to the last goodbye: one that has seen what came after its first look at the journal.
-        let now = self.sandbox.count("SELECT max(seq) FROM _pando_event");
+        let now = self.sandbox.count("SELECT max(seq) FROM _pando_event").unsigned_abs();
         self.wait("the observers to follow", |world| {
-            world.tails.iter().all(|(path, _)| has_seen(path, &format!("\"seq\":{now},"))).then_some(())
+            world.tails.iter().all(|(path, _)| last_seen(path) >= Some(now)).then_some(())
         });
         while let Some(at) = self.instances.iter().position(|it| it.name != primary) {
             self.hang_up(at);
@@ -361,9 +361,7 @@ impl World {
         self.note_what_is_left();
         let head = self.dump();
         for (path, process) in &mut self.tails {
-            eventually("the observer's last event", PATIENCE, || {
-                has_seen(path, &format!("\"seq\":{head},")).then_some(())
-            });
+            eventually("the observer's last event", PATIENCE, || (last_seen(path) == Some(head)).then_some(()));
             process.kill();
         }
         self.judge()
@@ -426,10 +424,15 @@ impl World {
     }
 }
 
-/// Tells whether an observer's last durable event holds this text.
-fn has_seen(path: &Path, text: &str) -> bool {
-    let seen = fs::read_to_string(path).unwrap();
-    seen.lines().rev().find(|line| line.contains("\"seq\":")).is_some_and(|line| line.contains(text))
+/// Returns the number of the last durable event that an observer has told.
+fn last_seen(path: &Path) -> Option<u64> {
+    #[derive(serde::Deserialize)]
+    struct Told {
+        seq: Option<u64>,
+    }
+    let told = fs::read_to_string(path).unwrap();
+    // The last line may be written in part.
+    told.lines().rev().find_map(|line| serde_json::from_str::<Told>(line).ok()?.seq)
 }
 
 impl fmt::Display for World {
