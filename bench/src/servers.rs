@@ -18,6 +18,8 @@ use crate::load::{self, Course, Outcome, Pace};
 
 /// How long a server may take to start.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long one may say nothing while it is asked; it is asked again while it starts.
+const SILENCE: Duration = Duration::from_secs(5);
 /// Where packages put servers, on the system or below the bench's directory.
 const PLACES: [&str; 4] = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"];
 
@@ -131,6 +133,7 @@ fn start(talk: impl Talk, program: &Path, dir: &Path, context: &Context) -> Resu
 fn connect(port: u16) -> Result<Connection, Failure> {
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(SILENCE))?;
     Ok(BufReader::new(stream))
 }
 

@@ -22,20 +22,20 @@ impl Talk for JetStream {
         Ok(command)
     }
 
+    fn set_up(self, server: &mut Connection) -> Result<bool, Failure> {
+        const STREAM: &str = r#"{"name":"BENCH","subjects":["bench.>"],"storage":"file"}"#;
+        self.greet(server, 0)?;
+        // Before JetStream is ready nobody hears that, and nobody answers.
+        let create = format!("PUB $JS.API.STREAM.CREATE.BENCH inbox.0 {}\r\n{STREAM}\r\n", STREAM.len());
+        server.get_mut().write_all(create.as_bytes())?;
+        self.answered(server)
+    }
+
     fn greet(self, server: &mut Connection, client: u32) -> Result<(), Failure> {
         line(server)?;
-        let stream_config = br#"{"name":"BENCH","subjects":["bench.>"],"storage":"file"}"#;
-        let mut hello = format!(
-            "CONNECT {{\"verbose\":false,\"pedantic\":false,\"name\":\"bench\"}}\r\nSUB inbox.{client} 1\r\n\
-             PUB $JS.API.STREAM.CREATE.BENCH inbox.{client} {}\r\n",
-            stream_config.len()
-        )
-        .into_bytes();
-        hello.extend_from_slice(stream_config);
-        hello.extend_from_slice(b"\r\n");
-        server.get_mut().write_all(&hello)?;
-        // Made by the first, and there already for the others.
-        self.answered(server).map(drop)
+        let hello =
+            format!("CONNECT {{\"verbose\":false,\"pedantic\":false,\"name\":\"bench\"}}\r\nSUB inbox.{client} 1\r\n");
+        Ok(server.get_mut().write_all(hello.as_bytes())?)
     }
 
     fn request(self, client: u32, out: &mut Vec<u8>) {
