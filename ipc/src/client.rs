@@ -179,9 +179,9 @@ impl Client {
     /// Calls a method without wanting an answer; returns once it was handed to the socket of a link.
     ///
     /// It is lost when the link breaks just then. [`Client::close`] waits until it was read.
-    pub async fn notify(&self, method: &str, params: Value) -> Result<(), CallError> {
+    pub async fn notify(&self, method: &str, params: impl Into<Json>) -> Result<(), CallError> {
         let deadline = Instant::now() + self.core.options.call_timeout;
-        self.core.submit(method, Json::of(&params), false, deadline).await.map(drop)
+        self.core.submit(method, params.into(), false, deadline).await.map(drop)
     }
 
     /// Subscribes to the events of a pattern; returns once the subscription is proven live: what is published from

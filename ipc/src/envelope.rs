@@ -346,11 +346,15 @@ mod tests {
     }
 
     #[test]
-    fn a_time_is_written_as_chrono_writes_it_but_for_zeros_at_the_end() {
+    fn a_time_is_written_as_chrono_writes_it_but_for_zeros_at_the_end_and_reads_back() {
         let check = |time: DateTime<Utc>| {
             let full = time.to_rfc3339_opts(SecondsFormat::Nanos, true);
             let trimmed = full.trim_end_matches('Z').trim_end_matches('0').trim_end_matches('.');
-            assert_eq!(Timestamp(time).to_string(), format!("{trimmed}Z"));
+            let written = Timestamp(time).to_string();
+            assert_eq!(written, format!("{trimmed}Z"));
+            if (0..=9_999).contains(&time.year()) {
+                assert_eq!(serde_json::from_value::<Timestamp>(json!(written)).unwrap(), Timestamp(time), "{written}");
+            }
         };
         for nanos in [0, 1, 10, 120_000_000, 999_999_999, 100, 500_000_000, 1_000_000_000, 1_999_999_999] {
             for seconds in [0, 59, 60, 86_399, 951_782_399, 1_795_229_617, 253_402_300_799, -1, -62_167_219_200] {

@@ -237,18 +237,16 @@ impl FileId {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::envelope::Timestamp;
 
-    fn workdir() -> (tempfile::TempDir, Workdir) {
+    pub(super) fn workdir() -> (tempfile::TempDir, Workdir) {
         let dir = tempfile::tempdir().unwrap();
         let workdir = Workdir::open(dir.path()).unwrap();
         (dir, workdir)
     }
 
-    fn info(epoch: u64) -> LockInfo {
+    pub(super) fn info(epoch: u64) -> LockInfo {
         LockInfo {
             instance_id: "inst-A".into(),
             pid: 24145,
@@ -388,157 +386,5 @@ mod tests {
             let read = read_lock_for_path(&workdir);
             assert!(if is_read { read.unwrap() == note } else { matches!(read, Err(InfoError::TooLarge { .. })) });
         }
-    }
-
-    /// Stands for election in a name; a term is its lease.
-    fn stand(workdir: &Workdir, id: &str) -> Candidate<Lease> {
-        Candidate::wait(workdir.clone(), id, |lease| lease).unwrap()
-    }
-
-    async fn leads(mut candidate: Candidate<Lease>) -> Lease {
-        candidate.won().await.unwrap();
-        candidate.begun().await
-    }
-
-    #[tokio::test]
-    async fn a_candidate_wins_when_the_holder_goes() {
-        let (_dir, workdir) = workdir();
-        let lease = try_lock(&workdir).unwrap().unwrap();
-        let candidate = stand(&workdir, "inst-B");
-        drop(lease);
-        assert!(leads(candidate).await.is_current());
-    }
-
-    #[tokio::test]
-    async fn who_leaves_while_its_term_begins_is_given_the_term_to_end_it() {
-        let (_dir, workdir) = workdir();
-        let lease = try_lock(&workdir).unwrap().unwrap();
-        let (begins, begun) = std::sync::mpsc::channel();
-        let (go_on, told) = std::sync::mpsc::channel::<()>();
-        let begin = move |lease| {
-            begins.send(()).unwrap();
-            told.recv().unwrap();
-            lease
-        };
-        let candidate = Candidate::wait(workdir.clone(), "inst-B", begin).unwrap();
-        drop(lease);
-        begun.recv().unwrap();
-        let late = candidate.withdraw().await.unwrap().expect("the lock was ours");
-        go_on.send(()).unwrap();
-        let lease: Lease = late.begun().await;
-        assert!(lease.is_current() && is_held(&workdir).unwrap());
-    }
-
-    #[tokio::test]
-    async fn who_leaves_before_leaves_nothing_with_the_thread() {
-        let (_dir, workdir) = workdir();
-        let lease = try_lock(&workdir).unwrap().unwrap();
-        let owned = Arc::new(());
-        for says_so in [true, false] {
-            let kept = Arc::clone(&owned);
-            let candidate = Candidate::wait(workdir.clone(), "inst-B", move |lease| (lease, kept)).unwrap();
-            if says_so {
-                assert!(candidate.withdraw().await.unwrap().is_none());
-            } else {
-                drop(candidate);
-            }
-            assert_eq!(Arc::strong_count(&owned), 1);
-        }
-        drop(lease);
-        assert!(leads(stand(&workdir, "inst-C")).await.is_current());
-    }
-
-    #[tokio::test]
-    #[should_panic(expected = "no term")]
-    async fn a_beginning_that_panics_is_not_waited_for() {
-        let (_dir, workdir) = workdir();
-        let mut candidate = Candidate::<Lease>::wait(workdir.clone(), "inst-B", |_| panic!("no term")).unwrap();
-        candidate.won().await.unwrap();
-        candidate.begun().await;
-    }
-
-    /// Waits until the candidate's thread has opened the lock file.
-    async fn comes_to_the_lock(candidate: &Candidate<Lease>) {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !candidate.is_waiting() {
-            assert!(Instant::now() < deadline, "the thread never came to the lock");
-            tokio::task::yield_now().await;
-        }
-    }
-
-    #[tokio::test]
-    async fn a_candidate_knows_that_it_waits_for_a_lock_that_is_gone() {
-        let (_dir, workdir) = workdir();
-        let _lease = try_lock(&workdir).unwrap().unwrap();
-        let candidate = stand(&workdir, "inst-B");
-        comes_to_the_lock(&candidate).await;
-        assert!(candidate.is_current());
-        fs::remove_file(workdir.lock_path()).unwrap();
-        assert!(!candidate.is_current());
-        assert!(leads(stand(&workdir, "inst-B")).await.is_current());
-    }
-
-    #[tokio::test]
-    async fn a_lock_that_was_replaced_meanwhile_is_not_won() {
-        let (_dir, workdir) = workdir();
-        let former = try_lock(&workdir).unwrap().unwrap();
-        let candidate = stand(&workdir, "inst-B");
-        comes_to_the_lock(&candidate).await;
-        fs::remove_file(workdir.lock_path()).unwrap();
-        let latter = try_lock(&workdir).unwrap().unwrap();
-        drop(former);
-        assert!(latter.is_current());
-        drop(latter);
-        assert!(leads(candidate).await.is_current());
-    }
-
-    #[tokio::test]
-    async fn the_chosen_successor_wins_and_a_dead_one_is_not_waited_for() {
-        let (_dir, workdir) = workdir();
-        let wait = |id: &str| stand(&workdir, id);
-        for _ in 0..5 {
-            // The candidates of the round before hold it for an instant when they let go.
-            let deadline = Instant::now() + Duration::from_secs(5);
-            let lease = loop {
-                match try_lock(&workdir).unwrap() {
-                    Some(lease) => break lease,
-                    None => assert!(Instant::now() < deadline, "somebody keeps the lock"),
-                }
-                tokio::task::yield_now().await;
-            };
-            lease.advertise(&info(1)).unwrap();
-            let [mut before, mut chosen, mut after] = ["inst-1", "inst-2", "inst-3"].map(wait);
-            lease.hand_to("inst-2").unwrap();
-            drop(lease);
-            tokio::select! {
-                won = chosen.won() => won.unwrap(),
-                _ = before.won() => panic!("the first in the queue did not stand back"),
-                _ = after.won() => panic!("the last in the queue did not stand back"),
-            }
-            let lease = chosen.begun().await;
-            assert!(lease.meant_for_another("inst-2").is_none() && lease.meant_for_another("inst-1").is_some());
-            // Who stood back once stands back again when another one is meant.
-            lease.advertise(&info(2)).unwrap();
-            let mut next = wait("inst-4");
-            lease.hand_to("inst-4").unwrap();
-            drop(lease);
-            tokio::select! {
-                won = next.won() => won.unwrap(),
-                _ = before.won() => panic!("the first in the queue stood back once only"),
-                _ = after.won() => panic!("the last in the queue stood back once only"),
-            }
-            drop(next.begun().await);
-        }
-        let lease = leads(stand(&workdir, "inst-5")).await;
-        assert!(lease.meant_for_another("inst-5").is_some(), "the successor never came");
-    }
-
-    #[tokio::test]
-    async fn a_candidate_that_left_lets_go() {
-        let (_dir, workdir) = workdir();
-        let lease = try_lock(&workdir).unwrap().unwrap();
-        drop(stand(&workdir, "inst-B"));
-        drop(lease);
-        assert!(leads(stand(&workdir, "inst-B")).await.is_current());
     }
 }

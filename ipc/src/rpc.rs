@@ -198,15 +198,26 @@ pub struct Request<P = Json> {
 
 impl<P: Serialize> Serialize for Request<P> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("jsonrpc", "2.0")?;
-        if let Some(id) = &self.id {
-            map.serialize_entry("id", &id.0)?;
-        }
-        map.serialize_entry("method", &self.method)?;
-        map.serialize_entry("params", &self.params)?;
-        map.end()
+        let id = self.id.as_ref().map(|id| &id.0);
+        Outgoing { jsonrpc: "2.0", id, method: &self.method, params: &self.params }.serialize(serializer)
     }
+}
+
+/// A request as it is written.
+#[derive(Serialize)]
+struct Outgoing<'a, I, P> {
+    jsonrpc: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<I>,
+    method: &'a str,
+    params: P,
+}
+
+/// Writes a call of this number, or a notification when it has none, from what the caller has at hand.
+pub(crate) fn write_request(out: &mut Vec<u8>, number: Option<u64>, method: &str, params: &impl Serialize) {
+    let request = Outgoing { jsonrpc: "2.0", id: number, method, params };
+    #[expect(clippy::expect_used, reason = "strings, numbers and JSON always serialise into memory")]
+    serde_json::to_writer(out, &request).expect("a request serialises");
 }
 
 /// The answer to one call.
@@ -487,9 +498,16 @@ mod tests {
     #[test]
     fn a_request_has_the_documented_bytes() {
         let request = Request { id: Some(Id::number(1)), method: "echo".into(), params: json!({"a": 1}) };
+        let documented = r#"{"jsonrpc":"2.0","id":1,"method":"echo","params":{"a":1}}"#;
+        assert_eq!(serde_json::to_string(&request).unwrap(), documented);
+        let written = |number| {
+            let mut out = Vec::new();
+            write_request(&mut out, number, &request.method, &request.params);
+            String::from_utf8(out).unwrap()
+        };
         assert_eq!(
-            serde_json::to_string(&request).unwrap(),
-            r#"{"jsonrpc":"2.0","id":1,"method":"echo","params":{"a":1}}"#
+            (written(Some(1)), written(None)),
+            (documented.to_owned(), documented.replacen(r#""id":1,"#, "", 1))
         );
     }
 }

@@ -7,9 +7,18 @@ use pando_ipc::client::CallError;
 use pando_ipc::hello::PUBLISH;
 use pando_ipc::rpc::Json;
 use pando_ipc::{Topic, TopicError};
-use serde_json::json;
+use serde::Serialize;
 
 use super::Shared;
+
+/// The params of `events.publish` for an event that skips the journal.
+#[derive(Serialize)]
+struct Ephemeral<'a> {
+    topic: Topic,
+    payload: Json,
+    session_id: &'a str,
+    durable: bool,
+}
 
 /// Publishes events in the name of this instance. A cheap handle.
 #[derive(Debug, Clone)]
@@ -46,8 +55,8 @@ impl Events {
     ) -> Result<Option<u64>, PublishError> {
         let (topic, payload) = (Topic::new(topic)?, payload.into());
         if topic.is_ephemeral() {
-            let params = json!({"topic": topic, "payload": payload, "session_id": session_id, "durable": false});
-            self.0.routes.notify(PUBLISH, params).await?;
+            let params = Ephemeral { topic, payload, session_id, durable: false };
+            self.0.routes.notify(PUBLISH, Json::of(&params)).await?;
             return Ok(None);
         }
         Ok(Some(self.0.db.publish(topic, payload, session_id).await?))

@@ -105,11 +105,11 @@ impl Routes {
     }
 
     /// Sends a notification to the primary, when there is one: for what may be lost.
-    pub(super) async fn notify(&self, method: &str, params: Value) -> Result<(), CallError> {
+    pub(super) async fn notify(&self, method: &str, params: Json) -> Result<(), CallError> {
         let way = self.calls.borrow().clone();
         match way {
             Route::Local(methods) => {
-                let call = Call { method: method.into(), params: params.into(), caller: Caller::local() };
+                let call = Call { method: method.into(), params, caller: Caller::local() };
                 methods.dispatch(call).await.map(drop).map_err(CallError::Refused)
             }
             Route::Remote(client) => client.notify(method, params).await,

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::error::{CallError, Cause};
 use super::socket::Outlet;
 use crate::hello::PING;
+use crate::rpc::write_request;
 use crate::stream::Ring;
 use crate::zmtp::encode_delimited;
 
@@ -29,17 +30,7 @@ pub(super) type Reply = oneshot::Sender<Outcome>;
 
 /// Returns the message of a request, or of a notification when it has no number.
 pub(super) fn encode(number: Option<u64>, method: &str, params: &impl Serialize) -> Bytes {
-    #[derive(Serialize)]
-    struct Request<'a, P> {
-        jsonrpc: &'static str,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        id: Option<u64>,
-        method: &'a str,
-        params: P,
-    }
-    let request = Request { jsonrpc: "2.0", id: number, method, params };
-    #[expect(clippy::expect_used, reason = "strings, numbers and JSON always serialise into memory")]
-    encode_delimited(|out| serde_json::to_writer(out, &request).expect("a request serialises"))
+    encode_delimited(|out| write_request(out, number, method, params))
 }
 
 /// A request that waits to be sent.

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use pando_ipc::Envelope;
-use serde_json::{Value, json};
+use pando_ipc::rpc::Json;
+use serde_json::Value;
 
 /// What an event must have at a path: one of these texts.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,9 +64,19 @@ impl Selection {
         if self.wanted.is_empty() {
             return true;
         }
-        let event = json!(event);
+        let event = tree(event);
         self.wanted.iter().all(|(path, texts)| at(&event, path).is_some_and(|value| texts.contains(&plain(value))))
     }
+}
+
+/// Returns an event as a tree; a payload that cannot be one, for it is nested too deep, is its text.
+pub(super) fn tree(event: &Envelope) -> Value {
+    let as_text = |_| {
+        let mut event = event.clone();
+        event.payload = Json::of(&event.payload.to_string());
+        serde_json::to_value(&event)
+    };
+    serde_json::to_value(event).or_else(as_text).unwrap_or_default()
 }
 
 /// Returns what is at a path of keys and indexes, such as `payload.parts.0.text`.
@@ -84,6 +95,7 @@ pub(super) fn plain(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use pando_ipc::Topic;
+    use serde_json::json;
 
     use super::*;
 
@@ -116,9 +128,16 @@ mod tests {
     fn the_fields_are_those_of_an_event() {
         let (mut event, known) = (event(), |key: &String| FIELDS.contains(&key.as_str()));
         (event.epoch, event.seq, event.prev, event.n) = (Some(1), Some(2), Some(1), Some(1));
-        let event = json!(event);
+        let event = tree(&event);
         let fields: Vec<_> = event.as_object().unwrap().keys().collect();
         assert!(fields.len() == FIELDS.len() && fields.into_iter().all(known), "{event}");
+    }
+
+    #[test]
+    fn a_payload_that_is_too_deep_for_a_tree_is_its_text() {
+        let text = "[".repeat(200) + &"]".repeat(200);
+        let event = Envelope::new("i", Topic::known("a"), serde_json::from_str::<Json>(&text).unwrap());
+        assert_eq!((&tree(&event)["topic"], &tree(&event)["payload"]), (&json!("a"), &json!(text)));
     }
 
     #[test]

@@ -3,9 +3,8 @@
 use std::str::FromStr;
 
 use pando_ipc::Envelope;
-use serde_json::json;
 
-use super::select::{at, check_path, plain};
+use super::select::{at, check_path, plain, tree};
 
 #[derive(Debug, Clone, PartialEq)]
 enum Part {
@@ -51,7 +50,7 @@ impl FromStr for Template {
 impl Template {
     /// Returns the text for an event; what the event does not have is empty.
     pub(super) fn fill(&self, event: &Envelope) -> String {
-        let event = json!(event);
+        let event = tree(event);
         let fill = |part: &Part| match part {
             Part::Text(text) => text.clone(),
             Part::Path(path) => at(&event, path).map(plain).unwrap_or_default(),
@@ -63,6 +62,7 @@ impl Template {
 #[cfg(test)]
 mod tests {
     use pando_ipc::Topic;
+    use serde_json::json;
 
     use super::*;
 
