@@ -132,7 +132,7 @@ async fn a_write_that_commit_refused_makes_no_other_run_more_than_twice() {
 
 #[tokio::test]
 async fn a_change_of_the_schema_that_fails_halfway_leaves_nothing() {
-    let mut gated = Gated::new(Tuning::default());
+    let mut gated = Gated::new(Tuning { batch_time: Duration::from_secs(60), ..Tuning::default() });
     let _gate = gated.keep().await;
     let halfway = ddl(&["CREATE TABLE half (a)", "CREATE TABLE sessions (a)"]);
     assert_eq!(gated.commits([session("a"), halfway, session("b")]).await, [2]);
