@@ -62,8 +62,8 @@ impl Basis {
 }
 
 impl Tracking {
-    /// Makes the triggers on a connection.
-    pub(crate) fn install(connection: &Connection) -> rusqlite::Result<Self> {
+    /// Begins to track on a connection.
+    pub(crate) fn install(connection: &mut Connection) -> rusqlite::Result<Self> {
         // Read first: what changes meanwhile makes the triggers out of date, never the other way round.
         let basis = Basis::of(connection)?;
         let track = Track::install(connection)?;
@@ -74,7 +74,7 @@ impl Tracking {
     pub(crate) fn renewed(mut self, connection: &Connection) -> rusqlite::Result<Self> {
         let basis = Basis::of(connection)?;
         if self.basis != basis {
-            Track::renew(connection)?;
+            self.track.renew(connection)?;
             self.reserved = reserved_names(connection)?;
             self.basis = basis;
         }
@@ -88,9 +88,9 @@ impl Standby {
         let failed = |source| StoreError::Sqlite { path: path.to_owned(), source };
         // Nothing is made here: without a database there is nothing to prepare.
         let file = path.canonicalize().map_err(|source| StoreError::File { path: path.to_owned(), source })?;
-        let ready = schema::ready(file)?;
+        let mut ready = schema::ready(file)?;
         let checkpoints = checkpoint::connect(&ready.path).map_err(failed)?;
-        let tracking = Self::settle(&ready.connection, &checkpoints).map_err(failed)?;
+        let tracking = Self::settle(&mut ready.connection, &checkpoints).map_err(failed)?;
         let mut ops = Ops::default();
         ops.follow(&ready.connection).map_err(failed)?;
         Ok(Self { ready, checkpoints, tracking, ops })
@@ -102,10 +102,10 @@ impl Standby {
         (self.is_current() && self.ops.follow(&self.ready.connection).is_ok()).then_some(self)
     }
 
-    fn settle(connection: &Connection, checkpoints: &Connection) -> rusqlite::Result<Tracking> {
+    fn settle(connection: &mut Connection, checkpoints: &Connection) -> rusqlite::Result<Tracking> {
         connection.busy_timeout(BUSY_TIMEOUT)?;
         let tracking = Tracking::install(connection)?;
-        for idle in [connection, checkpoints] {
+        for idle in [&*connection, checkpoints] {
             idle.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
             idle.execute_batch("PRAGMA query_only = ON")?;
         }
@@ -168,8 +168,8 @@ pub(crate) fn open(
         let tracking = tracking.renewed(&opened.connection).map_err(failed)?;
         return Ok((Begun { opened, tracking, ops, calm: CALM }, checkpoints));
     }
-    let opened = schema::open(path, durability)?;
+    let mut opened = schema::open(path, durability)?;
     let checkpoints = checkpoint::connect(&opened.path).map_err(failed)?;
-    let tracking = Tracking::install(&opened.connection).map_err(failed)?;
+    let tracking = Tracking::install(&mut opened.connection).map_err(failed)?;
     Ok((Begun { opened, tracking, ops: Ops::default(), calm: Duration::ZERO }, checkpoints))
 }

@@ -1,115 +1,56 @@
-//! What a write changed: TEMP triggers on the writer's connection report to a collector in memory.
+//! What a write changed: an update hook and TEMP triggers on the writer's connection report to a collector in memory.
 //!
-//! SQLite's `update_hook` misses rows that REPLACE removes and reports what was rolled back. Triggers see every row,
-//! also those of cascades and of the schema's own triggers, and being TEMP they leave no trace in the schema.
+//! SQLite's update hook costs nothing and tells of every row that comes or changes, also those of cascades and of the schema's own
+//! triggers. It misses rows that REPLACE removes and tables WITHOUT ROWID; triggers see those, and the keys and columns of a tracked
+//! table. A trigger makes SQLite copy each page that a statement changes before it does so: there is none where the hook is enough.
+//! Being TEMP, triggers leave no trace in the schema. Both report what a failed statement took back: [`Track::settle`] forgets it.
 //!
 //! Each write that changed rows makes one [`SUMMARY`] with the tables and the operations. A table that is tracked has an event for each
 //! row besides, before it.
 
+mod collector;
 mod events;
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
 use rusqlite::functions::{Context, FunctionFlags};
+use rusqlite::hooks::Action;
 use serde_json::{Map, Value};
 
 use crate::guard::{CHANGED, RESERVED, TRACKER, begins};
 use crate::tracked::Tracked;
 use crate::value::SqlValue;
+pub use collector::MAX_ROW_EVENTS;
+use collector::{Collector, Operation};
 pub(crate) use events::Author;
 
 /// Topic of the event that each write makes that changed rows.
 pub(crate) const SUMMARY: &str = "db.changed";
-/// Most row events of one table in one write; beyond it a single `db.<entity>.bulk` event carries counts.
-pub const MAX_ROW_EVENTS: usize = 1_000;
-
-/// What happened to a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Operation {
-    Created = 0,
-    Updated = 1,
-    Deleted = 2,
-}
-
-impl Operation {
-    const ALL: [Self; 3] = [Self::Created, Self::Updated, Self::Deleted];
-
-    fn of(number: usize) -> Option<Self> {
-        Self::ALL.get(number).copied()
-    }
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Updated => "updated",
-            Self::Deleted => "deleted",
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Row {
-    table: usize,
-    operation: Operation,
-    key: String,
-    session: String,
-    /// Values that an application wishes to see, see [`Tracked`].
-    columns: Map<String, Value>,
-}
-
-#[derive(Debug)]
-struct Table {
-    name: String,
-    /// Changed rows by operation.
-    counts: [u64; 3],
-    /// Rows that have an event, or would have if they were fewer.
-    rows: usize,
-}
-
-/// The rows changed by one write.
+/// What is known of the changes of a write.
 #[derive(Debug, Default)]
-pub(crate) struct Collector {
-    tables: Vec<Table>,
-    rows: Vec<Row>,
-    /// Where each row that was seen stands in `rows`.
-    seen: HashMap<(usize, Operation, String), usize>,
+struct Seen {
+    /// Tables that virtual tables keep their rows in; nobody is told of those.
+    shadows: HashSet<String>,
+    /// What the statement that runs has changed.
+    statement: Collector,
+    /// What those before it have.
+    write: Collector,
 }
 
-impl Collector {
-    /// Counts a changed row. Returns its table's place.
-    fn count(&mut self, name: &str, operation: Operation) -> usize {
-        let table = self.tables.iter().position(|table| table.name == name).unwrap_or_else(|| {
-            self.tables.push(Table { name: name.to_owned(), counts: [0; 3], rows: 0 });
-            self.tables.len() - 1
-        });
-        self.tables[table].counts[operation as usize] += 1;
-        table
-    }
-
-    fn push(&mut self, name: &str, operation: Operation, key: String, session: String, columns: Map<String, Value>) {
-        let table = self.count(name, operation);
-        let entry = &mut self.tables[table];
-        if entry.rows > MAX_ROW_EVENTS {
-            return;
-        }
-        match self.seen.entry((table, operation, key.clone())) {
-            // The event tells of the row as the write leaves it.
-            Entry::Occupied(known) => {
-                if let Some(row) = self.rows.get_mut(*known.get()) {
-                    row.columns = columns;
-                }
-            }
-            Entry::Vacant(unknown) => {
-                entry.rows += 1;
-                unknown.insert(self.rows.len());
-                if entry.rows <= MAX_ROW_EVENTS {
-                    self.rows.push(Row { table, operation, key, session, columns });
-                }
-            }
+impl Seen {
+    /// Takes a call of the update hook.
+    fn note(&mut self, action: Action, database: &str, table: &str) {
+        let operation = match action {
+            Action::SQLITE_INSERT => Operation::Created,
+            Action::SQLITE_UPDATE => Operation::Updated,
+            // There is a trigger for it.
+            _ => return,
+        };
+        if database == "main" && !is_internal(table) && !self.shadows.contains(table) {
+            self.statement.count(table, operation);
         }
     }
 }
@@ -117,26 +58,29 @@ impl Collector {
 /// Change capture on the writer's connection.
 #[derive(Debug)]
 pub(crate) struct Track {
-    collector: Arc<Mutex<Collector>>,
+    seen: Arc<Mutex<Seen>>,
 }
 
 impl Track {
-    /// Installs the function and the triggers.
-    pub(crate) fn install(connection: &Connection) -> rusqlite::Result<Self> {
-        let track = Self { collector: Arc::default() };
-        let collector = Arc::clone(&track.collector);
+    /// Installs the hook, the function and the triggers.
+    pub(crate) fn install(connection: &mut Connection) -> rusqlite::Result<Self> {
+        let track = Self { seen: Arc::default() };
+        let seen = Arc::clone(&track.seen);
+        let note = move |action, database: &str, table: &str, _rowid| lock(&seen).note(action, database, table);
+        connection.update_hook(Some(note))?;
+        let seen = Arc::clone(&track.seen);
         // Direct only: neither a view nor a trigger of the schema may call it.
         let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DIRECTONLY;
         connection.create_scalar_function(CHANGED, -1, flags, move |context| {
-            report(context, &mut lock(&collector));
+            report(context, &mut lock(&seen).statement);
             Ok(None::<i64>)
         })?;
-        Self::renew(connection)?;
+        track.renew(connection)?;
         Ok(track)
     }
 
     /// Makes the triggers anew, after the schema changed.
-    pub(crate) fn renew(connection: &Connection) -> rusqlite::Result<()> {
+    pub(crate) fn renew(&self, connection: &Connection) -> rusqlite::Result<()> {
         let mut script = Vec::new();
         let named = format!(
             "SELECT name FROM temp.sqlite_master WHERE type = 'trigger' AND substr(name, 1, {}) = ?1",
@@ -145,15 +89,25 @@ impl Track {
         for name in strings(connection, &named, TRACKER)? {
             script.push(format!("DROP TRIGGER temp.{};", quoted(&name)));
         }
-        let sql = "SELECT name FROM pragma_table_list WHERE schema = ?1 AND type = 'table'";
-        let tables = strings(connection, sql, "main")?;
-        let ordinary = tables.iter().filter(|table| !begins(table, RESERVED) && !begins(table, "sqlite_"));
-        for (number, table) in ordinary.enumerate() {
+        let listed = |filter| format!("SELECT name FROM pragma_table_list WHERE schema = ?1 AND {filter}");
+        lock(&self.seen).shadows = strings(connection, &listed("type = 'shadow'"), "main")?.into_iter().collect();
+        let tables = strings(connection, &listed("type = 'table'"), "main")?;
+        let unhooked = strings(connection, &listed("type = 'table' AND wr"), "main")?;
+        for (number, table) in tables.iter().filter(|table| !is_internal(table)).enumerate() {
             let wish = Tracked::of(connection, table)?;
             let rows = if wish.rows { Some(columns(connection, table, &wish)?) } else { None };
-            triggers(&mut script, number, table, rows.as_ref());
+            triggers(&mut script, number, table, !unhooked.contains(table), rows.as_ref());
         }
         connection.execute_batch(&script.concat())
+    }
+
+    /// Ends a statement: what it changed belongs to the write, or is forgotten, for SQLite has taken it back.
+    pub(crate) fn settle(&self, stays: bool) {
+        let Seen { statement, write, .. } = &mut *lock(&self.seen);
+        let ended = std::mem::take(statement);
+        if stays {
+            write.absorb(ended);
+        }
     }
 
     /// Forgets what was collected: a write begins, or was rolled back.
@@ -163,16 +117,22 @@ impl Track {
 
     /// Takes what was collected.
     pub(crate) fn take(&self) -> Collector {
-        std::mem::take(&mut lock(&self.collector))
+        self.settle(true);
+        std::mem::take(&mut lock(&self.seen).write)
     }
 }
 
-fn lock(collector: &Mutex<Collector>) -> MutexGuard<'_, Collector> {
-    collector.lock().unwrap_or_else(PoisonError::into_inner)
+/// Tells whether nobody is told of a table's rows, for they are ours or SQLite's.
+fn is_internal(table: &str) -> bool {
+    begins(table, RESERVED) || begins(table, "sqlite_")
 }
 
-/// Takes a call of the triggers: table and operation; of a tracked table also session, number of key columns, the key, for an update the old
-/// key, then names and values of more columns.
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes a call of the triggers. Table and operation count a row; a row to tell of has also session, number of key columns, the key, for an
+/// update the old key, then names and values of more columns.
 fn report(context: &Context<'_>, collector: &mut Collector) {
     let value = |at: usize| SqlValue::from_ref(context.get_raw(at));
     let text = |at: usize| match value(at) {
@@ -246,26 +206,32 @@ fn columns(connection: &Connection, table: &str, wish: &Tracked) -> rusqlite::Re
     Ok(Columns { key, session, carried: known(&wish.columns) })
 }
 
-/// Adds the triggers of a table, which report its rows when they are given.
-fn triggers(script: &mut Vec<String>, number: usize, table: &str, rows: Option<&Columns>) {
+/// Adds the triggers of a table: they count what the update hook does not see, and report its rows when they are given.
+fn triggers(script: &mut Vec<String>, number: usize, table: &str, is_hooked: bool, rows: Option<&Columns>) {
     let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
-    let name = literal(table);
     for (event, operation) in ["INSERT", "UPDATE", "DELETE"].into_iter().zip(Operation::ALL) {
-        let mut report = format!("{name}, {}", operation as usize);
+        let about = format!("{}, {}", literal(table), operation as usize);
+        let mut body = String::new();
+        if !is_hooked || operation == Operation::Deleted {
+            let _infallible = write!(body, "SELECT {CHANGED}({about}); ");
+        }
         if let Some(Columns { key, session, carried }) = rows {
             let row = if operation == Operation::Deleted { "OLD" } else { "NEW" };
             let session = session.as_ref().map_or("NULL".to_owned(), |column| format!("{row}.{}", quoted(column)));
-            let _infallible = write!(report, ", {session}, {}", key.len());
+            let mut report = format!("{about}, {session}, {}", key.len());
             let former = (operation == Operation::Updated).then_some("OLD");
             for row in [row].into_iter().chain(former) {
                 report.extend(key.iter().map(|column| format!(", {row}.{}", quoted(column))));
             }
             report.extend(carried.iter().map(|column| format!(", {}, {row}.{}", literal(column), quoted(column))));
+            let _infallible = write!(body, "SELECT {CHANGED}({report}); ");
         }
-        script.push(format!(
-            "CREATE TEMP TRIGGER {TRACKER}{number}_{event} AFTER {event} ON main.{} BEGIN SELECT {CHANGED}({report}); END;",
-            quoted(table)
-        ));
+        if !body.is_empty() {
+            script.push(format!(
+                "CREATE TEMP TRIGGER {TRACKER}{number}_{event} AFTER {event} ON main.{} BEGIN {body}END;",
+                quoted(table)
+            ));
+        }
     }
 }
 
@@ -278,154 +244,4 @@ fn strings(connection: &Connection, sql: &str, param: &str) -> rusqlite::Result<
 }
 
 #[cfg(test)]
-mod tests {
-    use pando_ipc::Envelope;
-    use pando_ipc::rpc::Json;
-    use serde_json::json;
-
-    use super::events::Body;
-    use super::*;
-
-    fn tracked(schema: &str) -> (Connection, Track) {
-        let connection = Connection::open_in_memory().unwrap();
-        connection.execute_batch("PRAGMA recursive_triggers = ON; PRAGMA foreign_keys = ON;").unwrap();
-        connection.execute_batch("CREATE TABLE _pando_meta (key TEXT PRIMARY KEY, value ANY) STRICT").unwrap();
-        connection.execute_batch(schema).unwrap();
-        let track = Track::install(&connection).unwrap();
-        wish_for_all(&connection);
-        (connection, track)
-    }
-
-    /// Tracks each table.
-    fn wish_for_all(connection: &Connection) {
-        for table in strings(connection, "SELECT name FROM sqlite_schema WHERE type = ?1", "table").unwrap() {
-            let wish = json!(Tracked::table(table.as_str())).to_string();
-            let sql = "INSERT INTO _pando_meta VALUES ('track.' || ?1, ?2) ON CONFLICT DO NOTHING";
-            connection.execute(sql, [table, wish]).unwrap();
-        }
-        Track::renew(connection).unwrap();
-    }
-
-    /// Takes the change events: topic, and what the payload tells.
-    fn changes(track: &Track) -> Vec<(String, Value)> {
-        let author = Author { source: "i", path: &Json::of(&"/w"), method: "exec" };
-        let told = |event: Envelope<Body<'_>>| {
-            let mut payload = json!(event.payload);
-            let mut detail = payload["payload"].take();
-            assert_eq!(detail.as_object_mut().unwrap().shift_remove("method").unwrap(), "exec");
-            let (topic, time) = (event.topic.to_string(), event.timestamp);
-            let about = json!({"instance_id": "i", "path": "/w", "topic": topic, "payload": null, "timestamp": time});
-            assert_eq!(payload.to_string(), about.to_string());
-            (topic, detail)
-        };
-        track.take().events(author).map(told).collect()
-    }
-
-    /// Takes the changes of rows; the last one, the summary, is looked at by tests of its own.
-    fn taken(track: &Track) -> Vec<String> {
-        let mut changes = changes(track);
-        assert_eq!(changes.pop().unwrap().0, SUMMARY);
-        let seen = changes.into_iter().map(|(topic, detail)| {
-            let key = detail.get("key").and_then(Value::as_str).unwrap_or("-");
-            format!("{topic} {key}")
-        });
-        seen.collect()
-    }
-
-    #[track_caller]
-    fn check(schema: &str, sql: &str, expected: &[&str]) {
-        let (connection, track) = tracked(schema);
-        connection.execute_batch(sql).unwrap();
-        assert_eq!(taken(&track), expected);
-    }
-
-    #[test]
-    fn each_row_is_reported_once_per_operation() {
-        check(
-            "CREATE TABLE t (a INTEGER PRIMARY KEY, b)",
-            "INSERT INTO t VALUES (7, 1); UPDATE t SET b = 2; UPDATE t SET b = 3; DELETE FROM t",
-            &["db.t.created 7", "db.t.updated 7", "db.t.deleted 7"],
-        );
-    }
-
-    #[test]
-    fn replace_and_delete_without_where_report_the_rows_they_remove() {
-        check(
-            "CREATE TABLE t (a TEXT PRIMARY KEY, b UNIQUE); INSERT INTO t VALUES ('x', 1), ('y', 2)",
-            "REPLACE INTO t VALUES ('z', 1); DELETE FROM t",
-            &["db.t.deleted x", "db.t.created z", "db.t.deleted y", "db.t.deleted z"],
-        );
-    }
-
-    #[test]
-    fn cascades_and_triggers_of_the_schema_are_seen() {
-        check(
-            "CREATE TABLE p (id TEXT PRIMARY KEY); CREATE TABLE c (id TEXT PRIMARY KEY, p REFERENCES p ON DELETE CASCADE);
-             CREATE TABLE log (what); CREATE TRIGGER l AFTER DELETE ON p BEGIN INSERT INTO log VALUES (OLD.id); END;
-             INSERT INTO p VALUES ('p'); INSERT INTO c VALUES ('c1', 'p'), ('c2', 'p')",
-            "DELETE FROM p",
-            &["db.c.deleted c1", "db.c.deleted c2", "db.p.deleted p", "db.log.created 1"],
-        );
-    }
-
-    #[test]
-    fn a_key_is_the_primary_key_or_the_rowid_and_a_changed_key_is_another_row() {
-        check(
-            "CREATE TABLE two (a TEXT, b INT, PRIMARY KEY (b, a)) WITHOUT ROWID; CREATE TABLE none (x)",
-            "INSERT INTO two VALUES ('k', 1); INSERT INTO none VALUES ('v'); UPDATE two SET b = 2",
-            &["db.two.created [1,\"k\"]", "db.none.created 1", "db.two.deleted [1,\"k\"]", "db.two.created [2,\"k\"]"],
-        );
-    }
-
-    #[test]
-    fn odd_names_and_a_new_table_are_followed() {
-        let (connection, track) = tracked("CREATE TABLE \"a b\"\"'*\" (\"k k\" PRIMARY KEY)");
-        connection.execute_batch("CREATE TABLE later (rowid TEXT)").unwrap();
-        wish_for_all(&connection);
-        connection.execute_batch("INSERT INTO \"a b\"\"'*\" VALUES (1.5); INSERT INTO later VALUES ('x')").unwrap();
-        assert_eq!(taken(&track), ["db.a_b\"'_.created 1.5", "db.later.created 1"]);
-    }
-
-    #[test]
-    fn one_event_tells_the_tables_and_operations_of_a_write() {
-        let (connection, track) = tracked(
-            "CREATE TABLE p (id TEXT PRIMARY KEY); CREATE TABLE c (id TEXT PRIMARY KEY, p REFERENCES p ON DELETE CASCADE);
-             INSERT INTO p VALUES ('p'); INSERT INTO c VALUES ('c1', 'p'), ('c2', 'p')",
-        );
-        connection.execute("DELETE FROM _pando_meta", []).unwrap();
-        Track::renew(&connection).unwrap();
-        let summary = |sql: &str| {
-            connection.execute_batch(sql).unwrap();
-            changes(&track)
-        };
-        let one = |tables: Value| vec![(SUMMARY.to_owned(), json!({"tables": tables}))];
-        let gone = summary("DELETE FROM p; INSERT INTO p VALUES ('q')");
-        assert_eq!(gone, one(json!({"c": {"deleted": 2}, "p": {"created": 1, "deleted": 1}})));
-        let more = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 5000)
-                    INSERT INTO c SELECT x, 'q' FROM n";
-        assert_eq!(summary(more), one(json!({"c": {"created": 5000}})));
-        assert_eq!(summary("UPDATE p SET id = 'r' WHERE id = 'none'; SELECT 1"), []);
-    }
-
-    #[test]
-    fn many_rows_of_a_table_become_one_event_with_counts() {
-        let (connection, track) =
-            tracked("CREATE TABLE t (a INTEGER PRIMARY KEY, b); CREATE TABLE u (a INTEGER PRIMARY KEY)");
-        let insert = |count: usize| {
-            let sql = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < ?1)
-                       INSERT INTO t (a) SELECT x FROM n";
-            connection.execute(sql, [count]).unwrap();
-            connection.execute("INSERT OR IGNORE INTO u VALUES (1)", []).unwrap();
-        };
-        insert(MAX_ROW_EVENTS);
-        assert_eq!(changes(&track).len(), MAX_ROW_EVENTS + 2);
-        connection.execute_batch("DELETE FROM t; DELETE FROM u").unwrap();
-        track.clear();
-        insert(MAX_ROW_EVENTS + 1);
-        connection.execute("UPDATE t SET b = 1 WHERE a < 3", []).unwrap();
-        let changes = changes(&track);
-        assert_eq!(changes.len(), 3);
-        let counts = json!({"table": "t", "created": MAX_ROW_EVENTS + 1, "updated": 2, "deleted": 0});
-        assert_eq!(changes[1], ("db.t.bulk".to_owned(), counts));
-    }
-}
+mod tests;

@@ -11,7 +11,6 @@ use crate::deliver::WriteError;
 use crate::guard::{RESERVED, begins};
 use crate::named::Named;
 use crate::refusal::{Word, invalid, refuse};
-use crate::track::Track;
 use crate::tx::Tx;
 
 /// The write's name.
@@ -139,7 +138,7 @@ pub(crate) fn set_tracked(tx: &Tx<'_>, tracked: &Tracked) -> Result<(), Fault> {
     }
     tx.own(|connection| {
         let sql = "INSERT INTO main._pando_meta (key, value) VALUES ('track.' || ?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
-        connection.execute(sql, [&table, &json!(tracked).to_string()])?;
-        Track::renew(connection)
-    })
+        connection.execute(sql, [&table, &json!(tracked).to_string()])
+    })?;
+    tx.renew_track()
 }

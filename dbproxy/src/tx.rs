@@ -29,6 +29,7 @@ pub(crate) type Published<'a> = Envelope<Cow<'a, Json>>;
 #[derive(Debug)]
 pub struct Tx<'a> {
     runner: Runner<'a>,
+    track: &'a Track,
     writes: &'a Writes,
     source: &'a str,
     /// What the statements may still return.
@@ -37,8 +38,8 @@ pub struct Tx<'a> {
 }
 
 impl<'a> Tx<'a> {
-    pub(crate) fn new(runner: Runner<'a>, writes: &'a Writes, source: &'a str) -> Self {
-        Self { runner, writes, source, left: Cell::new(runner.limits), published: RefCell::default() }
+    pub(crate) fn new(runner: Runner<'a>, track: &'a Track, writes: &'a Writes, source: &'a str) -> Self {
+        Self { runner, track, writes, source, left: Cell::new(runner.limits), published: RefCell::default() }
     }
 
     /// Runs one statement that changes rows.
@@ -114,9 +115,14 @@ impl<'a> Tx<'a> {
             Ok(true)
         };
         while guard.run(Mode::Schema, deadline, &mut step).map_err(|error| from_sqlite(method, &error, Some(guard)))? {
-            after_schema_change(connection, reserved, method)?;
+            after_schema_change(connection, self.track, reserved, method)?;
         }
         Ok(())
+    }
+
+    /// Makes the triggers that track changes anew: what applications wish for has changed.
+    pub(crate) fn renew_track(&self) -> Result<(), Fault> {
+        self.own(|connection| self.track.renew(connection))
     }
 
     /// Returns the name of the write, as it stands in faults and change events.
@@ -161,7 +167,12 @@ impl<'a> Tx<'a> {
 
     fn step(&self, statement: &Statement) -> Result<Ran, Fault> {
         let Limits { rows, bytes } = self.left.get();
-        let ran = Runner { limits: self.left.get(), ..self.runner }.run(statement)?;
+        let connection = self.runner.connection;
+        let before = connection.total_changes();
+        let ran = Runner { limits: self.left.get(), ..self.runner }.run(statement);
+        // Of a statement that failed stays what SQLite counts: the first rows of an `INSERT OR FAIL`, usually nothing.
+        self.track.settle(ran.is_ok() || connection.total_changes() > before);
+        let ran = ran?;
         let weight: usize = ran.rows.iter().flatten().map(SqlValue::weight).sum();
         self.left.set(Limits { rows: rows.saturating_sub(ran.rows.len()), bytes: bytes.saturating_sub(weight) });
         Ok(ran)
@@ -169,9 +180,14 @@ impl<'a> Tx<'a> {
 }
 
 /// Makes the trackers anew, whatever a statement did to them, and sees that nothing reserved came to be.
-pub(crate) fn after_schema_change(connection: &Connection, reserved: i64, method: &str) -> Result<(), Fault> {
+pub(crate) fn after_schema_change(
+    connection: &Connection,
+    track: &Track,
+    reserved: i64,
+    method: &str,
+) -> Result<(), Fault> {
     let sqlite = |error: rusqlite::Error| from_sqlite(method, &error, None);
-    Track::renew(connection).map_err(sqlite)?;
+    track.renew(connection).map_err(sqlite)?;
     if reserved_names(connection).map_err(sqlite)? == reserved {
         return Ok(());
     }

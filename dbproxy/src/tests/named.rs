@@ -5,7 +5,7 @@ use pando_ipc::fault::Code;
 use tokio::sync::watch;
 
 use super::*;
-use crate::{Db, DbOptions, Deliver, Remote, Tx, WriteError};
+use crate::{Db, DbOptions, Deliver, Remote, Tracked, Tx, WriteError};
 
 #[derive(Clone, Copy, serde::Deserialize)]
 struct Charge {
@@ -28,7 +28,17 @@ fn charge(tx: &Tx<'_>, charge: Charge) -> Result<Value, Fault> {
 fn writes() -> Writes {
     let writes = Writes::new();
     writes.register("charge", charge).unwrap();
+    writes.register("open-or-pay", open_or_pay).unwrap();
     writes
+}
+
+/// Opens two accounts, and where one of them exists pays into it.
+fn open_or_pay(tx: &Tx<'_>, _: Value) -> Result<Value, Fault> {
+    if tx.execute("INSERT INTO account VALUES (2, 0), (1, 0), (3, 0)", ()).is_err() {
+        tx.execute("UPDATE account SET cents = cents + 1 WHERE id = 1", ())?;
+        let _kept = tx.execute("INSERT OR FAIL INTO account VALUES (4, 0), (1, 0), (5, 0)", ()).unwrap_err();
+    }
+    Ok(Value::Null)
 }
 
 async fn bank(bench: &Bench) -> Writer {
@@ -158,4 +168,20 @@ async fn a_message_and_the_news_of_it_are_one_write() {
     assert_eq!(bench.seen().len(), 3);
     bench.forget();
     bench.check_journal().await;
+}
+
+#[tokio::test]
+async fn what_a_failed_statement_took_back_is_not_told_and_what_it_left_is() {
+    let bench = Bench::new();
+    let writer = bank(&bench).await;
+    let (db, _route) = secondary(&bench, &writer);
+    for rows in [false, true] {
+        db.track(&Tracked { rows, ..Tracked::table("account") }).await.unwrap();
+        bench.forget();
+        db.named("open-or-pay", &Value::Null).await.unwrap();
+        let changed = json!({"account": {"created": 1, "updated": 1}});
+        assert_eq!(events::summaries(&bench), [changed]);
+        apply(&writer, exec(&["DELETE FROM account WHERE id = 4"])).await;
+    }
+    assert_eq!(bench.seen(), ["db.account.updated 1", "db.account.created 4", "db.account.deleted 4"]);
 }

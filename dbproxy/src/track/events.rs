@@ -4,7 +4,8 @@ use pando_ipc::rpc::Json;
 use pando_ipc::{Envelope, Timestamp, Topic};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::{Collector, MAX_ROW_EVENTS, Operation, Row, SUMMARY, Table};
+use super::SUMMARY;
+use super::collector::{Collector, MAX_ROW_EVENTS, Operation, Row, Table};
 
 /// Room for an entity's name in a topic, in bytes; a longer one is cut.
 const MAX_ENTITY_BYTES: usize = 200;

@@ -155,7 +155,7 @@ impl Desk {
             _ => Mode::Write,
         };
         let runner = Runner { connection: &self.connection, guard: &self.guard, mode, deadline, limits, method };
-        let tx = Tx::new(runner, &self.writes, &request.source);
+        let tx = Tx::new(runner, &self.track, &self.writes, &request.source);
         let results = match &request.work {
             Work::Exec { statements, ddl } => self.exec(&tx, statements, *ddl)?,
             Work::Named { method, params } => self.writes.find(method)?.run(&tx, params)?.into(),
@@ -181,7 +181,7 @@ impl Desk {
             };
             results.push(result);
             if ddl {
-                after_schema_change(&self.connection, self.reserved, tx.method())?;
+                after_schema_change(&self.connection, &self.track, self.reserved, tx.method())?;
             }
         }
         Ok(Json::of(&results))
