@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::named::Writes;
+use crate::recent::Recent;
 use crate::wire;
 use crate::write::{Ack, Outcome, Work, WriteRequest};
 use crate::writer::Writer;
@@ -90,12 +91,19 @@ impl Caller for Client {
 pub struct Remote {
     caller: Arc<dyn Caller>,
     writes: Writes,
+    recent: Recent,
 }
 
 impl Remote {
     /// Returns a delivery by that caller; `writes` tells which form the params of named writes have on the wire.
     pub fn new(caller: Arc<dyn Caller>, writes: Writes) -> Self {
-        Self { caller, writes }
+        Self { caller, writes, recent: Recent::default() }
+    }
+
+    /// Notes in `recent` what the writes that it delivers run.
+    #[must_use]
+    pub fn noting(self, recent: Recent) -> Self {
+        Self { recent, ..self }
     }
 }
 
@@ -108,6 +116,7 @@ impl fmt::Debug for Remote {
 impl Deliver for Remote {
     fn deliver(&self, request: WriteRequest) -> BoxFuture<'_, Result<Ack, DeliverError>> {
         Box::pin(async move {
+            self.recent.note(&request.work, &self.writes);
             let (method, params) = wire::call(&request, &self.writes);
             let result = self.caller.call_by(method, params, Instant::from_std(request.deadline)).await?;
             wire::ack(&request, &result).map_err(DeliverError::Unknown)

@@ -58,13 +58,18 @@ impl Mode {
     ///
     /// The authorizer speaks when a statement is prepared, and prepared statements are kept by their text: without a
     /// mark, foreign SQL could meet a statement that we ourselves prepared.
-    pub(crate) fn mark(self) -> &'static str {
+    fn mark(self) -> &'static str {
         match self {
             Self::Internal => "",
             Self::Read => "/*r*/ ",
             Self::Write => "/*w*/ ",
             Self::Schema => "/*s*/ ",
         }
+    }
+
+    /// Returns foreign SQL as it is prepared in this mode.
+    pub(crate) fn marked(self, sql: &str) -> String {
+        [self.mark(), sql].concat()
     }
 }
 

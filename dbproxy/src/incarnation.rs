@@ -21,6 +21,9 @@ use crate::writer::move_ops;
 /// How far terms and event numbers jump where nobody can tell how far the former database was.
 pub const UNKNOWN_JUMP: u64 = 1_000_000;
 
+/// Reads by which file the database lives.
+pub(crate) const KNOWN_FILE: &str = "SELECT value FROM _pando_meta WHERE key = 'file'";
+
 /// Where a database stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Standing {
@@ -55,9 +58,7 @@ pub(crate) fn identity(path: &Path) -> io::Result<String> {
 
 /// Notes by which file the database lives, in the open transaction. Returns whether it is another one than it knew.
 pub(crate) fn settle_in(connection: &Connection, identity: &str) -> rusqlite::Result<bool> {
-    let known =
-        connection.query_row("SELECT value FROM _pando_meta WHERE key = 'file'", [], |row| row.get::<_, String>(0));
-    let known = known.optional()?;
+    let known = connection.prepare_cached(KNOWN_FILE)?.query_row([], |row| row.get::<_, String>(0)).optional()?;
     if known.as_deref() != Some(identity) {
         let sql = "INSERT INTO _pando_meta (key, value) VALUES ('file', ?1) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
         connection.execute(sql, [identity])?;

@@ -26,6 +26,12 @@ const TOPICS: &str = "topics";
 /// Largest event that keeps an op, as JSON: both stand on one page, so that looking for ops reads no others.
 const MAX_KEEPING_BYTES: usize = 2_048;
 
+const LAST_OF_TOPIC: &str = "SELECT coalesce((SELECT seq FROM _pando_topic WHERE topic = ?1), 0)";
+const APPEND: &str = "INSERT INTO _pando_event (seq, epoch, topic, prev, at, envelope) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+const APPEND_KEEPING: &str = "INSERT INTO _pando_event VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+/// What appending runs.
+pub(crate) const APPENDS: &[&str] = &[LAST_OF_TOPIC, APPEND, APPEND_KEEPING];
+
 /// The op id and the answer of a write, which its last event keeps.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct KeptOp<'a> {
@@ -103,13 +109,10 @@ impl Journal {
         let at = event.timestamp.unix_seconds();
         if let Some(KeptOp { client, counter, fingerprint, results }) = op.take_if(|_| text.len() <= MAX_KEEPING_BYTES)
         {
-            let sql = "INSERT INTO _pando_event VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
             let row = params![seq, self.epoch, topic, prev, at, text, client.as_bytes(), counter, fingerprint, results];
-            connection.prepare_cached(sql)?.execute(row)?;
+            connection.prepare_cached(APPEND_KEEPING)?.execute(row)?;
         } else {
-            let sql =
-                "INSERT INTO _pando_event (seq, epoch, topic, prev, at, envelope) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-            connection.prepare_cached(sql)?.execute(params![seq, self.epoch, topic, prev, at, text])?;
+            connection.prepare_cached(APPEND)?.execute(params![seq, self.epoch, topic, prev, at, text])?;
         }
         match self.last.get_mut(topic) {
             Some(last) => *last = seq,
@@ -125,8 +128,7 @@ impl Journal {
         if let Some(seq) = self.last.get(topic) {
             return Ok(*seq);
         }
-        let sql = "SELECT coalesce((SELECT seq FROM _pando_topic WHERE topic = ?1), 0)";
-        connection.prepare_cached(sql)?.query_row([topic], |row| row.get(0))
+        connection.prepare_cached(LAST_OF_TOPIC)?.query_row([topic], |row| row.get(0))
     }
 
     /// Returns the present point.

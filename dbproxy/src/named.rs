@@ -26,6 +26,11 @@ pub(crate) trait Named: Send + Sync {
     /// Runs on the primary, inside the write's savepoint.
     fn run(&self, tx: &Tx<'_>, params: &Value) -> Result<Value, Fault>;
 
+    /// Returns the one statement that it runs, if that is always the same.
+    fn sql(&self) -> Option<&str> {
+        None
+    }
+
     /// Returns params or a result in the form in which they travel by `db.write`.
     fn to_wire(&self, value: &Value) -> Value {
         value.clone()

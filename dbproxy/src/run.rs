@@ -58,7 +58,7 @@ impl Runner<'_> {
     }
 
     fn step_through(&self, statement: &Statement) -> Result<Ran, Failure> {
-        let mut prepared = self.connection.prepare_cached(&[self.mode.mark(), &statement.sql].concat())?;
+        let mut prepared = self.connection.prepare_cached(&self.mode.marked(&statement.sql))?;
         let reads = prepared.readonly();
         let columns: Vec<String> = prepared.column_names().map(str::to_owned).collect();
         if reads && columns.is_empty() {

@@ -22,6 +22,19 @@ use crate::incarnation::{self, Standing};
 use crate::write::Durability;
 pub use error::StoreError;
 
+/// Where it is written down what was applied.
+const MIGRATION_TABLE: &str = "CREATE TABLE IF NOT EXISTS _pando_migration (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum INTEGER NOT NULL, at TEXT NOT NULL, made_by TEXT NOT NULL
+) STRICT";
+const APPLIED: &str = "SELECT id, name, checksum, made_by FROM _pando_migration ORDER BY id";
+const NAME_DATABASE: &str =
+    "INSERT INTO _pando_meta (key, value) VALUES ('database', ?1), ('epoch', 0) ON CONFLICT DO NOTHING";
+const NEXT_EPOCH: &str = "UPDATE _pando_meta SET value = value + 1 WHERE key = 'epoch' RETURNING value";
+const DATABASE_ID: &str = "SELECT value FROM _pando_meta WHERE key = 'database'";
+/// What [`begin`] runs in any case.
+pub(crate) const TERM_RUNS: &[&str] =
+    &[MIGRATION_TABLE, APPLIED, NAME_DATABASE, incarnation::KNOWN_FILE, NEXT_EPOCH, DATABASE_ID];
+
 /// How long opening waits for another program that writes.
 pub(crate) const OPEN_BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Size to which the WAL is cut when it begins anew, in bytes.
@@ -167,6 +180,8 @@ fn configure(connection: &Connection) -> rusqlite::Result<String> {
     connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
     connection.query_row(&format!("PRAGMA journal_size_limit = {JOURNAL_SIZE_LIMIT}"), [], |_| Ok(()))?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true)?;
+    // The log is moved by the checkpointer, and at last by `tidy`: under the lock both, which whoever closes a database may have lost.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     Ok(mode)
 }
 
@@ -179,13 +194,7 @@ pub(crate) fn checksum(sql: &str) -> i64 {
 
 fn migrate(connection: &mut Connection, path: &Path, known: &[Migration]) -> Result<(), StoreError> {
     let failed = |source| StoreError::Sqlite { path: path.to_owned(), source };
-    connection
-        .execute_batch(
-            "CREATE TABLE IF NOT EXISTS _pando_migration (
-                 id INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum INTEGER NOT NULL, at TEXT NOT NULL, made_by TEXT NOT NULL
-             ) STRICT",
-        )
-        .map_err(failed)?;
+    connection.prepare_cached(MIGRATION_TABLE).and_then(|mut table| table.execute([])).map_err(failed)?;
     for migration in missing(connection, path, known)? {
         apply(connection, migration).map_err(|source| StoreError::MigrationFailed {
             path: path.to_owned(),
@@ -224,8 +233,7 @@ pub(crate) fn check_current(connection: &Connection, path: &Path) -> Result<(), 
 fn missing<'a>(connection: &Connection, path: &Path, known: &'a [Migration]) -> Result<Vec<&'a Migration>, StoreError> {
     let failed = |source| StoreError::Sqlite { path: path.to_owned(), source };
     let applied = {
-        let sql = "SELECT id, name, checksum, made_by FROM _pando_migration ORDER BY id";
-        let mut statement = connection.prepare(sql).map_err(failed)?;
+        let mut statement = connection.prepare_cached(APPLIED).map_err(failed)?;
         let rows = statement.query_map([], |row| {
             Ok((row.get::<_, u32>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?, row.get::<_, String>(3)?))
         });
@@ -277,20 +285,13 @@ fn apply(connection: &mut Connection, migration: &Migration) -> rusqlite::Result
 /// Counts the term up, in a transaction of its own; a copy becomes a database of its own first. Returns the database's id and the new term.
 fn begin_term(connection: &mut Connection, identity: &str) -> rusqlite::Result<(Uuid, u64)> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    transaction.execute(
-        "INSERT INTO _pando_meta (key, value) VALUES ('database', ?1), ('epoch', 0) ON CONFLICT DO NOTHING",
-        [Uuid::new_v4().to_string()],
-    )?;
+    transaction.prepare_cached(NAME_DATABASE)?.execute([Uuid::new_v4().to_string()])?;
     if incarnation::settle_in(&transaction, identity)? {
         let copy = Standing::of(&transaction)?;
         let renewed = incarnation::renew(&transaction, copy, copy.far_behind(), None)?;
         tracing::warn!(copy_of = %copy.database, database = %renewed.database, "the database is a copy; it has a new id from now on");
     }
-    let epoch = transaction.query_row(
-        "UPDATE _pando_meta SET value = value + 1 WHERE key = 'epoch' RETURNING value",
-        [],
-        |row| row.get::<_, u64>(0),
-    )?;
+    let epoch = transaction.prepare_cached(NEXT_EPOCH)?.query_row([], |row| row.get::<_, u64>(0))?;
     let database = database_id(&transaction)?;
     failpoint::hit(Point::EpochCommit);
     transaction.commit()?;
@@ -300,8 +301,7 @@ fn begin_term(connection: &mut Connection, identity: &str) -> rusqlite::Result<(
 
 /// Reads the database's own id.
 pub(crate) fn database_id(connection: &Connection) -> rusqlite::Result<Uuid> {
-    let text: String =
-        connection.query_row("SELECT value FROM _pando_meta WHERE key = 'database'", [], |row| row.get(0))?;
+    let text: String = connection.prepare_cached(DATABASE_ID)?.query_row([], |row| row.get(0))?;
     Uuid::parse_str(&text)
         .map_err(|why| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(why)))
 }
@@ -341,6 +341,7 @@ mod tests {
         let first = open(&path, Durability::Os).unwrap();
         let (database, epoch) = (first.database, first.epoch);
         drop(first);
+        tidy(&path).unwrap();
         let copy = dir.path().join("copy.db");
         fs::copy(&path, &copy).unwrap();
         let second = open(&copy, Durability::Os).unwrap();
@@ -351,6 +352,7 @@ mod tests {
         assert_eq!(event.unwrap(), (incarnation::UNKNOWN_JUMP + 1, "db.restored".to_owned()));
         let renewed = second.database;
         drop(second);
+        tidy(&copy).unwrap();
         fs::rename(&copy, dir.path().join("moved.db")).unwrap();
         let moved = open(&dir.path().join("moved.db"), Durability::Os).unwrap();
         assert_eq!(moved.database, renewed, "a file that was moved is the same file");

@@ -1,25 +1,30 @@
 //! A database made ready for writing while somebody else leads, so that who is elected begins its term at once.
 //!
 //! What takes time when a writer opens is done beforehand: two connections, their settings, the schema they read, the triggers that track
-//! changes. What is a decision is not: whether the file is fit to be written, migrations and the term are looked at when the lock is held.
-//! Until then the connections write nothing ([`Standby::prepare`] sets `query_only`) and move nothing when they are closed.
+//! changes, and the statements that the first transactions of a term run. What is a decision is not: whether the file is fit to be written,
+//! migrations and the term are looked at when the lock is held. Until then the connections commit nothing and move nothing when they are closed.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pando_ipc::failpoint::{self, Point};
-use rusqlite::config::DbConfig;
 use rusqlite::{Connection, DEFAULT_NAME, FileControl};
 
 use crate::checkpoint;
+use crate::guard::Mode;
+use crate::journal::{self, Journal};
+use crate::recent::Recent;
 use crate::schema::{self, Opened, Ready, StoreError};
 use crate::track::Track;
 use crate::tx::reserved_names;
 use crate::write::Durability;
-use crate::writer::Ops;
+use crate::writer::{self, Ops};
 
 /// How long the preparation waits for whoever recovers the log: a secondary has time, but not for that.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Rows of op ids whose reading takes time: some 50 us.
+const MANY_ROWS: usize = 100;
 
 /// How long a term that follows another one does nothing but write: everybody waits for answers, and what a former primary left in the log
 /// would take the disk from them. Everybody is linked again by then; a longer calm makes a longer log, and its first checkpoint a pause of its own.
@@ -33,6 +38,8 @@ pub struct Standby {
     tracking: Tracking,
     /// The op ids that are stored, as of the last look.
     ops: Ops,
+    /// How many rows that look read.
+    came: usize,
 }
 
 /// How changes are tracked on a connection, and what that was made for.
@@ -53,7 +60,7 @@ struct Basis {
 
 impl Basis {
     fn of(connection: &Connection) -> rusqlite::Result<Self> {
-        let schema = connection.query_row("PRAGMA main.schema_version", [], |row| row.get(0))?;
+        let schema = connection.prepare_cached("PRAGMA main.schema_version")?.query_row([], |row| row.get(0))?;
         let sql = "SELECT key, value FROM main._pando_meta WHERE key >= 'track.' AND key < 'track/' ORDER BY key";
         let mut wishes = connection.prepare_cached(sql)?;
         let wishes = wishes.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
@@ -90,26 +97,56 @@ impl Standby {
         let file = path.canonicalize().map_err(|source| StoreError::File { path: path.to_owned(), source })?;
         let mut ready = schema::ready(file)?;
         let checkpoints = checkpoint::connect(&ready.path).map_err(failed)?;
-        let tracking = Self::settle(&mut ready.connection, &checkpoints).map_err(failed)?;
+        let tracking = Self::settle(&mut ready.connection).map_err(failed)?;
         let mut ops = Ops::default();
-        ops.follow(&ready.connection).map_err(failed)?;
-        Ok(Self { ready, checkpoints, tracking, ops })
+        let came = ops.follow(&ready.connection).map_err(failed)?;
+        Self::rehearse(&ready.connection).map_err(failed)?;
+        Ok(Self { ready, checkpoints, tracking, ops, came })
     }
 
     /// Looks at what was written since, and returns it unless it has become unfit, see [`Self::is_current`].
     #[must_use]
     pub fn kept_current(mut self) -> Option<Self> {
-        (self.is_current() && self.ops.follow(&self.ready.connection).is_ok()).then_some(self)
+        if !self.is_current() {
+            return None;
+        }
+        self.came = self.ops.follow(&self.ready.connection).ok()?;
+        Some(self)
     }
 
-    fn settle(connection: &mut Connection, checkpoints: &Connection) -> rusqlite::Result<Tracking> {
+    /// Tells whether the last look read so much that the first write of a term would have waited for it.
+    pub fn was_behind(&self) -> bool {
+        self.came >= MANY_ROWS
+    }
+
+    fn settle(connection: &mut Connection) -> rusqlite::Result<Tracking> {
         connection.busy_timeout(BUSY_TIMEOUT)?;
         let tracking = Tracking::install(connection)?;
-        for idle in [&*connection, checkpoints] {
-            idle.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-            idle.execute_batch("PRAGMA query_only = ON")?;
-        }
+        // Not by `query_only`: when that ends, SQLite drops what is prepared.
+        connection.commit_hook(Some(|| true))?;
         Ok(tracking)
+    }
+
+    /// Prepares what a term's first transactions run, and reads what they read.
+    fn rehearse(connection: &Connection) -> rusqlite::Result<()> {
+        // What was prepared before the triggers were made is not any more.
+        Basis::of(connection)?;
+        Journal::load(connection, 0)?;
+        journal::epoch(connection)?;
+        for sql in [schema::TERM_RUNS, journal::APPENDS, writer::OPS_RUN, writer::CONTROL].concat() {
+            connection.prepare_cached(sql)?;
+        }
+        Ok(())
+    }
+
+    /// Prepares the statements of this process's last writes, too: it makes the same ones when it leads.
+    pub fn learn(&self, recent: &Recent) {
+        let Ready { connection, guard, .. } = &self.ready;
+        for sql in recent.all() {
+            let prepare = || connection.prepare_cached(&Mode::Write.marked(&sql)).map(drop);
+            // Whoever runs what cannot be prepared is told so then.
+            drop(guard.run(Mode::Write, Instant::now() + BUSY_TIMEOUT, prepare));
+        }
     }
 
     /// Tells whether it is what opening the database now would make: the same file, and all that its triggers depend on.
@@ -131,11 +168,8 @@ impl Standby {
 
     /// Lets the connections write: the lock is held now. Returns them, the one of the checkpointer last.
     pub(crate) fn enlist(self) -> rusqlite::Result<(Ready, Tracking, Ops, Connection)> {
-        let Self { ready, checkpoints, tracking, ops } = self;
-        for idle in [&ready.connection, &checkpoints] {
-            idle.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
-            idle.execute_batch("PRAGMA query_only = OFF")?;
-        }
+        let Self { mut ready, checkpoints, tracking, ops, .. } = self;
+        ready.connection.commit_hook(None::<fn() -> bool>)?;
         ready.connection.busy_timeout(schema::OPEN_BUSY_TIMEOUT)?;
         Ok((ready, tracking, ops, checkpoints))
     }

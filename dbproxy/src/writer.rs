@@ -27,8 +27,9 @@ use crate::schema::StoreError;
 use crate::settings::Settings;
 use crate::standby::{self, Standby};
 use crate::write::{Ack, Durability, Work, WriteRequest};
+pub(crate) use batch::CONTROL;
 pub use dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR, MAX_OPS};
-pub(crate) use dedup::{Ops, move_ops, ops_kept_by_events};
+pub(crate) use dedup::{OPS_RUN, Ops, move_ops, ops_kept_by_events};
 pub(crate) use thread::Tuning;
 use thread::{Answer, Command, Desk, Job, Place, Signals};
 

@@ -1,9 +1,10 @@
 //! A secondary's term: follow the primary, forward to it, and wait for its place.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pando_bridge::inbound;
-use pando_dbproxy::Remote;
+use pando_dbproxy::{Recent, Remote};
 use pando_ipc::client::{self, Cause, Client, Link, LocalHistory, Since};
 use pando_ipc::cursor::Bookmark;
 use pando_ipc::failpoint::{self, Point};
@@ -21,12 +22,16 @@ use super::terms::Ended;
 use super::warm::Warm;
 use super::{HEARTBEAT, JoinError, Role, Shared, lead, silence};
 
+/// How often what is prepared follows a database that is written to a lot; any other it follows every [`LOCK_CHECK`].
+const LOOK: Duration = Duration::from_millis(100);
+
 enum Step {
     Stop,
     Won(Result<(), LockError>),
     Link,
     Beat,
     CheckLock,
+    Look,
 }
 
 /// Follows until `stop`, or until the lock is ours.
@@ -35,7 +40,8 @@ pub(super) async fn follow(
     stop: &CancellationToken,
     failed: &mut Option<oneshot::Sender<JoinError>>,
 ) -> Result<Ended, JoinError> {
-    let warm = Warm::new(shared.workdir.database_path());
+    let recent = Recent::default();
+    let warm = Warm::new(shared.workdir.database_path(), recent.clone());
     let mut candidate = stand(shared, &warm)?;
     let client = Client::open(
         shared.workdir.clone(),
@@ -48,7 +54,8 @@ pub(super) async fn follow(
         },
     );
     let writes = shared.options.writes.clone();
-    shared.routes.set(Route::Remote(client.clone()), Some(Arc::new(Remote::new(Arc::new(client.clone()), writes))));
+    let remote = Remote::new(Arc::new(client.clone()), writes).noting(recent);
+    shared.routes.set(Route::Remote(client.clone()), Some(Arc::new(remote)));
     let term = stop.child_token();
     let tasks = TaskTracker::new();
     tasks.spawn(listen(Arc::clone(shared), client.clone(), term.clone()));
@@ -62,7 +69,8 @@ pub(super) async fn follow(
     }
     let mut beat = interval(HEARTBEAT);
     let mut check = interval(LOCK_CHECK);
-    for timer in [&mut beat, &mut check] {
+    let mut look = interval(LOOK);
+    for timer in [&mut beat, &mut check, &mut look] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
     let ended = loop {
@@ -72,6 +80,7 @@ pub(super) async fn follow(
             Ok(()) = link.changed() => Step::Link,
             _ = beat.tick() => Step::Beat,
             _ = check.tick() => Step::CheckLock,
+            _ = look.tick(), if warm.is_behind() && link.borrow().is_some() => Step::Look,
         };
         match step {
             Step::Stop => break candidate.withdraw().await.map_err(JoinError::Lock),
@@ -93,6 +102,7 @@ pub(super) async fn follow(
                 }
             }
             Step::Beat => {}
+            Step::Look => warm.look(&tasks),
             Step::CheckLock if candidate.is_current() => {
                 // Who is told at once that it cannot join need not find out by calls that fail.
                 if failed.as_ref().is_some_and(|failed| !failed.is_closed())
@@ -151,8 +161,9 @@ async fn succeed(shared: &Arc<Shared>, candidate: Candidate<Begun>, client: &Cli
     let wind_up = async {
         client.hang_up().await;
         tasks.wait().await;
-        // Nobody writes now. What cannot be read before the database is open is read then.
+        // Nobody writes now. What cannot be read before the database is open is read then, and what nobody selects is not read.
         if shared.is_placed()
+            && !shared.hub.interest().borrow().is_empty()
             && let Err(error) = lead::catch_up(shared).await
         {
             tracing::debug!(%error, "not caught up yet");

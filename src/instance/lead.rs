@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use pando_bridge::Outbound;
 use pando_dbproxy::{Ack, Db, Deliver, Fenced, OpId, ReadError, Standby, Work, WriteRequest, Writer, WriterOptions};
-use pando_ipc::bus::{Bus, BusOptions, Limits};
+use pando_ipc::bus::{Bus, BusError, BusOptions, Limits};
 use pando_ipc::failpoint::{self, Point};
-use pando_ipc::lock::Lease;
+use pando_ipc::lock::{Lease, LockError};
 use pando_ipc::methods::{Caller, Door};
 use pando_ipc::process::ProcessId;
 use pando_ipc::{Code, Envelope, Fault, Hello, LockInfo, Timestamp, Topic, hello, read_lock_for_path, topic};
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -231,6 +232,10 @@ async fn begin(
     successor: mpsc::Sender<String>,
 ) -> Result<(Arc<Primary>, Bus, Option<LockInfo>), JoinError> {
     shared.place_hub(writer.head());
+    if shared.hub.interest().borrow().is_empty() {
+        // Who subscribes from now on comes behind all that former primaries committed.
+        shared.hub.start_behind(writer.head());
+    }
     // Mostly it has, while the database was being opened.
     if shared.hub.position() != writer.head()
         && let Err(error) = catch_up(shared).await
@@ -238,11 +243,13 @@ async fn begin(
         tracing::warn!(%error, "could not catch up from the journal");
     }
     failpoint::hit(Point::TermCaughtUp);
-    // This instance's own writes need no door: they go on while the doors are made for everybody else's.
     let deliver: Arc<dyn Deliver> = Arc::new(writer.clone());
+    let doors = Doors::new(shared, writer.clone(), outbound, arrivals, successor);
+    // This instance's own writes need no door: they go on while the doors are made for everybody else's. They are woken after the task that binds, for
+    // what is woken last is run first by this thread, and what waits longest is taken by another one.
     shared.routes.set(Route::None, Some(Arc::clone(&deliver)));
     let previous = read_lock_for_path(&shared.workdir).ok();
-    let begun = open_doors(shared, lease, writer.clone(), outbound, arrivals, successor).await;
+    let begun = doors.open(lease).await;
     if let Ok((_, bus)) = &begun {
         shared.routes.set(Route::Local(bus.methods().clone()), Some(deliver));
         let (epoch, ports, endpoints) = (writer.epoch(), bus.ports(), bus.endpoints());
@@ -256,37 +263,64 @@ async fn begin(
     begun.map(|(primary, bus)| (primary, bus, previous))
 }
 
-/// Binds, and tells the workdir who leads.
-async fn open_doors(
-    shared: &Arc<Shared>,
-    lease: &Lease,
-    writer: Writer,
-    outbound: Arc<Outbound>,
-    arrivals: mpsc::Sender<Hello>,
-    successor: mpsc::Sender<String>,
-) -> Result<(Arc<Primary>, Bus), JoinError> {
-    let primary = Arc::new(Primary {
-        shared: Arc::clone(shared),
-        writer,
-        outbound,
-        roster: Roster::default(),
-        since: Timestamp::now(),
-        bus: Mutex::default(),
-        arrivals,
-        rates: Rates::default(),
-        successor,
-        leaving: CancellationToken::new(),
-    });
-    let bus = Bus::start(
-        BusOptions {
+/// A term's doors, which a task of their own binds: the runtime's thread that lets this instance write goes on with those writes at once.
+struct Doors {
+    primary: Arc<Primary>,
+    binding: JoinSet<Result<Bus, BusError>>,
+}
+
+impl Doors {
+    /// Begins to bind.
+    fn new(
+        shared: &Arc<Shared>,
+        writer: Writer,
+        outbound: Arc<Outbound>,
+        arrivals: mpsc::Sender<Hello>,
+        successor: mpsc::Sender<String>,
+    ) -> Self {
+        let primary = Arc::new(Primary {
+            shared: Arc::clone(shared),
+            writer,
+            outbound,
+            roster: Roster::default(),
+            since: Timestamp::now(),
+            bus: Mutex::default(),
+            arrivals,
+            rates: Rates::default(),
+            successor,
+            leaving: CancellationToken::new(),
+        });
+        let options = BusOptions {
             workdir: shared.workdir.clone(),
             epoch: primary.writer.epoch(),
             tcp: shared.options.tcp,
             limits: Limits::default(),
-        },
-        methods::bind(&primary),
-    )
-    .await?;
+        };
+        let (mut binding, served) = (JoinSet::new(), Arc::clone(&primary));
+        binding.spawn(async move { Bus::start(options, methods::bind(&served)).await });
+        Self { primary, binding }
+    }
+
+    /// Waits until all is bound, and tells the workdir who leads.
+    async fn open(mut self, lease: &Lease) -> Result<(Arc<Primary>, Bus), JoinError> {
+        let bus = match self.binding.join_next().await {
+            Some(Ok(bound)) => bound?,
+            Some(Err(ended)) => match ended.try_into_panic() {
+                Ok(panicked) => std::panic::resume_unwind(panicked),
+                // The runtime ends, and so does this.
+                Err(_cancelled) => std::future::pending().await,
+            },
+            // There was one to wait for.
+            None => std::future::pending().await,
+        };
+        advertise(&self.primary, &bus, lease)?;
+        Ok((self.primary, bus))
+    }
+}
+
+/// Tells the workdir who leads.
+fn advertise(primary: &Primary, bus: &Bus, lease: &Lease) -> Result<(), LockError> {
+    let shared = &primary.shared;
     *primary.bus.lock().unwrap_or_else(PoisonError::into_inner) = Some(bus.clone());
     primary.outbound.attach(primary.writer.epoch(), bus.clone());
     let ports = bus.ports();
@@ -303,8 +337,7 @@ async fn open_doors(
         endpoints: Some(bus.endpoints()),
         process: ProcessId::of(std::process::id()),
         successor: None,
-    })?;
-    Ok((primary, bus))
+    })
 }
 
 /// Delivers what former primaries committed and subscribers of this instance have not seen. The lock is held.

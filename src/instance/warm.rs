@@ -1,16 +1,20 @@
 //! What a secondary has ready for the case that it is elected: the database, open and set up, to which it writes nothing yet.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pando_dbproxy::Standby;
+use pando_dbproxy::{Recent, Standby};
 use tokio_util::task::TaskTracker;
 
 /// Prepares the database for writing, off the runtime, and keeps it so. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Warm {
     database: PathBuf,
+    recent: Recent,
     ready: Arc<Mutex<Ready>>,
+    /// Whether the last look found much that was new.
+    is_behind: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -22,8 +26,9 @@ enum Ready {
 }
 
 impl Warm {
-    pub(super) fn new(database: PathBuf) -> Self {
-        Self { database, ready: Arc::new(Mutex::new(Ready::Not)) }
+    /// `recent` tells what this instance writes.
+    pub(super) fn new(database: PathBuf, recent: Recent) -> Self {
+        Self { database, recent, ready: Arc::new(Mutex::new(Ready::Not)), is_behind: Arc::default() }
     }
 
     /// Looks whether what is ready still fits, and prepares it anew where not. Called while somebody leads: then there is a database.
@@ -41,10 +46,17 @@ impl Warm {
                 let prepared = Standby::prepare(&warm.database);
                 prepared.inspect_err(|why| tracing::debug!(%why, "nothing is prepared for an election")).ok()
             });
+            warm.is_behind.store(standby.as_ref().is_some_and(Standby::was_behind), Ordering::Relaxed);
             if let Some(standby) = standby {
+                standby.learn(&warm.recent);
                 *ready = Ready::Yes(Box::new(standby));
             }
         });
+    }
+
+    /// Tells whether another look should follow soon: who is elected reads what has come since the last one, and everybody waits for that.
+    pub(super) fn is_behind(&self) -> bool {
+        self.is_behind.load(Ordering::Relaxed)
     }
 
     /// Waits for the look that is being had, and takes what is ready; there are no more looks. Blocks.
@@ -67,7 +79,7 @@ mod tests {
     async fn what_was_looked_for_is_taken_once_and_nothing_is_prepared_afterwards() {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("pando.db");
-        let warm = Warm::new(database.clone());
+        let warm = Warm::new(database.clone(), Recent::default());
         let look = async || {
             let tasks = TaskTracker::new();
             warm.look(&tasks);

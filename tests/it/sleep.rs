@@ -24,6 +24,8 @@ fn after_a_sleep_the_roles_are_as_before() {
         let mut instance = PandoProcess::start(&sandbox, &["--evict-after", "2s", "--demo-load"]);
         instance.becomes("secondary");
         instance.say("go");
+        // Its first write is done before the night: without it, there is no load.
+        instance.wait_for("the load", AWAKE_WITHIN, |line| line.text.contains(r#""load":"started""#).then_some(()));
         others.push(instance);
     }
     let everyone = || others.iter().map(|other| &**other).chain([&*primary]);

@@ -256,6 +256,10 @@ fn kind(method: &str, column: &str) -> Kind {
 }
 
 impl Named for &'static Method {
+    fn sql(&self) -> Option<&str> {
+        Some(self.sql)
+    }
+
     /// Takes params of either form and returns them in ours: plain nulls, every field present, in order.
     fn read(&self, params: &Value) -> Result<Value, Fault> {
         match (self.takes, params) {

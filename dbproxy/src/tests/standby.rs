@@ -1,9 +1,11 @@
 //! What is prepared before an election writes nothing until then, and is not used where it does not fit any more.
 
+use rusqlite::ErrorCode;
 use rusqlite::config::DbConfig;
+use rusqlite::limits::Limit;
 
 use super::*;
-use crate::{Standby, schema, standby};
+use crate::{Recent, Standby, schema, standby};
 
 fn prepared(bench: &Bench) -> Standby {
     Standby::prepare(&bench.path()).unwrap()
@@ -35,6 +37,31 @@ async fn who_was_prepared_leads_in_the_next_epoch_and_goes_on_where_the_last_one
     second.close().await;
 }
 
+#[tokio::test]
+async fn a_term_that_was_prepared_compiles_none_of_what_it_runs_first() {
+    let bench = Bench::new();
+    let first = bench.writer();
+    apply(&first, session("s-1")).await;
+    let (standby, recent, client) = (prepared(&bench), Recent::default(), uuid::Uuid::now_v7());
+    recent.note(&session("s-1"), &Writes::new());
+    standby.learn(&recent);
+    let longest = "PRAGMA synchronous = FULL".len();
+    // From now on nothing longer can be compiled, nor compiled anew.
+    standby.connections()[0].set_limit(Limit::SQLITE_LIMIT_SQL_LENGTH, i32::try_from(longest).unwrap()).unwrap();
+    let counted = |counter: u64, work| request(&format!("{client}-{counter}"), work);
+    first.submit(counted(0, session("s-2"))).await.unwrap();
+    first.close().await;
+    let (second, was_used) = elected(&bench, standby);
+    assert!(was_used);
+    assert!(second.submit(counted(0, session("s-2"))).await.unwrap().replayed);
+    second.submit(counted(1, session("s-3"))).await.unwrap();
+    let topic = pando_ipc::Topic::new("app.note").unwrap();
+    let (session_id, project_id) = (String::new(), String::new());
+    apply(&second, Work::Publish { topic, payload: json!(1).into(), session_id, project_id }).await;
+    submit(&second, exec(&["DELETE FROM sessions WHERE id = 's-1'"])).await.unwrap_err();
+    second.close().await;
+}
+
 #[test]
 fn a_term_that_was_prepared_waits_for_the_disk_as_one_that_was_not() {
     let bench = Bench::new();
@@ -57,12 +84,21 @@ async fn a_standby_writes_nothing() {
     apply(&first, session("s-1")).await;
     let epoch = bench.value("SELECT value FROM _pando_meta WHERE key = 'epoch'").await;
     let standby = prepared(&bench);
-    for connection in standby.connections() {
-        let refused = connection.execute("UPDATE sessions SET title = 'x'", []).unwrap_err();
-        assert_eq!(refused.sqlite_error_code(), Some(rusqlite::ErrorCode::ReadOnly), "{refused}");
+    let by = [ErrorCode::ConstraintViolation, ErrorCode::ReadOnly];
+    for (connection, by) in standby.connections().into_iter().zip(by) {
+        let change = "UPDATE _pando_meta SET value = 7 WHERE key = 'epoch'";
+        for script in
+            [change.to_owned(), format!("BEGIN; {change}; COMMIT"), format!("SAVEPOINT s; {change}; RELEASE s")]
+        {
+            let refused = connection.execute_batch(&script).unwrap_err();
+            assert_eq!(refused.sqlite_error_code(), Some(by), "{refused}");
+            drop(connection.execute_batch("ROLLBACK"));
+        }
     }
+    // Nothing of it is seen, and nothing is in the way of those who write.
     assert_eq!(bench.value("SELECT value FROM _pando_meta WHERE key = 'epoch'").await, epoch);
     apply(&first, session("s-2")).await;
+    assert!(standby.kept_current().is_some());
     first.close().await;
 }
 

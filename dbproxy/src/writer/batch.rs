@@ -22,6 +22,9 @@ use crate::refusal::{Word, commit_unknown, fenced, from_sqlite, panicked, refuse
 use crate::trouble::may_have_committed;
 use crate::write::{Ack, WriteRequest};
 
+/// How a transaction without a failure is controlled.
+pub(crate) const CONTROL: &[&str] = &["BEGIN IMMEDIATE", "COMMIT"];
+
 /// A write with its answer.
 pub(super) type Answered = Vec<(Job, Result<Ack, Fault>)>;
 

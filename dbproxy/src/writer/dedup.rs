@@ -39,6 +39,18 @@ const OPS: &str = "ops";
 /// Longest results that an event keeps, in bytes: it stays when the op is long forgotten.
 const MAX_KEPT_RESULTS: usize = 256;
 
+const BELOW: &str = "SELECT below FROM _pando_client WHERE client = ?1";
+const META: &str = "SELECT value FROM _pando_meta WHERE key = ?1";
+const KEPT_BY_ROW: &str = "SELECT fingerprint, epoch, seq, results FROM _pando_op WHERE n = ?1";
+const KEPT_BY_EVENT: &str = "SELECT fingerprint, epoch, seq, results FROM _pando_event WHERE seq = ?1";
+const STORE: &str =
+    "INSERT INTO _pando_op (client, counter, fingerprint, at, epoch, seq, results) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+const KEPT_BY_NAME: &str =
+    "SELECT fingerprint, epoch, seq, results FROM _pando_op_named WHERE scope = ?1 AND name = ?2";
+const STORE_NAMED: &str = "INSERT INTO _pando_op_named (scope, name, fingerprint, at, epoch, seq, results) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+/// What looking up and storing an op runs.
+pub(crate) const OPS_RUN: &[&str] = &[BELOW, META, KEPT_BY_ROW, KEPT_BY_EVENT, STORE, KEPT_BY_NAME, STORE_NAMED];
+
 /// What is stored of a write.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Stored {
@@ -126,8 +138,7 @@ impl Ops {
         let (client, counter) = match op {
             OpId::Counted { client, counter } => (client, counter),
             OpId::Named { scope, name } => {
-                let sql = "SELECT fingerprint, epoch, seq, results FROM _pando_op_named WHERE scope = ?1 AND name = ?2";
-                let found = connection.prepare_cached(sql)?.query_row([scope, name], stored).optional()?;
+                let found = connection.prepare_cached(KEPT_BY_NAME)?.query_row([scope, name], stored).optional()?;
                 return Ok(found.map_or(Found::New, Found::Stored));
             }
         };
@@ -137,14 +148,8 @@ impl Ops {
         (client.below, client.acked) = (Some(below), client.acked.max(acked));
         if let Some(place) = client.rows.get(counter) {
             let found = match place {
-                Place::Row(n) => {
-                    let sql = "SELECT fingerprint, epoch, seq, results FROM _pando_op WHERE n = ?1";
-                    connection.prepare_cached(sql)?.query_row([n], stored)
-                }
-                Place::Event(seq) => {
-                    let sql = "SELECT fingerprint, epoch, seq, results FROM _pando_event WHERE seq = ?1";
-                    connection.prepare_cached(sql)?.query_row([seq], stored)
-                }
+                Place::Row(n) => connection.prepare_cached(KEPT_BY_ROW)?.query_row([n], stored),
+                Place::Event(seq) => connection.prepare_cached(KEPT_BY_EVENT)?.query_row([seq], stored),
             };
             if let Some(stored) = found.optional()? {
                 return Ok(Found::Stored(stored));
@@ -168,14 +173,13 @@ impl Ops {
         let results = results.map(Json::as_str);
         match &request.op_id {
             OpId::Counted { client, counter } => {
-                let sql = "INSERT INTO _pando_op (client, counter, fingerprint, at, epoch, seq, results) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
                 let row = params![client.as_bytes(), counter, fingerprint, at, epoch, seq, results];
-                let row = connection.prepare_cached(sql)?.insert(row)?;
+                let row = connection.prepare_cached(STORE)?.insert(row)?;
                 self.note(*client, *counter, Place::Row(row));
             }
             OpId::Named { scope, name } => {
-                let sql = "INSERT INTO _pando_op_named (scope, name, fingerprint, at, epoch, seq, results) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
-                connection.prepare_cached(sql)?.execute(params![scope, name, fingerprint, at, epoch, seq, results])?;
+                let row = params![scope, name, fingerprint, at, epoch, seq, results];
+                connection.prepare_cached(STORE_NAMED)?.execute(row)?;
             }
         }
         Ok(())
@@ -220,16 +224,18 @@ impl Ops {
         *self = Self::default();
     }
 
-    /// Looks at what another writer stores, beside it: so that there is little left to read when its term is over. Call it now and then.
-    pub(crate) fn follow(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+    /// Looks at what another writer stores, beside it: so that there is little left to read when its term is over. Call it now and then. Returns how
+    /// many rows it has read.
+    pub(crate) fn follow(&mut self, connection: &Connection) -> rusqlite::Result<usize> {
         if self.rows > FOLLOWED_ROWS {
             // Most of these are removed by now.
             self.reload();
         }
+        let before = self.rows;
         // What is moved meanwhile is seen in one place, and not in both or neither.
         self.load(&*connection.unchecked_transaction()?)?;
         self.is_current = false;
-        Ok(())
+        Ok(self.rows - before)
     }
 
     /// Reads what came since the last look, in the open transaction.
@@ -272,8 +278,7 @@ impl Ops {
         if let Some(below) = self.clients.get(client).and_then(|client| client.below) {
             return Ok(below);
         }
-        let sql = "SELECT below FROM _pando_client WHERE client = ?1";
-        let below = connection.prepare_cached(sql)?.query_row([client.as_bytes()], |row| row.get(0)).optional()?;
+        let below = connection.prepare_cached(BELOW)?.query_row([client.as_bytes()], |row| row.get(0)).optional()?;
         if let Some(below) = below {
             return Ok(below);
         }
@@ -318,8 +323,7 @@ fn made(client: &Uuid) -> u64 {
 }
 
 fn meta(connection: &Connection, key: &str) -> rusqlite::Result<Option<u64>> {
-    let sql = "SELECT value FROM _pando_meta WHERE key = ?1";
-    connection.prepare_cached(sql)?.query_row([key], |row| row.get(0)).optional()
+    connection.prepare_cached(META)?.query_row([key], |row| row.get(0)).optional()
 }
 
 fn set_meta(connection: &Connection, key: &str, value: u64) -> rusqlite::Result<()> {

@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::{Instant, timeout_at};
+
 use super::history::{History, HistoryError, Page, Resync};
 use super::inbox::Delivery;
 use super::position::{Position, Verdict};
@@ -16,6 +18,8 @@ use crate::topic::{HEARTBEAT, Pattern, Topic};
 
 /// Most events that are read from the journal at once.
 const PAGE: usize = 1_000;
+/// How long a link is waited for before the journal is read again: a primary may write its last events and leave before we hear of it.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Pause after the primary could not be asked for the journal.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Pause after the journal could not be read for a reason that time alone may not mend.
@@ -66,6 +70,8 @@ pub struct Follower {
     stage: Stage,
     /// Whether there is a journal.
     is_tracked: bool,
+    /// When the journal is read again if there is no link by then. Kept here, for whoever waits for us may begin anew at any time.
+    look_again: Instant,
     ready: VecDeque<Followed>,
     /// The last `seq` that was taken from `ready`.
     taken: u64,
@@ -89,7 +95,7 @@ enum Stage {
     Anchor(Option<Timestamp>),
     /// Reads what the journal has, before there is a link: a local journal needs none.
     Early,
-    /// Waits until the subscription is live.
+    /// Waits until the subscription is live; where that takes its time, with looks at the journal in between.
     Link,
     /// Reads the journal from the position to its head.
     Replay,
@@ -116,6 +122,7 @@ impl Follower {
             patterns,
             stage,
             is_tracked: true,
+            look_again: Instant::now() + LOOK_AGAIN,
             ready: VecDeque::new(),
             taken: floor,
         }
@@ -148,7 +155,7 @@ impl Follower {
         loop {
             match self.stage {
                 Stage::Anchor(time) => is_now = time.is_none(),
-                Stage::Link if is_now => {}
+                Stage::Early | Stage::Link if is_now => {}
                 _ => return true,
             }
             if self.step().await.is_none() {
@@ -216,12 +223,14 @@ impl Follower {
                 // There is nobody to ask yet. Once there is, the journal is read anyway.
                 Err(_) => self.stage = Stage::Link,
             },
-            Stage::Link => {
-                if !self.subscription.live().await {
-                    return None;
+            Stage::Link => match timeout_at(self.look_again, self.subscription.live()).await {
+                Ok(true) => self.stage = if self.is_tracked { Stage::Replay } else { Stage::Live },
+                Ok(false) => return None,
+                Err(_) => {
+                    self.look_again = Instant::now() + LOOK_AGAIN;
+                    self.stage = if self.is_tracked { Stage::Early } else { Stage::Link };
                 }
-                self.stage = if self.is_tracked { Stage::Replay } else { Stage::Live };
-            }
+            },
             Stage::Replay => match self.read().await {
                 Ok(page) => self.turn(page, Stage::Live),
                 Err(HistoryError::Unsupported) => self.untrack(),

@@ -225,6 +225,32 @@ async fn a_local_journal_is_read_without_any_primary() {
 }
 
 #[tokio::test]
+async fn what_a_primary_wrote_that_left_before_there_was_a_link_is_not_waited_for() {
+    for since in [Since::All, Since::Now] {
+        let (_dir, workdir) = workdir();
+        let journal = Journal::default();
+        let commit = || drop(append(&mut journal.lock().unwrap(), "a.b", 1));
+        commit();
+        let client = Client::open(workdir.clone(), patient());
+        let mut follower = client.follow(vec![pattern("*")], since, Arc::new(FileHistory(journal.clone())));
+        if since == Since::All {
+            check_follows(&mut follower, 1..=1).await;
+        }
+        // From here on all that there is was read, and whoever waits looks at other things now and then.
+        assert!(timeout(Duration::from_millis(20), follower.recv()).await.is_err());
+        commit();
+        let next = soon(async {
+            loop {
+                if let Ok(next) = timeout(Duration::from_millis(20), follower.recv()).await {
+                    break next;
+                }
+            }
+        });
+        assert!(matches!(next.await, Some(Followed::Event(event)) if event.seq == Some(2)), "{since:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_stretch_of_the_past_needs_no_primary_and_ends() {
     let (_dir, workdir) = workdir();
     let journal = Journal::default();
