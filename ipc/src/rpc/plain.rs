@@ -158,22 +158,17 @@ impl<'a> Plain<'a> {
     }
 }
 
-/// Returns how many bytes stand before the next quote or backslash.
+/// Returns how many bytes stand before the next quote or backslash; eight are looked at together.
 fn until_quote_or_escape(text: &[u8]) -> usize {
-    // Sixteen are looked at together, which shows whether one is there; then eight, which shows where.
-    let ends = |byte: u8| u8::from(byte == b'"') | u8::from(byte == b'\\');
-    let (chunks, _) = text.as_chunks::<16>();
-    let without = chunks.iter().take_while(|chunk| chunk.iter().fold(0, |any, byte| any | ends(*byte)) == 0).count();
-    let before = without * 16;
-    let (words, rest) = text[before..].as_chunks::<8>();
+    let (words, rest) = text.as_chunks::<8>();
     for (at, word) in words.iter().enumerate() {
         let word = u64::from_le_bytes(*word);
         let found = zeros(word ^ (EACH * u64::from(b'"'))) | zeros(word ^ (EACH * u64::from(b'\\')));
         if found != 0 {
-            return before + at * 8 + found.trailing_zeros() as usize / 8;
+            return at * 8 + found.trailing_zeros() as usize / 8;
         }
     }
-    before + words.len() * 8 + rest.iter().take_while(|byte| ends(**byte) == 0).count()
+    words.len() * 8 + rest.iter().take_while(|byte| !matches!(byte, b'"' | b'\\')).count()
 }
 
 /// One in each of eight bytes.
