@@ -1,5 +1,6 @@
 //! Load on one process, and what it measured: closed loops, or starts at random times that do not wait for the answers.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -78,8 +79,9 @@ impl Outcome {
 pub(crate) struct Deliveries {
     cpu_seconds: f64,
     pace: Pace,
-    counts_from: Instant,
     end: Instant,
+    /// What counts, on [`monotonic_ns`].
+    counts_ns: Range<u64>,
     last: Option<u64>,
     tally: Tally,
 }
@@ -87,9 +89,11 @@ pub(crate) struct Deliveries {
 impl Deliveries {
     /// Begins now.
     pub(crate) fn begin(pace: Pace) -> Self {
-        let counts_from = Instant::now() + pace.warm_up;
-        let (cpu_seconds, end) = (cpu_seconds(), counts_from + pace.time);
-        Self { cpu_seconds, pace, counts_from, end, last: None, tally: Tally::new() }
+        let (cpu_seconds, end) = (cpu_seconds(), Instant::now() + pace.warm_up + pace.time);
+        let later = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let from = monotonic_ns() + later(pace.warm_up);
+        let counts_ns = from..from.saturating_add(later(pace.time));
+        Self { cpu_seconds, pace, end, counts_ns, last: None, tally: Tally::new() }
     }
 
     /// Returns when it is over.
@@ -97,15 +101,16 @@ impl Deliveries {
         self.end
     }
 
-    /// Notes an event: its number, and when it was due on [`monotonic_ns`]. Numbers that were left out were lost.
-    pub(crate) fn received(&mut self, number: u64, due_ns: u64) {
+    /// Notes an event: its number, and when it was due on [`monotonic_ns`]. Numbers that were left out were lost. Tells whether it is over.
+    pub(crate) fn received(&mut self, number: u64, due_ns: u64) -> bool {
         let lost = self.last.map_or(0, |last| number.saturating_sub(last + 1));
         self.tally.failed += lost;
         self.last = Some(number);
-        let now = Instant::now();
-        if now >= self.counts_from && now < self.end {
-            self.tally.latencies.saturating_record(monotonic_ns().saturating_sub(due_ns).max(1));
+        let now = monotonic_ns();
+        if self.counts_ns.contains(&now) {
+            self.tally.latencies.saturating_record(now.saturating_sub(due_ns).max(1));
         }
+        now >= self.counts_ns.end
     }
 
     /// Notes that so many more are known to be lost.

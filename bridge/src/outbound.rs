@@ -33,8 +33,24 @@ pub struct Outbound {
     hub: Hub,
     /// The term and its bus, once it serves.
     served: OnceLock<(u64, Box<dyn Publisher>)>,
-    /// Ephemeral events so far, per publisher and topic. Forgotten when the publisher leaves.
-    counters: Mutex<HashMap<(String, Topic), u64>>,
+    /// Ephemeral events so far.
+    counters: Mutex<Counters>,
+}
+
+/// Ephemeral events so far, per publisher and topic. Forgotten when the publisher leaves.
+#[derive(Debug, Default)]
+struct Counters(HashMap<String, HashMap<Topic, u64>>);
+
+impl Counters {
+    /// Counts an event and returns its number. Names are copied only for the first one.
+    fn count(&mut self, event: &Envelope) -> u64 {
+        if let Some(n) = self.0.get_mut(&event.instance_id).and_then(|topics| topics.get_mut(&event.topic)) {
+            *n += 1;
+            return *n;
+        }
+        self.0.entry(event.instance_id.clone()).or_default().insert(event.topic.clone(), 1);
+        1
+    }
 }
 
 impl Outbound {
@@ -64,9 +80,7 @@ impl Outbound {
     pub fn ephemeral(&self, mut event: Envelope) -> Arc<Envelope> {
         let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
         if !event.topic.as_str().starts_with(PROBE_PREFIX) {
-            let n = counters.entry((event.instance_id.clone(), event.topic.clone())).or_default();
-            *n += 1;
-            event.n = Some(*n);
+            event.n = Some(counters.count(&event));
         }
         let served = self.served.get();
         event.epoch = served.map(|(epoch, _)| *epoch);
@@ -81,10 +95,7 @@ impl Outbound {
 
     /// Forgets the counters of a publisher that left.
     pub fn forget(&self, instance_id: &str) {
-        self.counters
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|(publisher, _), _| publisher != instance_id);
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner).0.remove(instance_id);
     }
 }
 

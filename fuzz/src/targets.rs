@@ -72,8 +72,11 @@ fn check_request(request: &Request, sent: &str) {
     }
 }
 
-/// A PUB frame: what is read is written and read again as the same event.
+/// A PUB frame: what is read is written and read again as the same event, and its envelope is what its type says.
 pub fn envelope(frame: &[u8]) {
+    if let Some((_, json)) = std::str::from_utf8(frame).ok().and_then(|text| text.split_once('\0')) {
+        assert_eq!(Envelope::from_json(json).ok(), serde_json::from_str(json).ok());
+    }
     if let Ok(event) = Envelope::from_frame(frame) {
         assert_eq!(Envelope::from_frame(&event.to_frame()).expect("what we write we read"), event);
     }

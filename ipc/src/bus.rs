@@ -36,6 +36,7 @@ use crate::methods::{Call, Methods};
 use crate::ports::Ports;
 use crate::rpc::Json;
 use crate::workdir::{Workdir, WorkdirError};
+use crate::zmtp::{encode_event, encode_message};
 
 use acceptor::Acceptor;
 use shared::Shared;
@@ -167,7 +168,8 @@ impl Bus {
     /// All subscribers see all events in one order. An event is not acknowledged: see [`Bus::flush`].
     pub fn publish(&self, envelope: &Envelope) {
         if self.inner.shared.has_audience(envelope.topic.as_str()) {
-            self.publish_frame(&envelope.to_frame());
+            let (message, at) = encode_event(envelope.most_bytes(), |out| envelope.append_to(out));
+            self.inner.shared.publish(&message[at..], || message.clone());
         } else {
             self.inner.shared.counters.published.fetch_add(1, Relaxed);
         }
@@ -175,7 +177,7 @@ impl Bus {
 
     /// Queues an event that is encoded already: topic, NUL, envelope. Otherwise as [`Bus::publish`].
     pub fn publish_frame(&self, frame: &[u8]) {
-        self.inner.shared.publish(frame);
+        self.inner.shared.publish(frame, || encode_message(frame));
     }
 
     /// Returns the peer number of each caller whose connection ends from now on. A receiver that lags loses the oldest.

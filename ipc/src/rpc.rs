@@ -1,5 +1,6 @@
 //! JSON-RPC 2.0 as it stands in one message body: requests, batches, notifications and answers.
 
+mod plain;
 mod raw;
 mod strict;
 
@@ -7,13 +8,14 @@ use std::fmt;
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
-use serde::ser::SerializeMap;
+use serde::ser::{SerializeMap, SerializeStruct};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::fault::Fault;
 
+pub(crate) use plain::{Plain, needs_no_escape};
 pub use raw::Raw;
 pub use strict::MAX_DEPTH;
 
@@ -61,14 +63,24 @@ impl PartialEq for Id {
 }
 
 /// JSON as text on one line: written once, passed on as it is, and read by whoever wants it.
-#[derive(Debug, Clone, Serialize)]
-#[serde(transparent)]
-pub struct Json(Box<RawValue>);
+#[derive(Debug, Clone, PartialEq)]
+pub struct Json(String);
+
+/// By this name `serde_json` is given text and asked for text. What knows none, such as the buffer of an untagged enum, gives the value.
+///
+/// A `RawValue` of its own would be read again wherever it is made of text that is known to be JSON.
+const RAW: &str = "$serde_json::private::RawValue";
+
+impl Serialize for Json {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut raw = serializer.serialize_struct(RAW, 1)?;
+        raw.serialize_field(RAW, self.as_str())?;
+        raw.end()
+    }
+}
 
 impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        /// By this name `serde_json` is asked for text. What knows none, such as the buffer of an untagged enum, gives the value.
-        const RAW: &str = "$serde_json::private::RawValue";
         struct AsText;
         impl<'de> Visitor<'de> for AsText {
             type Value = Json;
@@ -78,7 +90,8 @@ impl<'de> Deserialize<'de> for Json {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Json, A::Error> {
-                Box::<RawValue>::deserialize(MapAccessDeserializer::new(map)).map(Json::on_one_line)
+                Box::<RawValue>::deserialize(MapAccessDeserializer::new(map))
+                    .map(|raw| Json::on_one_line(Box::<str>::from(raw).into()))
             }
 
             fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Json, D::Error> {
@@ -87,6 +100,11 @@ impl<'de> Deserialize<'de> for Json {
         }
         deserializer.deserialize_newtype_struct(RAW, AsText)
     }
+}
+
+/// Tells whether text has a control character. All bytes are looked at, for that is done many at a time.
+fn has_control(text: &str) -> bool {
+    text.bytes().fold(u8::MAX, u8::min) < b' '
 }
 
 /// Leaves out what stands between the tokens of JSON text.
@@ -110,18 +128,18 @@ impl Default for Json {
 impl Json {
     /// Returns `null`.
     pub fn null() -> Self {
-        Self(RawValue::NULL.to_owned())
+        Self("null".into())
     }
 
     /// Writes a value, which must be one that always can be: no map but with keys of text.
     pub fn of(value: &impl Serialize) -> Self {
         #[expect(clippy::expect_used, reason = "what serde_json writes into memory is JSON")]
-        Self(serde_json::value::to_raw_value(value).expect("the value has keys of text"))
+        Self::write(value).expect("the value has keys of text")
     }
 
     /// Writes a value, or says why it has no JSON.
     pub fn write(value: &impl Serialize) -> serde_json::Result<Self> {
-        serde_json::value::to_raw_value(value).map(Self)
+        serde_json::to_string(value).map(Self)
     }
 
     /// Takes text that is one JSON value with one meaning: as in a request, no object in it may have a key twice.
@@ -130,18 +148,15 @@ impl Json {
         serde_json::from_str(text)
     }
 
-    fn on_one_line(raw: Box<RawValue>) -> Self {
-        // Inside of a string they are escaped. All bytes are looked at, for that is done many at a time.
-        if raw.get().bytes().fold(u8::MAX, u8::min) >= b' ' {
-            return Self(raw);
-        }
-        #[expect(clippy::expect_used, reason = "space between tokens means nothing")]
-        Self(RawValue::from_string(without_space(raw.get())).expect("it was JSON"))
+    /// Takes text that is known to be JSON, with nothing around it.
+    fn on_one_line(text: String) -> Self {
+        // Inside of a string they are escaped.
+        Self(if has_control(&text) { without_space(&text) } else { text })
     }
 
     /// Returns the text.
     pub fn as_str(&self) -> &str {
-        self.0.get()
+        &self.0
     }
 
     /// Returns a look into it.
@@ -151,7 +166,7 @@ impl Json {
 
     /// Reads it as `T`.
     pub fn read<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
-        serde_json::from_str(self.0.get())
+        serde_json::from_str(&self.0)
     }
 }
 
@@ -163,7 +178,7 @@ impl fmt::Display for Json {
 
 impl From<Raw<'_>> for Json {
     fn from(raw: Raw<'_>) -> Self {
-        Self::on_one_line(raw.0.to_owned())
+        Self::on_one_line(raw.0.into())
     }
 }
 
@@ -176,12 +191,6 @@ impl From<Value> for Json {
 impl PartialEq<Value> for Json {
     fn eq(&self, other: &Value) -> bool {
         self.read::<Value>().is_ok_and(|value| value == *other)
-    }
-}
-
-impl PartialEq for Json {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_str() == other.as_str()
     }
 }
 
@@ -308,17 +317,17 @@ fn read_one(text: &str) -> Result<Request, Response> {
     let id = id.map(|id| Id::checked(id.to_owned())).transpose().map_err(Response::refusal)?;
     let refuse =
         |why: &str| Response { id: id.clone().unwrap_or_else(Id::null), outcome: Err(Fault::invalid_request(why)) };
-    if jsonrpc.and_then(|version| Raw(version).text()).as_deref() != Some("2.0") {
+    if jsonrpc.and_then(|version| Raw(version.get()).text()).as_deref() != Some("2.0") {
         return Err(refuse("jsonrpc must be \"2.0\""));
     }
-    let Some(method) = method.and_then(|method| Raw(method).text()) else {
+    let Some(method) = method.and_then(|method| Raw(method.get()).text()) else {
         return Err(refuse("method must be a string"));
     };
     let params = params.unwrap_or(RawValue::NULL);
     match params.get().as_bytes().first() {
         // The documented deletes take a bare string as params, beyond JSON-RPC's objects and arrays.
         Some(b'n' | b'{' | b'[' | b'"') => {
-            Ok(Request { id, method: method.into_owned(), params: Json::on_one_line(params.to_owned()) })
+            Ok(Request { id, method: method.into_owned(), params: Json::on_one_line(params.get().into()) })
         }
         _ => Err(refuse("params must be an object or an array")),
     }

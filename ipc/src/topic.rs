@@ -115,6 +115,9 @@ fn check(text: &str, stars: bool) -> Result<(), TopicError> {
     if text.len() > MAX_TOPIC_BYTES {
         return Err(TopicError::TooLong(text.len()));
     }
+    if text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'*') {
+        return Ok(());
+    }
     match text.chars().find(|c| c.is_control() || c.is_whitespace() || *c == '*' && !stars) {
         Some(bad) => Err(TopicError::Forbidden { topic: text.to_owned(), bad }),
         None => Ok(()),

@@ -14,6 +14,9 @@ use crate::world::World;
 /// A writer passes the places of a write so often; which time is the last is random.
 const PASSES: u64 = 40;
 
+/// A checkpointer passes its places so often: a checkpoint comes after half a second at the latest, and it is waited for.
+const CHECKPOINTS: u64 = 8;
+
 /// How long a pause is: long enough for everybody else to notice that somebody is silent.
 const PAUSE: Duration = Duration::from_millis(150);
 
@@ -85,6 +88,9 @@ fn bring_to(world: &mut World, point: Point, action: &str) -> usize {
     let place = place(point);
     let time = match place {
         Where::Following if point != Point::ClientLinked => world.random.among(1..PASSES),
+        Where::Leading if matches!(point, Point::CheckpointBefore | Point::CheckpointAfter) => {
+            world.random.among(1..CHECKPOINTS)
+        }
         Where::Leading => world.random.among(1..PASSES),
         _ => 1,
     };

@@ -140,7 +140,7 @@ fn no_timeout_depends_on_the_wall_clock() {
     // It may jump by years, in both directions. `Timestamp` labels what people read and cannot be added to; what a person types is
     // the command line's, and measurements are dated.
     let may_look = |path: &Path| {
-        let free = ["ipc/src/envelope.rs", "src/cli", "bench"].map(|place| root().join(place));
+        let free = ["ipc/src/envelope/timestamp.rs", "src/cli", "bench"].map(|place| root().join(place));
         free.iter().any(|place| path.starts_with(place))
     };
     for (path, text) in sources().into_iter().filter(|(path, _)| !may_look(path)) {

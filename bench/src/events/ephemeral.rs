@@ -35,23 +35,35 @@ pub(super) fn station(workdir: &Path, pace: Pace, ready: impl FnOnce() -> Result
     ready()?;
     let began = Instant::now();
     let end = began + pace.warm_up + pace.time;
-    let mut number = 0;
     let course = Course::begin(pace);
-    while Instant::now() < end {
-        let due_ns = match pace.per_second {
-            None => monotonic_ns(),
-            Some(rate) => {
-                let due = began + Duration::from_secs_f64(f64::from(number + 1) / rate);
-                wait_until(due);
-                monotonic_ns() - u64::try_from(due.elapsed().as_nanos())?
+    let event =
+        move |number: u32, due_ns| Envelope::new("inst-bench", topic.clone(), payload(due_ns, number.into(), around));
+    let station = if let Some(rate) = pace.per_second {
+        for number in 1.. {
+            if Instant::now() >= end {
+                break;
             }
-        };
-        number += 1;
-        station.publish(Envelope::new("inst-bench", topic.clone(), payload(due_ns, number.into(), around)));
-        if pace.per_second.is_none() && number % BURST == 0 {
-            runtime.block_on(station.flush(PATIENCE));
+            let due = began + Duration::from_secs_f64(f64::from(number) / rate);
+            wait_until(due);
+            station.publish(event(number, monotonic_ns() - u64::try_from(due.elapsed().as_nanos())?));
         }
-    }
+        station
+    } else {
+        // On a task, as in an application.
+        let task = runtime.spawn(async move {
+            for number in 1.. {
+                if Instant::now() >= end {
+                    break;
+                }
+                station.publish(event(number, monotonic_ns()));
+                if number % BURST == 0 {
+                    station.flush(PATIENCE).await;
+                }
+            }
+            station
+        });
+        runtime.block_on(task)?
+    };
     fleet::done(Some(&course.outcome().into_idle()))?;
     runtime.block_on(station.close());
     Ok(())
@@ -82,10 +94,8 @@ pub(super) fn subscribe(
             };
             match delivery {
                 Some(Delivery::Event(event)) => {
-                    if let Some((due_ns, number)) = stamp(&event.payload) {
-                        deliveries.received(number, due_ns);
-                    }
-                    if Instant::now() >= deliveries.end() {
+                    let Some((due_ns, number)) = stamp(&event.payload) else { continue };
+                    if deliveries.received(number, due_ns) {
                         break;
                     }
                 }

@@ -81,7 +81,7 @@ fn collect(
         if patterns.iter().any(|pattern| pattern.matches(topic)) {
             let text = row.get_ref(2)?.as_str()?;
             bytes += text.len();
-            events.push(serde_json::from_str(text).map_err(|why| {
+            events.push(Envelope::from_json(text).map_err(|why| {
                 rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Text, Box::new(why))
             })?);
             if events.len() >= limit || bytes >= MAX_PAGE_BYTES {
@@ -125,7 +125,7 @@ pub(crate) fn last_before(connection: &Connection, time: Timestamp) -> rusqlite:
             if at != time.unix_seconds() {
                 return Ok(at < time.unix_seconds());
             }
-            let event: Envelope = serde_json::from_str(row.get_ref(1)?.as_str()?).map_err(|why| {
+            let event = Envelope::from_json(row.get_ref(1)?.as_str()?).map_err(|why| {
                 rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, Box::new(why))
             })?;
             Ok(event.timestamp < time)

@@ -22,7 +22,8 @@ use crate::fault::Fault;
 use crate::hello::GOODBYE;
 use crate::methods::{Caller, Flush, Methods};
 use crate::stream::{Output, Push, Ring};
-use crate::zmtp::{Prefixes, Remote, Subscriptions, ZmtpError, encode_delimited, encode_message};
+use crate::topic::MAX_TOPIC_BYTES;
+use crate::zmtp::{Prefixes, Remote, Subscriptions, ZmtpError, encode_delimited};
 
 /// Departures that a receiver may lag behind; the oldest are lost to it beyond that.
 const DEPARTURES: usize = 1_024;
@@ -227,14 +228,16 @@ impl Shared {
 
     /// Tells whether anybody may want an event of this topic: if not, it need not even be encoded.
     pub(super) fn has_audience(&self, topic: &str) -> bool {
-        let mut start = Vec::with_capacity(topic.len() + 1);
-        start.extend_from_slice(topic.as_bytes());
-        start.push(0);
-        lock(&self.registry).audience.touches(&start)
+        // A frame begins with its topic and a NUL.
+        let mut start = [0; MAX_TOPIC_BYTES + 1];
+        let Some(name) = start.get_mut(..topic.len()) else { return true };
+        name.copy_from_slice(topic.as_bytes());
+        start.get(..=topic.len()).is_none_or(|start| lock(&self.registry).audience.touches(start))
     }
 
-    /// Queues a frame for every subscriber of it. Held under one lock, so that all subscribers see all frames in one order.
-    pub(super) fn publish(&self, frame: &[u8]) {
+    /// Queues a frame for every subscriber of it, as the message that is made when the first one is found. Held under one lock, so that all
+    /// subscribers see all frames in one order.
+    pub(super) fn publish(&self, frame: &[u8], message: impl Fn() -> Bytes) {
         self.counters.published.fetch_add(1, Relaxed);
         if frame.len() > self.limits.max_outgoing_bytes {
             let detail = format!("an event of {} bytes; the limit is {}", frame.len(), self.limits.max_outgoing_bytes);
@@ -247,7 +250,7 @@ impl Shared {
         let mut encoded: Option<Bytes> = None;
         for peer in registry.audience.matching(frame).flatten() {
             if peer.last_event.swap(event, Relaxed) != event {
-                self.send(peer, encoded.get_or_insert_with(|| encode_message(frame)).clone());
+                self.send(peer, encoded.get_or_insert_with(&message).clone());
             }
         }
     }

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 /// A value inside of JSON text. The text is known to be JSON; its meaning is not read yet.
 #[derive(Debug, Clone, Copy)]
-pub struct Raw<'a>(pub(super) &'a RawValue);
+pub struct Raw<'a>(pub(super) &'a str);
 
 /// A member's name; borrowed when nothing in it is escaped.
 #[derive(Deserialize)]
@@ -18,7 +18,7 @@ pub(super) struct Name<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 impl<'a> Raw<'a> {
     /// Returns the text.
     pub fn as_str(self) -> &'a str {
-        self.0.get()
+        self.0
     }
 
     /// Tells whether it is null.
@@ -70,8 +70,8 @@ impl<'de> Visitor<'de> for Members {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut members = Vec::new();
-        while let Some((Name(name), value)) = map.next_entry()? {
-            members.push((name, Raw(value)));
+        while let Some((Name(name), value)) = map.next_entry::<_, &RawValue>()? {
+            members.push((name, Raw(value.get())));
         }
         Ok(members)
     }
@@ -89,8 +89,8 @@ impl<'de> Visitor<'de> for Elements {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let mut elements = Vec::new();
-        while let Some(element) = seq.next_element()? {
-            elements.push(Raw(element));
+        while let Some(element) = seq.next_element::<&RawValue>()? {
+            elements.push(Raw(element.get()));
         }
         Ok(elements)
     }

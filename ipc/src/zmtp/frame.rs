@@ -57,6 +57,7 @@ fn put_header(out: &mut impl BufMut, flags: u8, body_bytes: usize) {
     }
 }
 
+/// Returns the bytes of a frame.
 fn encode(flags: u8, body: &[&[u8]]) -> Bytes {
     let body_bytes = body.iter().map(|part| part.len()).sum();
     let mut out = BytesMut::with_capacity(LONG_HEADER + body_bytes);
@@ -83,20 +84,30 @@ pub fn encode_message(frame: &[u8]) -> Bytes {
 
 /// Returns the bytes of the message `["", body]`, where `write` appends the body. Nothing is copied.
 pub fn encode_delimited(write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
-    const RESERVED: usize = DELIMITER.len() + LONG_HEADER;
     /// Most bodies fit into so many bytes without a second allocation.
     const USUAL_BODY_BYTES: usize = 512;
-    let mut out = Vec::with_capacity(RESERVED + USUAL_BODY_BYTES);
+    encode_written(&DELIMITER, USUAL_BODY_BYTES, write).0
+}
+
+/// Returns the bytes of a message of one frame, which `write` appends, and where in them the frame begins. Nothing is copied where it has no more
+/// bytes than expected.
+pub(crate) fn encode_event(expected_bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> (Bytes, usize) {
+    encode_written(&[], expected_bytes, write)
+}
+
+fn encode_written(before: &[u8], expected_bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> (Bytes, usize) {
+    const RESERVED: usize = DELIMITER.len() + LONG_HEADER;
+    let mut out = Vec::with_capacity(RESERVED + expected_bytes);
     out.resize(RESERVED, 0);
     write(&mut out);
     let mut head = [0; RESERVED];
     let mut rest = &mut head[..];
-    rest.put_slice(&DELIMITER);
+    rest.put_slice(before);
     put_header(&mut rest, 0, out.len() - RESERVED);
     // The header stands right before the body, however long it is.
     let start = rest.len();
     out[start..RESERVED].copy_from_slice(&head[..RESERVED - start]);
-    Bytes::from(out).slice(start..)
+    (Bytes::from(out).slice(start..), RESERVED - start)
 }
 
 #[cfg(test)]
@@ -116,6 +127,15 @@ mod tests {
         let long = encode_delimited(|out| out.extend([7; 300]));
         assert_eq!(&long[..12], [1, 0, 2, 0, 0, 0, 0, 0, 0, 1, 44, 7]);
         assert_eq!(long.len(), 311);
+    }
+
+    #[test]
+    fn an_event_is_a_message_and_stands_behind_its_header() {
+        for bytes in [0, 255, 256, 1_000] {
+            let (message, at) = encode_event(300, |out| out.extend(vec![7; bytes]));
+            assert_eq!(message, encode_message(&vec![7; bytes]));
+            assert_eq!(message[at..], vec![7; bytes]);
+        }
     }
 
     #[test]
