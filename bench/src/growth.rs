@@ -170,8 +170,12 @@ fn fill(database: &Path, rows: u32) -> Result<(), Failure> {
          SELECT seq, 1, ?2, seq - 1, ?3, replace(?4, '\"seq\":1', '\"seq\":' || seq) FROM n",
         (rows, JOURNALED, event.timestamp.unix_seconds(), serde_json::to_string(&event)?),
     )?;
-    // A primary would have written down the topic's last event, too.
-    for (table, key) in [("_pando_topic (topic, seq)", JOURNALED), ("_pando_meta (key, value)", "topics")] {
+    // A primary would have written down the topic's last event, too, and that no op is left with these events.
+    for (table, key) in [
+        ("_pando_topic (topic, seq)", JOURNALED),
+        ("_pando_meta (key, value)", "topics"),
+        ("_pando_meta (key, value)", "ops"),
+    ] {
         connection.execute(&format!("REPLACE INTO {table} VALUES (?1, ?2)"), (key, rows))?;
     }
     Ok(())

@@ -284,8 +284,12 @@ impl Shared {
     }
 
     pub(super) fn peers(&self) -> Vec<Arc<Peer>> {
+        self.peers_that(|_| true)
+    }
+
+    fn peers_that(&self, matter: impl Fn(&Peer) -> bool) -> Vec<Arc<Peer>> {
         let registry = lock(&self.registry);
-        registry.subscribers.iter().chain(&registry.callers).cloned().collect()
+        registry.subscribers.iter().chain(&registry.callers).filter(|peer| matter(peer)).cloned().collect()
     }
 
     /// Says the last word to a peer from which nothing more is read, and lets its writer end.
@@ -299,7 +303,7 @@ impl Shared {
 
     /// Waits until every ring is empty.
     pub(super) async fn flushed(&self) {
-        for peer in self.peers() {
+        for peer in self.peers_that(|peer| peer.ring.bytes() > 0) {
             peer.ring.empty().await;
         }
     }
