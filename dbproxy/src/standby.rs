@@ -23,9 +23,6 @@ use crate::writer::{self, Ops};
 /// How long the preparation waits for whoever recovers the log: a secondary has time, but not for that.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Rows of op ids whose reading takes time: some 50 us.
-const MANY_ROWS: usize = 100;
-
 /// How long a term that follows another one does nothing but write: everybody waits for answers, and what a former primary left in the log
 /// would take the disk from them. Everybody is linked again by then; a longer calm makes a longer log, and its first checkpoint a pause of its own.
 pub(crate) const CALM: Duration = Duration::from_millis(50);
@@ -38,8 +35,6 @@ pub struct Standby {
     tracking: Tracking,
     /// The op ids that are stored, as of the last look.
     ops: Ops,
-    /// How many rows that look read.
-    came: usize,
 }
 
 /// How changes are tracked on a connection, and what that was made for.
@@ -99,24 +94,15 @@ impl Standby {
         let checkpoints = checkpoint::connect(&ready.path).map_err(failed)?;
         let tracking = Self::settle(&mut ready.connection).map_err(failed)?;
         let mut ops = Ops::default();
-        let came = ops.follow(&ready.connection).map_err(failed)?;
+        ops.follow(&ready.connection).map_err(failed)?;
         Self::rehearse(&ready.connection).map_err(failed)?;
-        Ok(Self { ready, checkpoints, tracking, ops, came })
+        Ok(Self { ready, checkpoints, tracking, ops })
     }
 
     /// Looks at what was written since, and returns it unless it has become unfit, see [`Self::is_current`].
     #[must_use]
     pub fn kept_current(mut self) -> Option<Self> {
-        if !self.is_current() {
-            return None;
-        }
-        self.came = self.ops.follow(&self.ready.connection).ok()?;
-        Some(self)
-    }
-
-    /// Tells whether the last look read so much that the first write of a term would have waited for it.
-    pub fn was_behind(&self) -> bool {
-        self.came >= MANY_ROWS
+        (self.is_current() && self.ops.follow(&self.ready.connection).is_ok()).then_some(self)
     }
 
     fn settle(connection: &mut Connection) -> rusqlite::Result<Tracking> {

@@ -1,7 +1,6 @@
 //! A secondary's term: follow the primary, forward to it, and wait for its place.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use pando_bridge::inbound;
 use pando_dbproxy::{Recent, Remote};
@@ -22,16 +21,12 @@ use super::terms::Ended;
 use super::warm::Warm;
 use super::{HEARTBEAT, JoinError, Role, Shared, lead, silence};
 
-/// How often what is prepared follows a database that is written to a lot; any other it follows every [`LOCK_CHECK`].
-const LOOK: Duration = Duration::from_millis(100);
-
 enum Step {
     Stop,
     Won(Result<(), LockError>),
     Link,
     Beat,
     CheckLock,
-    Look,
 }
 
 /// Follows until `stop`, or until the lock is ours.
@@ -69,8 +64,7 @@ pub(super) async fn follow(
     }
     let mut beat = interval(HEARTBEAT);
     let mut check = interval(LOCK_CHECK);
-    let mut look = interval(LOOK);
-    for timer in [&mut beat, &mut check, &mut look] {
+    for timer in [&mut beat, &mut check] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
     let ended = loop {
@@ -80,7 +74,6 @@ pub(super) async fn follow(
             Ok(()) = link.changed() => Step::Link,
             _ = beat.tick() => Step::Beat,
             _ = check.tick() => Step::CheckLock,
-            _ = look.tick(), if warm.is_behind() && link.borrow().is_some() => Step::Look,
         };
         match step {
             Step::Stop => break candidate.withdraw().await.map_err(JoinError::Lock),
@@ -102,7 +95,6 @@ pub(super) async fn follow(
                 }
             }
             Step::Beat => {}
-            Step::Look => warm.look(&tasks),
             Step::CheckLock if candidate.is_current() => {
                 // Who is told at once that it cannot join need not find out by calls that fail.
                 if failed.as_ref().is_some_and(|failed| !failed.is_closed())

@@ -1,7 +1,6 @@
 //! What a secondary has ready for the case that it is elected: the database, open and set up, to which it writes nothing yet.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pando_dbproxy::{Recent, Standby};
@@ -13,8 +12,6 @@ pub(super) struct Warm {
     database: PathBuf,
     recent: Recent,
     ready: Arc<Mutex<Ready>>,
-    /// Whether the last look found much that was new.
-    is_behind: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -28,7 +25,7 @@ enum Ready {
 impl Warm {
     /// `recent` tells what this instance writes.
     pub(super) fn new(database: PathBuf, recent: Recent) -> Self {
-        Self { database, recent, ready: Arc::new(Mutex::new(Ready::Not)), is_behind: Arc::default() }
+        Self { database, recent, ready: Arc::new(Mutex::new(Ready::Not)) }
     }
 
     /// Looks whether what is ready still fits, and prepares it anew where not. Called while somebody leads: then there is a database.
@@ -46,17 +43,11 @@ impl Warm {
                 let prepared = Standby::prepare(&warm.database);
                 prepared.inspect_err(|why| tracing::debug!(%why, "nothing is prepared for an election")).ok()
             });
-            warm.is_behind.store(standby.as_ref().is_some_and(Standby::was_behind), Ordering::Relaxed);
             if let Some(standby) = standby {
                 standby.learn(&warm.recent);
                 *ready = Ready::Yes(Box::new(standby));
             }
         });
-    }
-
-    /// Tells whether another look should follow soon: who is elected reads what has come since the last one, and everybody waits for that.
-    pub(super) fn is_behind(&self) -> bool {
-        self.is_behind.load(Ordering::Relaxed)
     }
 
     /// Waits for the look that is being had, and takes what is ready; there are no more looks. Blocks.

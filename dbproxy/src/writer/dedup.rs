@@ -224,18 +224,16 @@ impl Ops {
         *self = Self::default();
     }
 
-    /// Looks at what another writer stores, beside it: so that there is little left to read when its term is over. Call it now and then. Returns how
-    /// many rows it has read.
-    pub(crate) fn follow(&mut self, connection: &Connection) -> rusqlite::Result<usize> {
+    /// Looks at what another writer stores, beside it: so that there is little left to read when its term is over. Call it now and then.
+    pub(crate) fn follow(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         if self.rows > FOLLOWED_ROWS {
             // Most of these are removed by now.
             self.reload();
         }
-        let before = self.rows;
         // What is moved meanwhile is seen in one place, and not in both or neither.
         self.load(&*connection.unchecked_transaction()?)?;
         self.is_current = false;
-        Ok(self.rows - before)
+        Ok(())
     }
 
     /// Reads what came since the last look, in the open transaction.
