@@ -251,10 +251,8 @@ impl Ops {
             connection.prepare_cached("SELECT client, counter, n FROM _pando_op WHERE n > ?1 ORDER BY n")?;
         let mut rows = statement.query([self.seen])?;
         while let Some(row) = rows.next()? {
-            let client = self.clients.entry(Uuid::from_bytes(row.get(0)?)).or_default();
             self.seen = row.get(2)?;
-            client.rows.insert(row.get(1)?, Place::Row(self.seen));
-            self.rows += 1;
+            self.remember(row.get(0)?, row.get(1)?, Place::Row(self.seen));
         }
         let sql = "SELECT client, counter, seq FROM _pando_event WHERE seq > ?1 ORDER BY seq";
         let mut statement = connection.prepare_cached(sql)?;
@@ -262,13 +260,16 @@ impl Ops {
         while let Some(row) = rows.next()? {
             self.seen_event = row.get(2)?;
             if let Some(client) = row.get(0)? {
-                let client = self.clients.entry(Uuid::from_bytes(client)).or_default();
-                client.rows.insert(row.get(1)?, Place::Event(self.seen_event));
-                self.rows += 1;
+                self.remember(client, row.get(1)?, Place::Event(self.seen_event));
             }
         }
         self.is_current = true;
         Ok(())
+    }
+
+    fn remember(&mut self, client: uuid::Bytes, counter: u64, place: Place) {
+        self.clients.entry(Uuid::from_bytes(client)).or_default().rows.insert(counter, place);
+        self.rows += 1;
     }
 
     /// Returns the counter below which everything of a client is forgotten.
