@@ -350,7 +350,10 @@ impl World {
         let (primary, _) = self.led_beyond(0);
         let primary = self.instances[primary].name.clone();
         // An observer that follows now is told everything to the last goodbye: one that has seen what came after its first look at the journal.
-        let now = self.sandbox.count("SELECT max(seq) FROM _pando_event").unsigned_abs();
+        // A database that has just begun has no event yet.
+        let head = "SELECT coalesce(max(seq), 0) FROM _pando_event";
+        let now =
+            self.wait("a first event", |world| Some(world.sandbox.count(head).unsigned_abs()).filter(|seq| *seq > 0));
         self.wait("the observers to follow", |world| {
             world.tails.iter().all(|(path, _)| last_seen(path) >= Some(now)).then_some(())
         });
