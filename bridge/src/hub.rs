@@ -133,7 +133,10 @@ impl Hub {
         let position = self.position();
         let (next, lost) = if from <= position { (from.saturating_sub(1), 1) } else { (to, to - from + 1) };
         if next < position {
-            self.each(|subscriber, _| subscriber.behind.store(0, Ordering::Release));
+            self.each(|subscriber, _| {
+                subscriber.behind.store(0, Ordering::Release);
+                false
+            });
         }
         self.0.position.store(next, Ordering::Release);
         self.lagged(lost);
@@ -159,26 +162,36 @@ impl Hub {
         }
         self.each(|subscriber, queue| {
             let is_old = seq.is_some_and(|seq| seq <= subscriber.behind.load(Ordering::Acquire));
-            if !is_old && subscriber.patterns.iter().any(|pattern| pattern.matches(topic)) {
+            let is_wanted = !is_old && subscriber.patterns.iter().any(|pattern| pattern.matches(topic));
+            if is_wanted {
                 queue.push(event());
             }
+            is_wanted
         });
     }
 
     /// Tells every subscriber that `lost` events could not be had.
     pub fn lagged(&self, lost: u64) {
-        self.each(|_, queue| queue.lose(lost));
+        self.each(|_, queue| {
+            queue.lose(lost);
+            true
+        });
     }
 
     /// Ends every subscription once it has received what waits for it.
     pub fn close(&self) {
-        self.each(|_, queue| queue.closed = true);
+        self.each(|_, queue| {
+            queue.closed = true;
+            true
+        });
     }
 
-    fn each(&self, act: impl Fn(&Subscriber, &mut Queue)) {
+    /// Does something with each subscriber, and wakes those for which it says so.
+    fn each(&self, act: impl Fn(&Subscriber, &mut Queue) -> bool) {
         for subscriber in lock(&self.0.subscribers).iter().filter_map(Weak::upgrade) {
-            act(&subscriber, &mut lock(&subscriber.queue));
-            subscriber.arrived.notify_one();
+            if act(&subscriber, &mut lock(&subscriber.queue)) {
+                subscriber.arrived.notify_one();
+            }
         }
     }
 }
@@ -223,6 +236,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::sync::atomic::AtomicBool;
+    use std::task::{Context, Wake};
+
     use super::*;
     use pando_ipc::Topic;
     use serde_json::Value;
@@ -260,6 +277,29 @@ mod tests {
         hub.close();
         assert_eq!((seqs(all).await, seqs(family).await, seqs(one).await), (vec![4, 5, 6], vec![4, 6], vec![5]));
         assert_eq!(hub.position(), 6);
+    }
+
+    #[derive(Debug, Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+
+    #[test]
+    fn only_those_are_woken_whom_an_event_concerns() {
+        let hub = Hub::new();
+        let mut family = hub.subscribe(pattern("a.*"));
+        let woken = Arc::<Woken>::default();
+        let waker = Arc::clone(&woken).into();
+        let mut waits = pin!(family.recv());
+        assert!(waits.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        hub.deliver(&event("b.c", Some(1)));
+        assert!(!woken.0.load(Ordering::Acquire));
+        hub.deliver(&event("a.b", Some(2)));
+        assert!(woken.0.load(Ordering::Acquire));
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ mod thread;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -124,7 +124,7 @@ struct Inner {
     epoch: u64,
     database: Uuid,
     durability: Durability,
-    head: watch::Receiver<u64>,
+    head: Arc<AtomicU64>,
     meter: Arc<WriterMeter>,
     fenced: watch::Sender<Option<Fenced>>,
     ended: watch::Receiver<bool>,
@@ -336,12 +336,7 @@ impl Writer {
 
     /// Returns the `seq` of the last committed event.
     pub fn head(&self) -> u64 {
-        *self.0.head.borrow()
-    }
-
-    /// Returns a watch on the `seq` of the last committed event.
-    pub fn heads(&self) -> watch::Receiver<u64> {
-        self.0.head.clone()
+        self.0.head.load(Ordering::Acquire)
     }
 
     /// Returns who keeps the write-ahead log from beginning anew, while somebody does.

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -129,7 +129,8 @@ pub(super) enum Command {
 /// What the thread tells its handle.
 #[derive(Debug)]
 pub(super) struct Signals {
-    pub(super) head: watch::Sender<u64>,
+    /// The `seq` of the last committed event.
+    pub(super) head: Arc<AtomicU64>,
     pub(super) fenced: watch::Sender<Option<Fenced>>,
     pub(super) meter: Arc<WriterMeter>,
     ended: watch::Sender<bool>,
@@ -138,18 +139,18 @@ pub(super) struct Signals {
 /// What the handle sees of it.
 #[derive(Debug)]
 pub(super) struct Watched {
-    pub(super) head: watch::Receiver<u64>,
+    pub(super) head: Arc<AtomicU64>,
     pub(super) ended: watch::Receiver<bool>,
     pub(super) meter: Arc<WriterMeter>,
 }
 
 impl Signals {
     pub(super) fn new() -> (Self, Watched) {
-        let (head, see_head) = watch::channel(0);
+        let head = Arc::<AtomicU64>::default();
         let fenced = watch::Sender::new(None);
         let (ended, see_ended) = watch::channel(false);
         let meter = Arc::<WriterMeter>::default();
-        let watched = Watched { head: see_head, ended: see_ended, meter: Arc::clone(&meter) };
+        let watched = Watched { head: Arc::clone(&head), ended: see_ended, meter: Arc::clone(&meter) };
         (Self { head, fenced, meter, ended }, watched)
     }
 }
@@ -207,7 +208,7 @@ impl Desk {
         checkpointer.watch(&mut connection)?;
         let Tracking { track, reserved, .. } = tracking;
         let journal = Journal::load(&connection, epoch)?;
-        signals.head.send_replace(journal.head());
+        signals.head.store(journal.head(), Ordering::Release);
         tracing::info!(instance = options.instance_id, %database, epoch, head = journal.head(), "writer opened");
         Ok(Self {
             connection,
@@ -239,7 +240,7 @@ impl Desk {
         let (answered, events) = self.commit_some(pending);
         self.signals.meter.committed(began.elapsed(), answered.len(), events.len());
         if !events.is_empty() {
-            self.signals.head.send_replace(self.journal.head());
+            self.signals.head.store(self.journal.head(), Ordering::Release);
             failpoint::hit(Point::PublishBefore);
             self.tell(&events);
             failpoint::hit(Point::PublishAfter);
