@@ -7,8 +7,8 @@
 //!  Follower = Subscription + History: gap-free
 //! ```
 //!
-//! A caller writes its own request, or while many call the link worker writes theirs together; that worker takes the answers in, and whoever waits for one reads it. Another
-//! worker takes the events in. A socket lives for one connection. On any error, loss or change of the primary both are dropped and made anew, and what was sent but not
+//! A caller writes its own request, or while many call the link worker writes theirs together; that worker takes the answers in, and whoever waits for one reads it. A caller that is
+//! alone looks for its answer itself, for some microseconds, before it sleeps (`listen`). Another worker takes the events in. A socket lives for one connection. On any error, loss or change of the primary both are dropped and made anew, and what was sent but not
 //! answered ends as [`CallError::Unknown`] at once.
 
 mod calls;
@@ -19,6 +19,7 @@ mod follow;
 mod history;
 mod inbox;
 mod link;
+mod listen;
 mod options;
 mod position;
 mod socket;
@@ -49,6 +50,7 @@ use crate::workdir::Workdir;
 
 use calls::{Calls, Next, Outcome, Reply, Waiting, Withdrawn};
 use feed::Feeds;
+use listen::listen;
 
 pub use calls::{MAX_UNREAD, MAX_WAITING};
 pub use error::{CallError, Cause};
@@ -324,19 +326,24 @@ impl Core {
     async fn exchange(&self, method: &str, params: &impl Serialize, answered: bool, deadline: Instant) -> Outcome {
         let number = self.next_number();
         let message = calls::encode(answered.then_some(number), method, params);
-        let (reply, outcome) = oneshot::channel();
+        let (reply, mut outcome) = oneshot::channel();
         let (next, waits) = {
             let mut calls = self.calls();
             calls.enter(number, Waiting { message, answered, reply }).map_err(CallError::NotSent)?;
-            (calls.next(), calls.is_wanted())
+            (calls.next(number), calls.is_wanted())
         };
-        match next {
-            Next::Write(ring) => flush(&ring),
+        match &next {
+            Next::Write(dealer) | Next::WriteAlone(dealer) => flush(dealer.ring()),
             Next::Wake => self.work.notify_one(),
             Next::Nothing => {}
         }
         if !waits {
             failpoint::hit(Point::ClientSent);
+        }
+        if let Next::WriteAlone(dealer) = next
+            && let Some(outcome) = listen(self, &dealer, &mut outcome).await
+        {
+            return outcome;
         }
         let mut ticket = Ticket { core: self, number, outcome };
         let given_up = match self.within(deadline, &mut ticket.outcome).await {

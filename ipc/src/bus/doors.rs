@@ -20,6 +20,7 @@ use crate::failpoint::{self, Point};
 use crate::lock::Endpoints;
 use crate::methods::{Caller, Door};
 use crate::ports::{Ports, ports_for_path};
+use crate::stream::{Input, Output, split};
 use crate::zmtp::SocketType;
 
 /// Connections that the kernel holds for us until they are accepted; more are refused or retried by the kernel.
@@ -203,6 +204,19 @@ impl Stream {
         match self {
             Self::Unix(_) => Door::Native,
             Self::Tcp(..) => Door::Tcp,
+        }
+    }
+
+    /// Takes it into its halves.
+    pub(super) fn split(self) -> io::Result<(Input, Output)> {
+        match self {
+            Self::Unix(stream) => split(stream.into_std()?),
+            Self::Tcp(stream, _) => {
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "TCP_NODELAY is refused");
+                }
+                split(stream.into_std()?)
+            }
         }
     }
 

@@ -5,17 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::io::AsyncRead;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::calls;
-use super::doors::{Identity, Role, Stream};
+use super::doors::{Role, Stream};
 use super::shared::{Peer, Shared};
 use super::stats::{Offence, Refusal};
 use crate::methods::Flush;
-use crate::stream::{Output, Room};
+use crate::stream::{Input, Output, Room};
 use crate::zmtp::{Engine, Event, Remote, ZmtpError};
 
 /// How long the messages of one peer are worked on before it is the next peer's turn. A count would not do: messages differ by
@@ -61,31 +60,12 @@ pub(super) async fn serve(
         Some(Err((why, offence))) => return shared.counters.refuse(why, || offence),
         None => return shared.counters.refuse(Refusal::Handshake, || Offence::at(stream.door())),
     };
-    match stream {
-        Stream::Unix(stream) => {
-            let (input, output) = stream.into_split();
-            converse(shared, identity, role, handshake, input, Output::Unix(output)).await;
-        }
-        Stream::Tcp(stream, _) => {
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "TCP_NODELAY is refused");
-            }
-            let (input, output) = stream.into_split();
-            converse(shared, identity, role, handshake, input, Output::Tcp(output)).await;
-        }
-    }
-}
-
-async fn converse<R: AsyncRead + Unpin>(
-    shared: Arc<Shared>,
-    identity: Identity,
-    role: Role,
-    handshake: Handshake,
-    mut input: R,
-    output: Output,
-) {
+    let (input, output) = match stream.split() {
+        Ok(halves) => halves,
+        Err(error) => return tracing::warn!(%error, "a connection cannot be served"),
+    };
     let mut engine = Engine::new(role.into(), shared.limits.wire.clone());
-    let greeted = handshake.bound(greet(&mut engine, &mut input, &output)).await;
+    let greeted = handshake.bound(greet(&mut engine, &input, &output)).await;
     drop(handshake);
     let remote = match greeted {
         Some(Ok(Some(remote))) => remote,
@@ -106,7 +86,7 @@ async fn converse<R: AsyncRead + Unpin>(
         shared.connections.spawn(calls::run(Arc::downgrade(&peer), started));
     }
     shared.connections.spawn(write(Arc::clone(&shared), Arc::clone(&peer)));
-    match peer.gone.run_until_cancelled(read(&shared, &peer, &mut engine, &mut input)).await {
+    match peer.gone.run_until_cancelled(read(&shared, &peer, &mut engine, &input)).await {
         Some(Err(ReadError::Protocol(error))) => shared.refuse(&peer, Refusal::Protocol, || error.to_string()),
         Some(Err(ReadError::Slow)) => {
             shared.refuse(&peer, Refusal::SlowSender, || "began a message and did not finish it".to_owned());
@@ -118,11 +98,7 @@ async fn converse<R: AsyncRead + Unpin>(
 }
 
 /// Runs the handshake; `None` when the peer left meanwhile.
-async fn greet<R: AsyncRead + Unpin>(
-    engine: &mut Engine,
-    input: &mut R,
-    output: &Output,
-) -> Result<Option<Remote>, ZmtpError> {
+async fn greet(engine: &mut Engine, input: &Input, output: &Output) -> Result<Option<Remote>, ZmtpError> {
     loop {
         match engine.poll()? {
             Some(Event::Ready(remote)) => return Ok(Some(remote)),
@@ -162,27 +138,19 @@ impl From<ZmtpError> for ReadError {
 
 /// Reads until the peer's end of stream. Once the bus closes, the peer is told so, and what still arrives is thrown away: closing a TCP socket with
 /// unread bytes would reset it, and the peer could lose answers that it has not read yet.
-async fn read<R>(shared: &Arc<Shared>, peer: &Arc<Peer>, engine: &mut Engine, input: &mut R) -> Result<(), ReadError>
-where
-    R: AsyncRead + Unpin,
-{
+async fn read(shared: &Arc<Shared>, peer: &Arc<Peer>, engine: &mut Engine, input: &Input) -> Result<(), ReadError> {
     if let Some(ended) = shared.closing.run_until_cancelled(read_all(shared, peer, engine, input)).await {
         return ended;
     }
     shared.take_leave(peer);
-    tokio::io::copy(input, &mut tokio::io::sink()).await?;
+    let mut room = Room::default();
+    while room.receive(engine, input).await? > 0 {
+        engine.input().clear();
+    }
     Ok(())
 }
 
-async fn read_all<R>(
-    shared: &Arc<Shared>,
-    peer: &Arc<Peer>,
-    engine: &mut Engine,
-    input: &mut R,
-) -> Result<(), ReadError>
-where
-    R: AsyncRead + Unpin,
-{
+async fn read_all(shared: &Arc<Shared>, peer: &Arc<Peer>, engine: &mut Engine, input: &Input) -> Result<(), ReadError> {
     let mut room = Room::default();
     // When the message that is being received began.
     let mut begun = None;

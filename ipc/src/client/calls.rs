@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::error::{CallError, Cause};
-use super::socket::Outlet;
+use super::socket::{Dealer, Outlet};
 use crate::hello::PING;
 use crate::rpc::write_request;
 use crate::stream::Ring;
@@ -67,7 +67,9 @@ pub(super) enum Withdrawn {
 #[derive(Debug)]
 pub(super) enum Next {
     /// It writes what is handed over.
-    Write(Arc<Ring>),
+    Write(Arc<Dealer>),
+    /// It does the same, and is the only one that waits for an answer.
+    WriteAlone(Arc<Dealer>),
     /// It leaves that to the link worker, which must be woken.
     Wake,
     /// The link worker knows.
@@ -160,8 +162,8 @@ impl Calls {
         None
     }
 
-    /// Tells a caller what is to be done about what it has handed over, or has not.
-    pub(super) fn next(&mut self) -> Next {
+    /// Tells the caller of this number what is to be done about what it has handed over, or has not.
+    pub(super) fn next(&mut self, number: u64) -> Next {
         let is_ping_due = self.fence.is_none() && self.unread >= MAX_UNREAD / 2;
         let Some(outlet) = self.outlet.as_ref().filter(|_| self.waiting.is_empty() && !is_ping_due) else {
             // There is no link, or it is full, or will be.
@@ -172,8 +174,10 @@ impl Calls {
         } else if self.is_busy {
             self.is_gathering = true;
             Next::Wake
+        } else if self.sent.len() == 1 && self.sent.contains_key(&number) {
+            Next::WriteAlone(Arc::clone(outlet.dealer()))
         } else {
-            Next::Write(Arc::clone(outlet.ring()))
+            Next::Write(Arc::clone(outlet.dealer()))
         }
     }
 
@@ -281,7 +285,7 @@ mod tests {
     use tokio::net::UnixStream;
 
     use super::*;
-    use crate::stream::Output;
+    use crate::stream::split;
 
     fn enter(calls: &mut Calls, number: u64, answered: bool) -> oneshot::Receiver<Outcome> {
         let (reply, outcome) = oneshot::channel();
@@ -292,8 +296,8 @@ mod tests {
     /// A link whose other end reads nothing, and which is told to wait above so many bytes.
     fn linked(calls: &mut Calls, pause: usize) -> UnixStream {
         let (own, peer) = UnixStream::pair().unwrap();
-        let ring = Ring::new(usize::MAX, pause, Output::Unix(own.into_split().1));
-        calls.open(Outlet::new(Arc::new(ring)));
+        let (input, output) = split(own.into_std().unwrap()).unwrap();
+        calls.open(Outlet::new(Arc::new(Dealer::new("ipc://a", input, output, pause))));
         peer
     }
 
@@ -375,7 +379,7 @@ mod tests {
             while !calls.is_wanted() {
                 number += 1;
                 drop(enter(calls, number, false));
-                if matches!(calls.next(), Next::Wake) {
+                if matches!(calls.next(number), Next::Wake) {
                     calls.hand_over(|| u64::MAX);
                 }
             }
@@ -394,7 +398,7 @@ mod tests {
         let mut peer = linked(&mut calls, 0);
         assert!(calls.blocked().is_none(), "nothing is full yet");
         let _receivers = [enter(&mut calls, 1, true), enter(&mut calls, 2, true)];
-        assert!(matches!(calls.next(), Next::Wake));
+        assert!(matches!(calls.next(2), Next::Wake));
         assert_eq!((calls.withdraw(1), calls.is_wanted()), (Withdrawn::Sent, true));
         let ring = calls.blocked().unwrap();
         let writing = ring.write_out(std::time::Duration::from_secs(20));
@@ -413,9 +417,10 @@ mod tests {
         let _peer = linked(&mut calls, usize::MAX);
         let next = |calls: &mut Calls, number| {
             drop(enter(calls, number, true));
-            calls.next()
+            calls.next(number)
         };
-        assert!(matches!(next(&mut calls, 1), Next::Write(_)));
+        assert!(matches!(next(&mut calls, 1), Next::WriteAlone(_)));
+        assert!(matches!(calls.next(7), Next::Write(_)), "another one waits, who says this does not");
         calls.gather(2);
         assert!(calls.is_gathering() && matches!(next(&mut calls, 2), Next::Nothing));
         assert!(calls.hand_over(|| 7).unwrap().bytes() > 0 && !calls.is_gathering());

@@ -1,6 +1,7 @@
 //! Finds the primary and makes sure that it is the one the lock file names, before anything else is said to it.
 
 use std::fmt::Display;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -57,7 +58,7 @@ pub(super) async fn superseded(workdir: &Workdir, info: &LockInfo) {
 }
 
 /// Dials the first door of the primary that works, and believes it when it is the one that `info` names.
-pub(super) async fn dial(info: LockInfo, options: &Options) -> Result<(Dealer, Outlet, Link), Cause> {
+pub(super) async fn dial(info: LockInfo, options: &Options) -> Result<(Arc<Dealer>, Outlet, Link), Cause> {
     let mut trouble = failed("the primary", &"it advertises no ROUTER endpoint");
     for endpoint in &info.doors().rpc {
         match introduce(endpoint, &info, options).await {
@@ -69,8 +70,12 @@ pub(super) async fn dial(info: LockInfo, options: &Options) -> Result<(Dealer, O
     Err(trouble)
 }
 
-async fn introduce(endpoint: &str, info: &LockInfo, options: &Options) -> Result<(Dealer, Outlet, Welcome), Cause> {
-    let (mut dealer, mut outlet) = Dealer::open(endpoint).await?;
+async fn introduce(
+    endpoint: &str,
+    info: &LockInfo,
+    options: &Options,
+) -> Result<(Arc<Dealer>, Outlet, Welcome), Cause> {
+    let (dealer, mut outlet) = Dealer::open(endpoint).await?;
     let silent = dealer.failure(&format_args!("no answer to hello within {HELLO_TIMEOUT:?}"));
     let hello = Hello {
         instance_id: options.instance_id.clone(),
@@ -81,9 +86,9 @@ async fn introduce(endpoint: &str, info: &LockInfo, options: &Options) -> Result
         headless: options.headless,
     };
     let asking = async {
-        match ask(&mut dealer, &mut outlet, 1, HELLO, &hello).await? {
+        match ask(&dealer, &mut outlet, 1, HELLO, &hello).await? {
             Err(fault) if fault.is_method_not_found() => {
-                Ok((true, ask(&mut dealer, &mut outlet, 2, PING, &json!({})).await?))
+                Ok((true, ask(&dealer, &mut outlet, 2, PING, &json!({})).await?))
             }
             outcome => Ok((false, outcome)),
         }
@@ -106,7 +111,7 @@ async fn introduce(endpoint: &str, info: &LockInfo, options: &Options) -> Result
 
 /// Asks one thing on a socket that nobody else uses yet.
 async fn ask(
-    dealer: &mut Dealer,
+    dealer: &Dealer,
     outlet: &mut Outlet,
     number: u64,
     method: &str,

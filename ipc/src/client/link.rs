@@ -1,6 +1,7 @@
 //! Keeps the link: finds the primary, sends what waits, hands out the answers, notices the loss, and again.
 
 use std::future::pending;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::calls::Outcome;
 use super::error::{CallError, Cause};
-use super::socket::{Dealer, Outlet};
+use super::socket::{Dealer, Outlet, Reader};
 use super::{Core, Link, Silence, dial, flush};
 use crate::failpoint::{self, Point};
 use crate::fault::Code;
@@ -121,14 +122,14 @@ pub(super) async fn keep(core: &Core) {
     let mut number = 0;
     let endless = async {
         loop {
-            let (mut dealer, outlet, link) = linked(core, &mut backoff, &mut pulse).await;
+            let (dealer, outlet, link) = linked(core, &mut backoff, &mut pulse).await;
             number += 1;
             tracing::debug!(instance = link.info.instance_id, epoch = link.welcome.epoch, "linked to the primary");
             let (since, epoch) = (Instant::now(), link.welcome.epoch);
             core.link.send_replace(Some(Link { number, ..link.clone() }));
             core.calls().open(outlet);
             failpoint::hit(Point::ClientLinked);
-            let cause = pump(core, &mut dealer, &link, &mut pulse).await;
+            let cause = pump(core, &dealer, &link, &mut pulse).await;
             tracing::debug!(epoch, %cause, "link lost");
             core.set_trouble(cause.clone());
             core.calls().lose(&cause);
@@ -142,7 +143,7 @@ pub(super) async fn keep(core: &Core) {
 }
 
 /// Tries until there is a link, and tells meanwhile when whoever holds the lock says nothing.
-async fn linked(core: &Core, backoff: &mut Backoff, pulse: &mut Pulse) -> (Dealer, Outlet, Link) {
+async fn linked(core: &Core, backoff: &mut Backoff, pulse: &mut Pulse) -> (Arc<Dealer>, Outlet, Link) {
     let mut ticks = ticks();
     let connected = connected(core, backoff);
     tokio::pin!(connected);
@@ -168,7 +169,7 @@ async fn linked(core: &Core, backoff: &mut Backoff, pulse: &mut Pulse) -> (Deale
 }
 
 /// Tries until there is a link.
-async fn connected(core: &Core, backoff: &mut Backoff) -> (Dealer, Outlet, Link) {
+async fn connected(core: &Core, backoff: &mut Backoff) -> (Arc<Dealer>, Outlet, Link) {
     loop {
         let seen = read_lock_for_path(&core.workdir).ok();
         let cause = match dial::advertised(&core.workdir) {
@@ -212,13 +213,12 @@ enum Step {
 }
 
 /// Moves messages over one link until it is lost, and tells why.
-async fn pump(core: &Core, dealer: &mut Dealer, link: &Link, pulse: &mut Pulse) -> Cause {
+async fn pump(core: &Core, dealer: &Dealer, link: &Link, pulse: &mut Pulse) -> Cause {
     let mut ticks = ticks();
     let mut is_superseded = false;
-    let mut answers = Vec::new();
     loop {
         // The first answers may have come with that to hello.
-        if let Err(cause) = hand_out(core, dealer, &mut answers) {
+        if let Err(cause) = hand_out(core, dealer, &mut dealer.reader()) {
             return cause;
         }
         if core.calls().is_gathering() {
@@ -247,14 +247,13 @@ async fn pump(core: &Core, dealer: &mut Dealer, link: &Link, pulse: &mut Pulse) 
             _ = room => Step::Work,
             _ = ticks.tick() => Step::Tick,
         };
+        // Callers hear answers, too.
+        if std::mem::take(&mut dealer.reader().has_heard) && pulse.heard() {
+            core.report(None);
+        }
         match step {
-            Step::Received(Ok(())) => {
-                if pulse.heard() {
-                    core.report(None);
-                }
-            }
+            Step::Received(Ok(())) | Step::Work => {}
             Step::Received(Err(cause)) => return cause,
-            Step::Work => {}
             // Its last words may still lie in the socket: they tell what it has read.
             Step::Tick if is_superseded => return dealer.failure(&SUPERSEDED),
             Step::Tick if dial::is_superseded(&core.workdir, &link.info) => {
@@ -287,12 +286,12 @@ enum Said {
 }
 
 /// Hands out all that was received. What a leaving primary refused or has not read waits for the next one.
-fn hand_out(core: &Core, dealer: &mut Dealer, answers: &mut Vec<(u64, Outcome)>) -> Result<(), Cause> {
+pub(super) fn hand_out(core: &Core, dealer: &Dealer, reader: &mut Reader) -> Result<(), Cause> {
     let mut read = None;
     let ended = loop {
-        match dealer.take() {
+        match dealer.take(reader) {
             Ok(Some(body)) => match said(body) {
-                Said::Answer(number, outcome) => answers.push((number, outcome)),
+                Said::Answer(number, outcome) => reader.answers.push((number, outcome)),
                 Said::NotPrimary(number) => core.calls().put_back(number),
                 Said::Goodbye(messages) => {
                     read = Some(messages);
@@ -304,11 +303,15 @@ fn hand_out(core: &Core, dealer: &mut Dealer, answers: &mut Vec<(u64, Outcome)>)
             Err(cause) => break Err(cause),
         }
     };
-    core.settle(answers);
+    core.settle(&mut reader.answers);
     if let Some(read) = read {
         core.calls().put_back_unread(read);
     }
-    ended
+    match reader.ended.take() {
+        // A caller has found it.
+        Some(cause) => Err(cause),
+        None => ended,
+    }
 }
 
 /// Tells what a message means. A result is read by whoever waits for it.

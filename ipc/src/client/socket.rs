@@ -4,20 +4,22 @@
 //! which is known here alone: it does reconnect, but late, so it is dropped when the monitor says that its peer is gone.
 
 use std::fmt::Display;
+use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::channel::mpsc;
-use tokio::io::AsyncRead;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use zeromq::{Socket, SocketEvent, SocketOptions, SocketRecv, SubSocket, ZmqError};
 
+use super::calls::Outcome;
 use super::error::Cause;
-use crate::stream::{Output, Ring, Room};
+use super::listen::Listening;
+use crate::stream::{Came, Input, Output, Ring, Room, split};
 use crate::zmtp::{Engine, Event, SocketType, WireLimits};
 
 /// How long connecting to one endpoint may take, ZMTP handshake included.
@@ -36,64 +38,100 @@ type Monitor = mpsc::Receiver<SocketEvent>;
 /// Where the messages of a link go out, in order. Whoever has one hands it over and writes it.
 #[derive(Debug)]
 pub(super) struct Outlet {
-    ring: Arc<Ring>,
+    dealer: Arc<Dealer>,
     /// Messages handed over so far: the place of the last one in the stream.
     sent: u64,
 }
 
 impl Outlet {
-    pub(super) fn new(ring: Arc<Ring>) -> Self {
-        Self { ring, sent: 0 }
+    pub(super) fn new(dealer: Arc<Dealer>) -> Self {
+        Self { dealer, sent: 0 }
     }
 
     /// Tells whether another message should be handed over now.
     pub(super) fn has_room(&self) -> bool {
-        !self.ring.is_over()
+        !self.ring().is_over()
     }
 
     /// Takes a message, and returns its place in the stream. It is written by the next [`Ring::flush`].
     pub(super) fn push(&mut self, message: Bytes) -> u64 {
         // A link that is gone takes nothing; that the message went with it is told when the loss is.
-        let _pushed = self.ring.push(message);
+        let _pushed = self.ring().push(message);
         self.sent += 1;
         self.sent
     }
 
     /// Returns where the messages wait to be written.
     pub(super) fn ring(&self) -> &Arc<Ring> {
-        &self.ring
+        &self.dealer.ring
+    }
+
+    /// Returns where the answers come in.
+    pub(super) fn dealer(&self) -> &Arc<Dealer> {
+        &self.dealer
     }
 }
 
-/// A connected DEALER: calls go out, answers come in.
+/// A connected DEALER: calls go out, answers come in. Whoever waits for an answer may read what has come.
+#[derive(Debug)]
 pub(super) struct Dealer {
     endpoint: String,
-    input: Box<dyn AsyncRead + Send + Sync + Unpin>,
+    input: Input,
+    ring: Arc<Ring>,
+    reader: Mutex<Reader>,
+}
+
+/// What was read of the answers. Whoever has it reads on.
+#[derive(Debug)]
+pub(super) struct Reader {
     room: Room,
     engine: Engine,
-    ring: Arc<Ring>,
+    /// Answers that are about to be handed out.
+    pub(super) answers: Vec<(u64, Outcome)>,
+    /// Something has come since that was last asked.
+    pub(super) has_heard: bool,
+    /// Why nothing more is to be read, where a caller has found that.
+    pub(super) ended: Option<Cause>,
+    pub(super) listening: Listening,
 }
 
 impl Dealer {
     /// Connects to one endpoint.
-    pub(super) async fn open(endpoint: &str) -> Result<(Self, Outlet), Cause> {
+    pub(super) async fn open(endpoint: &str) -> Result<(Arc<Self>, Outlet), Cause> {
         let opening = async {
             let (input, output) = dial(endpoint).await?;
-            let ring = Arc::new(Ring::new(usize::MAX, PAUSE_BYTES, output));
-            let limits = WireLimits { max_message_bytes: MAX_ANSWER_BYTES, ..WireLimits::default() };
-            let engine = Engine::new(SocketType::Dealer, limits);
-            let mut dealer =
-                Self { endpoint: endpoint.to_owned(), input, room: Room::default(), engine, ring: Arc::clone(&ring) };
+            let dealer = Arc::new(Self::new(endpoint, input, output, PAUSE_BYTES));
             dealer.greet().await?;
-            Ok((dealer, Outlet::new(ring)))
+            Ok((Arc::clone(&dealer), Outlet::new(dealer)))
         };
         let late = |_elapsed| failed(endpoint, &format_args!("no ZMTP handshake within {CONNECT_TIMEOUT:?}"));
         timeout(CONNECT_TIMEOUT, opening).await.map_err(late)?
     }
 
-    async fn greet(&mut self) -> Result<(), Cause> {
+    /// A connection on which nothing was said yet. Calls wait while more than `pause` bytes are to be written.
+    pub(super) fn new(endpoint: &str, input: Input, output: Output, pause: usize) -> Self {
+        let limits = WireLimits { max_message_bytes: MAX_ANSWER_BYTES, ..WireLimits::default() };
+        let reader = Reader {
+            room: Room::default(),
+            engine: Engine::new(SocketType::Dealer, limits),
+            answers: Vec::new(),
+            has_heard: false,
+            ended: None,
+            listening: Listening::default(),
+        };
+        let ring = Arc::new(Ring::new(usize::MAX, pause, output));
+        Self { endpoint: endpoint.to_owned(), input, ring, reader: Mutex::new(reader) }
+    }
+
+    /// Returns where what is said waits to be written.
+    pub(super) fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    async fn greet(&self) -> Result<(), Cause> {
         loop {
-            match self.step()? {
+            let event = self.step(&mut self.reader())?;
+            match event {
                 Some(Event::Ready(_)) => return Ok(()),
                 Some(_) => {}
                 None => self.receive().await?,
@@ -101,9 +139,19 @@ impl Dealer {
         }
     }
 
+    /// Returns the reader, for a moment: it is taken by callers that look for their answers.
+    pub(super) fn reader(&self) -> MutexGuard<'_, Reader> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the reader, unless somebody else reads.
+    pub(super) fn free_reader(&self) -> Option<MutexGuard<'_, Reader>> {
+        self.reader.try_lock().ok()
+    }
+
     /// Returns the next event of what was received, and says what the wire asks for.
-    fn step(&mut self) -> Result<Option<Event>, Cause> {
-        let event = self.engine.poll().map_err(|error| self.failure(&error))?;
+    fn step(&self, reader: &mut Reader) -> Result<Option<Event>, Cause> {
+        let event = reader.engine.poll().map_err(|error| self.failure(&error))?;
         if let Some(Event::Send(bytes)) = &event {
             if self.ring.is_over() {
                 return Err(self.failure(&"it asks on and on and does not read our answers"));
@@ -115,8 +163,8 @@ impl Dealer {
     }
 
     /// Returns the next message body of what was received.
-    pub(super) fn take(&mut self) -> Result<Option<Bytes>, Cause> {
-        while let Some(event) = self.step()? {
+    pub(super) fn take(&self, reader: &mut Reader) -> Result<Option<Bytes>, Cause> {
+        while let Some(event) = self.step(reader)? {
             if let Event::Message(body) = event {
                 return Ok(Some(body));
             }
@@ -124,14 +172,25 @@ impl Dealer {
         Ok(None)
     }
 
-    /// Waits until something is received, or tells why nothing will be; writes meanwhile what others have left. Safe to drop and call again.
-    pub(super) async fn receive(&mut self) -> Result<(), Cause> {
+    /// Takes in what has come, without waiting, or tells why nothing will come.
+    pub(super) fn look(&self, reader: &mut Reader) -> Result<Came, Cause> {
+        let came = reader.room.look(&mut reader.engine, &self.input).map_err(|error| self.failure(&error))?;
+        match came {
+            Came::End => return Err(self.failure(&"the primary closed the connection")),
+            Came::All(_) | Came::Part(_) => reader.has_heard = true,
+            Came::Nothing => {}
+        }
+        Ok(came)
+    }
+
+    /// Waits until something may have come and takes it in, or tells why nothing will come; writes meanwhile what others have left. Safe to drop and call again.
+    pub(super) async fn receive(&self) -> Result<(), Cause> {
         tokio::select! {
-            received = self.room.receive(&mut self.engine, &mut self.input) => match received {
-                Ok(0) => Err(self.failure(&"the primary closed the connection")),
-                Ok(_) => Ok(()),
-                Err(error) => Err(self.failure(&error)),
-            },
+            ready = self.input.ready() => {
+                let ready = ready.map_err(|error| self.failure(&error))?;
+                ready.after(self.look(&mut self.reader())?);
+                Ok(())
+            }
             written = self.ring.write_out(READ_NOTHING_TIMEOUT) => match written {
                 Ok(()) => Err(self.failure(&"the connection is closed")),
                 Err(error) => Err(self.failure(&error)),
@@ -140,9 +199,10 @@ impl Dealer {
     }
 
     /// Waits for the next message body, or tells why there will be none. Safe to drop and call again.
-    pub(super) async fn next(&mut self) -> Result<Bytes, Cause> {
+    pub(super) async fn next(&self) -> Result<Bytes, Cause> {
         loop {
-            if let Some(body) = self.take()? {
+            let body = self.take(&mut self.reader())?;
+            if let Some(body) = body {
                 return Ok(body);
             }
             self.receive().await?;
@@ -161,18 +221,19 @@ impl Drop for Dealer {
     }
 }
 
-async fn dial(endpoint: &str) -> Result<(Box<dyn AsyncRead + Send + Sync + Unpin>, Output), Cause> {
-    if let Some(path) = endpoint.strip_prefix("ipc://") {
-        let (input, output) = UnixStream::connect(path).await.map_err(|error| failed(endpoint, &error))?.into_split();
-        Ok((Box::new(input), Output::Unix(output)))
-    } else if let Some(address) = endpoint.strip_prefix("tcp://") {
-        let stream = TcpStream::connect(address).await.map_err(|error| failed(endpoint, &error))?;
-        stream.set_nodelay(true).map_err(|error| failed(endpoint, &error))?;
-        let (input, output) = stream.into_split();
-        Ok((Box::new(input), Output::Tcp(output)))
-    } else {
-        Err(failed(endpoint, &"the endpoint is neither ipc:// nor tcp://"))
-    }
+async fn dial(endpoint: &str) -> Result<(Input, Output), Cause> {
+    let connecting = async {
+        if let Some(path) = endpoint.strip_prefix("ipc://") {
+            Ok(split(UnixStream::connect(path).await?.into_std()?)?)
+        } else if let Some(address) = endpoint.strip_prefix("tcp://") {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            Ok(split(stream.into_std()?)?)
+        } else {
+            Err(io::Error::other("the endpoint is neither ipc:// nor tcp://"))
+        }
+    };
+    connecting.await.map_err(|error| failed(endpoint, &error))
 }
 
 /// A connected SUB: frames come in.

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::output::Output;
+use super::Output;
 
 /// What a message costs beside its own bytes, so that many tiny ones are bounded too: its place in the queue, and what its
 /// allocation is larger than it.
@@ -314,12 +314,13 @@ mod tests {
     use tokio::io::AsyncReadExt;
     use tokio::net::UnixStream;
 
+    use super::super::split;
     use super::*;
 
     /// A ring, and the peer that it writes to.
     fn ring(capacity: usize, pause: usize) -> (Ring, UnixStream) {
         let (own, peer) = UnixStream::pair().unwrap();
-        (Ring::new(capacity, pause, Output::Unix(own.into_split().1)), peer)
+        (Ring::new(capacity, pause, split(own.into_std().unwrap()).unwrap().1), peer)
     }
 
     fn message(size: usize) -> Bytes {

@@ -111,7 +111,7 @@ async fn a_socket_hears_that_its_peer_left() {
     let (_dir, workdir) = workdir();
     let fake = Fake::bind(workdir.socket_dir().unwrap(), Setup::default()).await;
     let doors = fake.info.doors();
-    let (mut dealer, mut outlet) = socket::Dealer::open(&doors.rpc[0]).await.unwrap();
+    let (dealer, mut outlet) = socket::Dealer::open(&doors.rpc[0]).await.unwrap();
     let mut ear = socket::Ear::open(&doors.publish).await.unwrap();
     // The crate's binder forgets a peer that it has not quite accepted when it closes, so let it accept them first.
     outlet.push(calls::encode(Some(1), PING, &json!({})));
