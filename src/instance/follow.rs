@@ -153,9 +153,8 @@ async fn succeed(shared: &Arc<Shared>, candidate: Candidate<Begun>, client: &Cli
     let wind_up = async {
         client.hang_up().await;
         tasks.wait().await;
-        // Nobody writes now. What cannot be read before the database is open is read then, and what nobody selects is not read.
+        // Nobody writes now. What cannot be read before the database is open is read then.
         if shared.is_placed()
-            && !shared.hub.interest().borrow().is_empty()
             && let Err(error) = lead::catch_up(shared).await
         {
             tracing::debug!(%error, "not caught up yet");

@@ -232,10 +232,6 @@ async fn begin(
     successor: mpsc::Sender<String>,
 ) -> Result<(Arc<Primary>, Bus, Option<LockInfo>), JoinError> {
     shared.place_hub(writer.head());
-    if shared.hub.interest().borrow().is_empty() {
-        // Who subscribes from now on comes behind all that former primaries committed.
-        shared.hub.start_behind(writer.head());
-    }
     // Mostly it has, while the database was being opened.
     if shared.hub.position() != writer.head()
         && let Err(error) = catch_up(shared).await
