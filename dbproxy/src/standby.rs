@@ -113,25 +113,26 @@ impl Standby {
         Ok(tracking)
     }
 
-    /// Prepares what a term's first transactions run, and reads what they read.
+    /// Reads what the beginning of a term reads.
     fn rehearse(connection: &Connection) -> rusqlite::Result<()> {
         // What was prepared before the triggers were made is not any more.
         Basis::of(connection)?;
         Journal::load(connection, 0)?;
-        journal::epoch(connection)?;
-        for sql in [schema::TERM_RUNS, journal::APPENDS, writer::OPS_RUN, writer::CONTROL].concat() {
-            connection.prepare_cached(sql)?;
-        }
-        Ok(())
+        journal::epoch(connection).map(drop)
     }
 
-    /// Prepares the statements of this process's last writes, too: it makes the same ones when it leads.
-    pub fn learn(&self, recent: &Recent) {
+    /// Prepares the statements of this process's last writes, for it makes the same ones when it leads, and all that a term's first transactions run.
+    /// To be had anew now and then.
+    pub fn warm(&self, recent: &Recent) {
         let Ready { connection, guard, .. } = &self.ready;
         for sql in recent.all() {
             let prepare = || connection.prepare_cached(&Mode::Write.marked(&sql)).map(drop);
             // Whoever runs what cannot be prepared is told so then.
             drop(guard.run(Mode::Write, Instant::now() + BUSY_TIMEOUT, prepare));
+        }
+        // Last, each time: where a connection has more statements than it keeps, it lets go of what was not asked for the longest.
+        for sql in [schema::TERM_RUNS, journal::LOADS, journal::APPENDS, writer::OPS_RUN, writer::CONTROL].concat() {
+            drop(connection.prepare_cached(sql));
         }
     }
 

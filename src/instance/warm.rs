@@ -44,7 +44,7 @@ impl Warm {
                 prepared.inspect_err(|why| tracing::debug!(%why, "nothing is prepared for an election")).ok()
             });
             if let Some(standby) = standby {
-                standby.learn(&warm.recent);
+                standby.warm(&warm.recent);
                 *ready = Ready::Yes(Box::new(standby));
             }
         });
