@@ -3,7 +3,8 @@
 //! SQLite's update hook costs little and tells of every row that comes or changes, also those of cascades and of the schema's own
 //! triggers. It misses rows that REPLACE removes and tables WITHOUT ROWID; triggers see those, and the keys and columns of a tracked
 //! table. A trigger makes SQLite copy each page that a statement changes before it does so: there is none where the hook is enough.
-//! Being TEMP, triggers leave no trace in the schema. Both report what a failed statement took back: [`Track::end_statement`] forgets it.
+//! Being TEMP, triggers leave no trace in the schema. Both report what a failed statement took back: [`Track::end_statement`] forgets it,
+//! unless the statement had changed rows by triggers of the schema before it failed: then SQLite does not say what stayed, and all is told.
 //!
 //! Each write that changed rows makes one [`SUMMARY`] with the tables and the operations. A table that is tracked has an event for each
 //! row besides, before it.
