@@ -72,7 +72,7 @@ pub use tracked::Tracked;
 pub use trouble::Trouble;
 pub use tx::Tx;
 pub use value::SqlValue;
-pub use write::{Ack, Durability, Outcome, Statement, StatementResult, Work, WriteRequest};
+pub use write::{Ack, Durability, Outcome, Statement, StatementResult, Work, WriteRequest, check_payload};
 pub use writer::{Fenced, MAX_WAL_BYTES, Writer, WriterOptions};
 
 /// Returns an id for a row: a UUID of version 7 as text. Later ones sort behind earlier ones, which keeps indexes dense: inserts go to their end.

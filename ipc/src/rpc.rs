@@ -164,6 +164,26 @@ impl Json {
         Raw(&self.0)
     }
 
+    /// Tells whether arrays and objects in it are nested deeper than so many levels.
+    pub fn is_deeper_than(&self, levels: usize) -> bool {
+        let opens = |byte: &u8| matches!(byte, b'[' | b'{');
+        // Mostly there are not even so many brackets, and counting goes by many bytes at a time.
+        if self.0.as_bytes().iter().filter(|byte| opens(byte)).count() <= levels {
+            return false;
+        }
+        let (mut depth, mut in_string, mut is_escaped) = (0_usize, false, false);
+        self.0.bytes().any(|byte| {
+            match byte {
+                b'"' if !is_escaped => in_string = !in_string,
+                b'[' | b'{' if !in_string => depth += 1,
+                b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            is_escaped = byte == b'\\' && !is_escaped;
+            depth > levels
+        })
+    }
+
     /// Reads it as `T`.
     pub fn read<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
         serde_json::from_str(&self.0)
@@ -446,6 +466,16 @@ mod tests {
         assert_eq!(single(&request).unwrap().params, json);
         let kept: Json = serde_json::from_str(r#"{ "a": "é" }"#).unwrap();
         assert_eq!(kept.as_str(), r#"{ "a": "é" }"#);
+    }
+
+    #[test]
+    fn json_is_as_deep_as_what_is_nested_in_it() {
+        let depth = |text: &str| {
+            let json = serde_json::from_str::<Json>(text).unwrap();
+            (0..9).find(|levels| !json.is_deeper_than(*levels)).unwrap()
+        };
+        let found = ["1", "[]", "[{},[],{}]", r#"{"a":[1,{"b":[]}]}"#, r#"["[[\"[","\\",[1]]"#].map(depth);
+        assert_eq!(found, [0, 1, 2, 4, 2]);
     }
 
     #[test]
