@@ -61,7 +61,7 @@ pub use named::{NameTaken, Writes};
 pub use op::OpId;
 pub use params::{Param, Params};
 pub use readers::{Head, QueryLimits, QueryResult, ReadError, Readers};
-pub use recent::Recent;
+pub use recent::RecentStatements;
 pub use row::{Column, FromValue, Row, RowError};
 pub use schema::{StoreError, tidy};
 pub use settings::Settings;

@@ -16,7 +16,7 @@ const MAX_BYTES: usize = 4 << 10;
 
 /// The last statements that ran twice, each once: what holds the values of one write in its text is not made again. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Recent(Arc<Mutex<Seen>>);
+pub struct RecentStatements(Arc<Mutex<Seen>>);
 
 #[derive(Debug, Default)]
 struct Seen {
@@ -25,7 +25,7 @@ struct Seen {
     once: VecDeque<u64>,
 }
 
-impl Recent {
+impl RecentStatements {
     /// Notes what a write runs, as far as its text tells.
     pub(crate) fn note(&self, work: &Work, writes: &Writes) {
         match work {
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn the_last_statements_that_ran_twice_are_kept_once_each_and_long_ones_never() {
-        let (recent, writes) = (Recent::default(), Writes::new());
+        let (recent, writes) = (RecentStatements::default(), Writes::new());
         let exec = |sql: String, ddl| Work::Exec { statements: vec![Statement::new(sql, ())], ddl };
         let session = Work::Named { method: "DeleteSession".into(), params: json!("s") };
         let unknown = Work::Named { method: "nobody's".into(), params: json!(null) };

@@ -13,7 +13,7 @@ use rusqlite::{Connection, DEFAULT_NAME, FileControl};
 use crate::checkpoint;
 use crate::guard::Mode;
 use crate::journal::{self, Journal};
-use crate::recent::Recent;
+use crate::recent::RecentStatements;
 use crate::schema::{self, Opened, Ready, StoreError};
 use crate::track::Track;
 use crate::tx::reserved_names;
@@ -123,7 +123,7 @@ impl Standby {
 
     /// Prepares the statements of this process's last writes, for it makes the same ones when it leads, and all that a term's first transactions run.
     /// To be had anew now and then.
-    pub fn warm(&self, recent: &Recent) {
+    pub fn warm(&self, recent: &RecentStatements) {
         let Ready { connection, guard, .. } = &self.ready;
         for sql in recent.all() {
             let prepare = || connection.prepare_cached(&Mode::Write.marked(&sql)).map(drop);
@@ -155,7 +155,7 @@ impl Standby {
 
     /// Lets the connections write: the lock is held now. Returns them, the one of the checkpointer last.
     pub(crate) fn enlist(self) -> rusqlite::Result<(Ready, Tracking, Ops, Connection)> {
-        let Self { mut ready, checkpoints, tracking, ops, .. } = self;
+        let Self { mut ready, checkpoints, tracking, ops } = self;
         ready.connection.commit_hook(None::<fn() -> bool>)?;
         ready.connection.busy_timeout(schema::OPEN_BUSY_TIMEOUT)?;
         Ok((ready, tracking, ops, checkpoints))

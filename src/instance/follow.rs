@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pando_bridge::inbound;
-use pando_dbproxy::{Recent, Remote};
+use pando_dbproxy::{RecentStatements, Remote};
 use pando_ipc::client::{self, Cause, Client, Link, LocalHistory, Since};
 use pando_ipc::cursor::Bookmark;
 use pando_ipc::failpoint::{self, Point};
@@ -35,7 +35,7 @@ pub(super) async fn follow(
     stop: &CancellationToken,
     failed: &mut Option<oneshot::Sender<JoinError>>,
 ) -> Result<Ended, JoinError> {
-    let recent = Recent::default();
+    let recent = RecentStatements::default();
     let warm = Warm::new(shared.workdir.database_path(), recent.clone());
     let mut candidate = stand(shared, &warm)?;
     let client = Client::open(

@@ -4,7 +4,7 @@ use rusqlite::ErrorCode;
 use rusqlite::limits::Limit;
 
 use super::*;
-use crate::{Recent, Standby, schema, standby};
+use crate::{RecentStatements, Standby, schema, standby};
 
 fn prepared(bench: &Bench) -> Standby {
     Standby::prepare(&bench.path()).unwrap()
@@ -41,7 +41,7 @@ async fn a_term_that_was_prepared_compiles_none_of_what_it_runs_first() {
     let bench = Bench::new();
     let first = bench.writer();
     apply(&first, session("s-1")).await;
-    let (mut standby, recent, client) = (prepared(&bench), Recent::default(), uuid::Uuid::now_v7());
+    let (mut standby, recent, client) = (prepared(&bench), RecentStatements::default(), uuid::Uuid::now_v7());
     // Ever new statements do not displace what each term runs.
     for number in 0..200 {
         let work = exec(&[&format!("DELETE FROM sessions WHERE id = 'gone-{number}'")]);
