@@ -181,7 +181,13 @@ fn read_one(text: &str) -> Result<Request, Response> {
         serde_json::from_str::<IgnoredAny>(text).map_err(unreadable)?;
         return Err(Response::refusal(Fault::invalid_request("a request is an object")));
     }
-    strict::check(text).map_err(unreadable)?;
+    strict::check(text).map_err(|error| {
+        let is_too_deep = strict::is_too_deep(&error);
+        let refusal = unreadable(error);
+        // Whoever sent it waits for an answer with this id. What is passed over may be of any depth.
+        let id = serde_json::from_str::<Members<'_>>(text).ok().filter(|_| is_too_deep).and_then(|members| members.id);
+        Response { id: id.and_then(|id| Id::checked(id.to_owned()).ok()).unwrap_or(refusal.id), ..refusal }
+    })?;
     let Members { jsonrpc, id, method, params } = serde_json::from_str(text).map_err(unreadable)?;
     let id = id.map(|id| Id::checked(id.to_owned())).transpose().map_err(Response::refusal)?;
     let refuse =
@@ -290,6 +296,10 @@ mod tests {
     fn what_is_no_request_is_refused_with_the_standard_code() {
         check_refused("{", -32700, "null");
         check_refused("", -32700, "null");
+        let deep = "[".repeat(MAX_DEPTH) + &"]".repeat(MAX_DEPTH);
+        check_refused(&format!(r#"{{"jsonrpc":"2.0","id":"a","method":"m","params":{deep}}}"#), -32700, "\"a\"");
+        check_refused(&format!(r#"{{"jsonrpc":"2.0","id":{deep},"method":"m"}}"#), -32700, "null");
+        check_refused(&format!(r#"{{"jsonrpc":"2.0","id":1,"id":2,"method":"m","params":{deep}}}"#), -32700, "null");
         check_refused("[]", -32600, "null");
         check_refused("1", -32600, "null");
         check_refused(r#"{"id":1,"method":"m"}"#, -32600, "1");
