@@ -1,6 +1,7 @@
 //! A process's membership in a workdir: who it is now, its database, its events and its calls.
 
 mod agents;
+mod binding;
 mod depart;
 mod events;
 mod follow;

@@ -1,7 +1,7 @@
 //! From the primary to everyone: committed events and ephemeral ones, to this process and to the bus.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use pando_ipc::topic::PROBE_PREFIX;
 use pando_ipc::{Bus, Envelope, Recorded, Topic};
@@ -31,8 +31,8 @@ impl Publisher for Bus {
 #[derive(Debug)]
 pub struct Outbound {
     hub: Hub,
-    /// The term and its bus, once it serves.
-    served: OnceLock<(u64, Box<dyn Publisher>)>,
+    /// The term and its bus, while it serves.
+    served: RwLock<Option<(u64, Box<dyn Publisher>)>>,
     /// Ephemeral events so far.
     counters: Mutex<Counters>,
 }
@@ -56,18 +56,25 @@ impl Counters {
 impl Outbound {
     /// Returns the way out for one term; events reach the hub alone until a bus is attached.
     pub fn new(hub: Hub) -> Self {
-        Self { hub, served: OnceLock::new(), counters: Mutex::default() }
+        Self { hub, served: RwLock::default(), counters: Mutex::default() }
     }
 
-    /// Sends everything that comes from now on to the bus of the term `epoch`, too. Only the first bus counts.
+    /// Sends everything that comes from now on to the bus of the term `epoch`, too.
     pub fn attach(&self, epoch: u64, bus: impl Publisher + 'static) {
-        self.served.get_or_init(|| (epoch, Box::new(bus)));
+        *self.served.write().unwrap_or_else(PoisonError::into_inner) = Some((epoch, Box::new(bus)));
+    }
+
+    /// Lets go of the bus: events reach the hub alone.
+    pub fn detach(&self) {
+        let served = self.served.write().unwrap_or_else(PoisonError::into_inner).take();
+        drop(served);
     }
 
     /// Carries committed events, in commit order. Called by the writer's thread; never blocks.
     pub fn carry(&self, events: &[Recorded]) {
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
         for event in events {
-            if let Some((_, bus)) = self.served.get() {
+            if let Some((_, bus)) = &*served {
                 bus.publish_frame(event.frame());
             }
             self.hub.deliver_recorded(event);
@@ -82,11 +89,11 @@ impl Outbound {
         if !event.topic.as_str().starts_with(PROBE_PREFIX) {
             event.n = Some(counters.count(&event));
         }
-        let served = self.served.get();
-        event.epoch = served.map(|(epoch, _)| *epoch);
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        event.epoch = served.as_ref().map(|(epoch, _)| *epoch);
         let event = Arc::new(event);
         // Under the lock, so that the numbers leave in order.
-        if let Some((_, bus)) = served {
+        if let Some((_, bus)) = &*served {
             bus.publish(&event);
         }
         self.hub.deliver(&event);

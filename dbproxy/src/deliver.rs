@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::named::Writes;
-use crate::recent::Recent;
+use crate::recent::RecentStatements;
 use crate::wire;
 use crate::write::{Ack, Outcome, Work, WriteRequest};
 use crate::writer::Writer;
@@ -91,18 +91,18 @@ impl Caller for Client {
 pub struct Remote {
     caller: Arc<dyn Caller>,
     writes: Writes,
-    recent: Recent,
+    recent: RecentStatements,
 }
 
 impl Remote {
     /// Returns a delivery by that caller; `writes` tells which form the params of named writes have on the wire.
     pub fn new(caller: Arc<dyn Caller>, writes: Writes) -> Self {
-        Self { caller, writes, recent: Recent::default() }
+        Self { caller, writes, recent: RecentStatements::default() }
     }
 
     /// Notes in `recent` what the writes that it delivers run.
     #[must_use]
-    pub fn noting(self, recent: Recent) -> Self {
+    pub fn noting(self, recent: RecentStatements) -> Self {
         Self { recent, ..self }
     }
 }

@@ -29,6 +29,10 @@ const MAX_KEEPING_BYTES: usize = 2_048;
 const LAST_OF_TOPIC: &str = "SELECT coalesce((SELECT seq FROM _pando_topic WHERE topic = ?1), 0)";
 const APPEND: &str = "INSERT INTO _pando_event (seq, epoch, topic, prev, at, envelope) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
 const APPEND_KEEPING: &str = "INSERT INTO _pando_event VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+const SAVED: &str = "SELECT coalesce((SELECT value FROM _pando_meta WHERE key = ?1), 0)";
+const NOT_SAVED: &str = "SELECT topic, seq FROM _pando_event WHERE seq > ?1 ORDER BY seq";
+/// What loading runs, and looking at the term.
+pub(crate) const LOADS: &[&str] = &[history::BOUNDS, SAVED, NOT_SAVED, history::EPOCH];
 /// What appending runs.
 pub(crate) const APPENDS: &[&str] = &[LAST_OF_TOPIC, APPEND, APPEND_KEEPING];
 
@@ -71,10 +75,8 @@ impl Journal {
     /// Reads where the journal stands.
     pub(crate) fn load(connection: &Connection, epoch: u64) -> rusqlite::Result<Self> {
         let (oldest, head) = bounds(connection)?;
-        let sql = "SELECT coalesce((SELECT value FROM _pando_meta WHERE key = ?1), 0)";
-        let saved = connection.prepare_cached(sql)?.query_row([TOPICS], |row| row.get(0))?;
-        let mut statement =
-            connection.prepare_cached("SELECT topic, seq FROM _pando_event WHERE seq > ?1 ORDER BY seq")?;
+        let saved = connection.prepare_cached(SAVED)?.query_row([TOPICS], |row| row.get(0))?;
+        let mut statement = connection.prepare_cached(NOT_SAVED)?;
         let last = statement.query_map([saved], |row| Ok((row.get::<_, Box<str>>(0)?, row.get(1)?)))?;
         Ok(Self {
             epoch,

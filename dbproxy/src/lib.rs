@@ -61,7 +61,7 @@ pub use named::{NameTaken, Writes};
 pub use op::OpId;
 pub use params::{Param, Params};
 pub use readers::{Head, QueryLimits, QueryResult, ReadError, Readers};
-pub use recent::Recent;
+pub use recent::RecentStatements;
 pub use row::{Column, FromValue, Row, RowError};
 pub use schema::{StoreError, tidy};
 pub use settings::Settings;
@@ -72,7 +72,7 @@ pub use tracked::Tracked;
 pub use trouble::Trouble;
 pub use tx::Tx;
 pub use value::SqlValue;
-pub use write::{Ack, Durability, Outcome, Statement, StatementResult, Work, WriteRequest};
+pub use write::{Ack, Durability, Outcome, Statement, StatementResult, Work, WriteRequest, check_payload};
 pub use writer::{Fenced, MAX_WAL_BYTES, Writer, WriterOptions};
 
 /// Returns an id for a row: a UUID of version 7 as text. Later ones sort behind earlier ones, which keeps indexes dense: inserts go to their end.

@@ -23,7 +23,7 @@ pub(crate) trait Named: Send + Sync {
         Ok(params.clone())
     }
 
-    /// Runs on the primary, inside the write's savepoint.
+    /// Runs on the primary, inside the write's transaction.
     fn run(&self, tx: &Tx<'_>, params: &Value) -> Result<Value, Fault>;
 
     /// Returns the one statement that it runs, if that is always the same.
@@ -69,7 +69,7 @@ impl Writes {
         Self::default()
     }
 
-    /// Registers a write: code that runs on the primary, inside the write's own savepoint, for what one statement cannot say.
+    /// Registers a write: code that runs on the primary, inside the write's transaction, for what one statement cannot say.
     ///
     /// `P` is what `db.write` takes as `params`, `R` its result. What returns a fault, or panics, is rolled back and fails alone. The code runs while every
     /// other write waits: it computes and uses its [`Tx`], and does not wait for anything else.

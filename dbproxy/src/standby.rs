@@ -13,7 +13,7 @@ use rusqlite::{Connection, DEFAULT_NAME, FileControl};
 use crate::checkpoint;
 use crate::guard::Mode;
 use crate::journal::{self, Journal};
-use crate::recent::Recent;
+use crate::recent::RecentStatements;
 use crate::schema::{self, Opened, Ready, StoreError};
 use crate::track::Track;
 use crate::tx::reserved_names;
@@ -113,25 +113,26 @@ impl Standby {
         Ok(tracking)
     }
 
-    /// Prepares what a term's first transactions run, and reads what they read.
+    /// Reads what the beginning of a term reads.
     fn rehearse(connection: &Connection) -> rusqlite::Result<()> {
         // What was prepared before the triggers were made is not any more.
         Basis::of(connection)?;
         Journal::load(connection, 0)?;
-        journal::epoch(connection)?;
-        for sql in [schema::TERM_RUNS, journal::APPENDS, writer::OPS_RUN, writer::CONTROL].concat() {
-            connection.prepare_cached(sql)?;
-        }
-        Ok(())
+        journal::epoch(connection).map(drop)
     }
 
-    /// Prepares the statements of this process's last writes, too: it makes the same ones when it leads.
-    pub fn learn(&self, recent: &Recent) {
+    /// Prepares the statements of this process's last writes, for it makes the same ones when it leads, and all that a term's first transactions run.
+    /// To be had anew now and then.
+    pub fn warm(&self, recent: &RecentStatements) {
         let Ready { connection, guard, .. } = &self.ready;
         for sql in recent.all() {
             let prepare = || connection.prepare_cached(&Mode::Write.marked(&sql)).map(drop);
             // Whoever runs what cannot be prepared is told so then.
             drop(guard.run(Mode::Write, Instant::now() + BUSY_TIMEOUT, prepare));
+        }
+        // Last, each time: where a connection has more statements than it keeps, it lets go of what was not asked for the longest.
+        for sql in [schema::TERM_RUNS, journal::LOADS, journal::APPENDS, writer::OPS_RUN, writer::CONTROL].concat() {
+            drop(connection.prepare_cached(sql));
         }
     }
 
@@ -154,7 +155,7 @@ impl Standby {
 
     /// Lets the connections write: the lock is held now. Returns them, the one of the checkpointer last.
     pub(crate) fn enlist(self) -> rusqlite::Result<(Ready, Tracking, Ops, Connection)> {
-        let Self { mut ready, checkpoints, tracking, ops, .. } = self;
+        let Self { mut ready, checkpoints, tracking, ops } = self;
         ready.connection.commit_hook(None::<fn() -> bool>)?;
         ready.connection.busy_timeout(schema::OPEN_BUSY_TIMEOUT)?;
         Ok((ready, tracking, ops, checkpoints))

@@ -1,9 +1,10 @@
 //! What a write changed: an update hook and TEMP triggers on the writer's connection report to a collector in memory.
 //!
-//! SQLite's update hook costs nothing and tells of every row that comes or changes, also those of cascades and of the schema's own
+//! SQLite's update hook costs little and tells of every row that comes or changes, also those of cascades and of the schema's own
 //! triggers. It misses rows that REPLACE removes and tables WITHOUT ROWID; triggers see those, and the keys and columns of a tracked
 //! table. A trigger makes SQLite copy each page that a statement changes before it does so: there is none where the hook is enough.
-//! Being TEMP, triggers leave no trace in the schema. Both report what a failed statement took back: [`Track::settle`] forgets it.
+//! Being TEMP, triggers leave no trace in the schema. Both report what a failed statement took back: [`Track::end_statement`] forgets it,
+//! unless the statement had changed rows by triggers of the schema before it failed: then SQLite does not say what stayed, and all is told.
 //!
 //! Each write that changed rows makes one [`SUMMARY`] with the tables and the operations. A table that is tracked has an event for each
 //! row besides, before it.
@@ -29,6 +30,7 @@ pub(crate) use events::Author;
 
 /// Topic of the event that each write makes that changed rows.
 pub(crate) const SUMMARY: &str = "db.changed";
+
 /// What is known of the changes of a write.
 #[derive(Debug, Default)]
 struct Seen {
@@ -101,8 +103,13 @@ impl Track {
         connection.execute_batch(&script.concat())
     }
 
-    /// Ends a statement: what it changed belongs to the write, or is forgotten, for SQLite has taken it back.
-    pub(crate) fn settle(&self, stays: bool) {
+    /// Ends a statement that began when its connection had made so many changes: what it changed belongs to the write, or is forgotten, for SQLite has
+    /// taken it back. Of a statement that failed stays what SQLite counts: the first rows of an `INSERT OR FAIL`, usually nothing.
+    pub(crate) fn end_statement(&self, connection: &Connection, changes_before: u64, is_done: bool) {
+        self.settle(is_done || connection.total_changes() > changes_before);
+    }
+
+    fn settle(&self, stays: bool) {
         let Seen { statement, write, .. } = &mut *lock(&self.seen);
         let ended = std::mem::take(statement);
         if stays {

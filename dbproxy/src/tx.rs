@@ -114,10 +114,15 @@ impl<'a> Tx<'a> {
             while rows.next()?.is_some() {}
             Ok(true)
         };
-        while guard.run(Mode::Schema, deadline, &mut step).map_err(|error| from_sqlite(method, &error, Some(guard)))? {
+        loop {
+            let before = connection.total_changes();
+            let ran = guard.run(Mode::Schema, deadline, &mut step);
+            self.track.end_statement(connection, before, ran.is_ok());
+            if !ran.map_err(|error| from_sqlite(method, &error, Some(guard)))? {
+                return Ok(());
+            }
             after_schema_change(connection, self.track, reserved, method)?;
         }
-        Ok(())
     }
 
     /// Makes the triggers that track changes anew: what applications wish for has changed.
@@ -170,8 +175,7 @@ impl<'a> Tx<'a> {
         let connection = self.runner.connection;
         let before = connection.total_changes();
         let ran = Runner { limits: self.left.get(), ..self.runner }.run(statement);
-        // Of a statement that failed stays what SQLite counts: the first rows of an `INSERT OR FAIL`, usually nothing.
-        self.track.settle(ran.is_ok() || connection.total_changes() > before);
+        self.track.end_statement(connection, before, ran.is_ok());
         let ran = ran?;
         let weight: usize = ran.rows.iter().flatten().map(SqlValue::weight).sum();
         self.left.set(Limits { rows: rows.saturating_sub(ran.rows.len()), bytes: bytes.saturating_sub(weight) });

@@ -21,6 +21,8 @@ use crate::value::SqlValue;
 pub const MAX_OP_ID_BYTES: usize = 128;
 /// Largest payload of an event, as JSON. A larger one is refused with `E_TOO_LARGE`: every event fits into a frame and into an answer.
 pub const MAX_PAYLOAD_BYTES: usize = 2 << 20;
+/// Deepest nesting of an event's payload: a page of events and a request, which hold it some levels deeper, stay within [`MAX_DEPTH`](pando_ipc::rpc::MAX_DEPTH).
+pub const MAX_PAYLOAD_DEPTH: usize = 100;
 /// Most statements in one write. More are refused as invalid.
 pub const MAX_STATEMENTS: usize = 1_000;
 /// Time a write has when its sender names none.
@@ -170,6 +172,9 @@ impl WriteRequest {
                 return Err(invalid(method, "statements", why));
             }
         }
+        if let Work::Publish { payload, .. } = &work {
+            check_payload(payload)?;
+        }
         Ok(Self { op_id, acked: 0, database: None, epoch: 0, deadline, source, work })
     }
 
@@ -196,14 +201,17 @@ impl WriteRequest {
     }
 }
 
-/// Refuses a payload that is too large for an event.
-pub(crate) fn check_payload(payload: &Json) -> Result<(), Fault> {
+/// Refuses a payload that is too large or too deep for an event, on the primary as on whoever asks it.
+pub fn check_payload(payload: &Json) -> Result<(), Fault> {
     let bytes = payload.as_str().len();
-    if bytes > MAX_PAYLOAD_BYTES {
-        let why = format!("payload has {bytes} bytes; the limit is {MAX_PAYLOAD_BYTES}");
-        return Err(refuse(Code::TooLarge, Word::InvalidParams, "publish", why));
-    }
-    Ok(())
+    let why = if bytes > MAX_PAYLOAD_BYTES {
+        format!("payload has {bytes} bytes; the limit is {MAX_PAYLOAD_BYTES}")
+    } else if payload.is_deeper_than(MAX_PAYLOAD_DEPTH) {
+        format!("payload is nested deeper than {MAX_PAYLOAD_DEPTH} levels")
+    } else {
+        return Ok(());
+    };
+    Err(refuse(Code::TooLarge, Word::InvalidParams, "publish", why))
 }
 
 fn weight_of(value: &Value) -> usize {
@@ -297,6 +305,20 @@ mod tests {
         assert!(check_payload(&json!("x".repeat(MAX_PAYLOAD_BYTES - 2)).into()).is_ok());
         assert!(check_payload(&json!("x".repeat(MAX_PAYLOAD_BYTES)).into()).unwrap_err().is(Code::TooLarge));
         assert!(check_payload(&json!("\u{1b}".repeat(MAX_PAYLOAD_BYTES / 2)).into()).unwrap_err().is(Code::TooLarge));
+    }
+
+    #[test]
+    fn an_event_that_is_too_deep_is_refused_before_it_is_sent() {
+        let publish = |levels: usize| {
+            let payload = serde_json::from_str(&("[".repeat(levels) + &"]".repeat(levels))).unwrap();
+            let topic = Topic::known("a.b");
+            let work = Work::Publish { topic, payload, session_id: String::new(), project_id: String::new() };
+            WriteRequest::new("x".into(), "i".into(), Instant::now(), work)
+        };
+        assert!(publish(MAX_PAYLOAD_DEPTH).is_ok());
+        let fault = publish(MAX_PAYLOAD_DEPTH + 1).unwrap_err();
+        assert!(fault.is(Code::TooLarge), "{fault}");
+        assert_eq!(fault.message, "dbproxy: INVALID_PARAMS (publish): payload is nested deeper than 100 levels");
     }
 
     #[test]

@@ -36,7 +36,7 @@ use crate::methods::{Call, Methods};
 use crate::ports::Ports;
 use crate::rpc::Json;
 use crate::workdir::{Workdir, WorkdirError};
-use crate::zmtp::{encode_event, encode_message};
+use crate::zmtp::{encode_message, encode_message_with};
 
 use acceptor::Acceptor;
 use shared::Shared;
@@ -168,7 +168,7 @@ impl Bus {
     /// All subscribers see all events in one order. An event is not acknowledged: see [`Bus::flush`].
     pub fn publish(&self, envelope: &Envelope) {
         if self.inner.shared.has_audience(envelope.topic.as_str()) {
-            let (message, at) = encode_event(envelope.most_bytes(), |out| envelope.append_to(out));
+            let (message, at) = encode_message_with(envelope.expected_bytes(), |out| envelope.append_to(out));
             self.inner.shared.publish(&message[at..], || message.clone());
         } else {
             self.inner.shared.counters.published.fetch_add(1, Relaxed);

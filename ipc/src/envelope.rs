@@ -153,7 +153,7 @@ impl Envelope {
 
     /// Returns the one PUB frame: topic, NUL, envelope as JSON.
     pub fn to_frame(&self) -> Bytes {
-        let mut frame = Vec::with_capacity(self.most_bytes());
+        let mut frame = Vec::with_capacity(self.expected_bytes());
         self.append_to(&mut frame);
         Bytes::from(frame)
     }
@@ -165,7 +165,7 @@ impl Envelope {
     }
 
     /// Returns how many bytes the PUB frame has, or some more; fewer only where texts need escapes, or numbers are huge.
-    pub(crate) fn most_bytes(&self) -> usize {
+    pub(crate) fn expected_bytes(&self) -> usize {
         /// Keys, time, and numbers of a usual size.
         const AROUND: usize = 192;
         let texts = self.instance_id.len() + self.project_id.len() + self.session_id.len();

@@ -1,21 +1,22 @@
 //! JSON-RPC 2.0 as it stands in one message body: requests, batches, notifications and answers.
 
+mod json;
 mod plain;
 mod raw;
 mod strict;
 
 use std::fmt;
 
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
-use serde::ser::{SerializeMap, SerializeStruct};
+use serde::de::IgnoredAny;
+use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::fault::Fault;
 
-pub(crate) use plain::{Plain, needs_no_escape};
+pub use json::Json;
+pub(crate) use json::needs_no_escape;
+pub(crate) use plain::Plain;
 pub use raw::Raw;
 pub use strict::MAX_DEPTH;
 
@@ -59,138 +60,6 @@ impl Id {
 impl PartialEq for Id {
     fn eq(&self, other: &Self) -> bool {
         self.as_json() == other.as_json()
-    }
-}
-
-/// JSON as text on one line: written once, passed on as it is, and read by whoever wants it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Json(String);
-
-/// By this name `serde_json` is given text and asked for text. What knows none, such as the buffer of an untagged enum, gives the value.
-///
-/// A `RawValue` of its own would be read again wherever it is made of text that is known to be JSON.
-const RAW: &str = "$serde_json::private::RawValue";
-
-impl Serialize for Json {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut raw = serializer.serialize_struct(RAW, 1)?;
-        raw.serialize_field(RAW, self.as_str())?;
-        raw.end()
-    }
-}
-
-impl<'de> Deserialize<'de> for Json {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct AsText;
-        impl<'de> Visitor<'de> for AsText {
-            type Value = Json;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("JSON")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Json, A::Error> {
-                Box::<RawValue>::deserialize(MapAccessDeserializer::new(map))
-                    .map(|raw| Json::on_one_line(Box::<str>::from(raw).into()))
-            }
-
-            fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Json, D::Error> {
-                Value::deserialize(deserializer).map(Json::from)
-            }
-        }
-        deserializer.deserialize_newtype_struct(RAW, AsText)
-    }
-}
-
-/// Tells whether text has a control character. All bytes are looked at, for that is done many at a time.
-fn has_control(text: &str) -> bool {
-    text.bytes().fold(u8::MAX, u8::min) < b' '
-}
-
-/// Leaves out what stands between the tokens of JSON text.
-fn without_space(text: &str) -> String {
-    let (mut in_string, mut is_escaped) = (false, false);
-    let keeps = |c: &char| {
-        let is_kept = in_string || !c.is_ascii_whitespace();
-        in_string ^= *c == '"' && !is_escaped;
-        is_escaped = *c == '\\' && !is_escaped;
-        is_kept
-    };
-    text.chars().filter(keeps).collect()
-}
-
-impl Default for Json {
-    fn default() -> Self {
-        Self::null()
-    }
-}
-
-impl Json {
-    /// Returns `null`.
-    pub fn null() -> Self {
-        Self("null".into())
-    }
-
-    /// Writes a value, which must be one that always can be: no map but with keys of text.
-    pub fn of(value: &impl Serialize) -> Self {
-        #[expect(clippy::expect_used, reason = "what serde_json writes into memory is JSON")]
-        Self::write(value).expect("the value has keys of text")
-    }
-
-    /// Writes a value, or says why it has no JSON.
-    pub fn write(value: &impl Serialize) -> serde_json::Result<Self> {
-        serde_json::to_string(value).map(Self)
-    }
-
-    /// Takes text that is one JSON value with one meaning: as in a request, no object in it may have a key twice.
-    pub fn parse(text: &str) -> serde_json::Result<Self> {
-        strict::check(text)?;
-        serde_json::from_str(text)
-    }
-
-    /// Takes text that is known to be JSON, with nothing around it.
-    fn on_one_line(text: String) -> Self {
-        // Inside of a string they are escaped.
-        Self(if has_control(&text) { without_space(&text) } else { text })
-    }
-
-    /// Returns the text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Returns a look into it.
-    pub fn raw(&self) -> Raw<'_> {
-        Raw(&self.0)
-    }
-
-    /// Reads it as `T`.
-    pub fn read<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
-        serde_json::from_str(&self.0)
-    }
-}
-
-impl fmt::Display for Json {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl From<Raw<'_>> for Json {
-    fn from(raw: Raw<'_>) -> Self {
-        Self::on_one_line(raw.0.into())
-    }
-}
-
-impl From<Value> for Json {
-    fn from(value: Value) -> Self {
-        Self::of(&value)
-    }
-}
-
-impl PartialEq<Value> for Json {
-    fn eq(&self, other: &Value) -> bool {
-        self.read::<Value>().is_ok_and(|value| value == *other)
     }
 }
 
@@ -312,7 +181,13 @@ fn read_one(text: &str) -> Result<Request, Response> {
         serde_json::from_str::<IgnoredAny>(text).map_err(unreadable)?;
         return Err(Response::refusal(Fault::invalid_request("a request is an object")));
     }
-    strict::check(text).map_err(unreadable)?;
+    strict::check(text).map_err(|error| {
+        let is_too_deep = strict::is_too_deep(&error);
+        let refusal = unreadable(error);
+        // Whoever sent it waits for an answer with this id. What is passed over may be of any depth.
+        let id = serde_json::from_str::<Members<'_>>(text).ok().filter(|_| is_too_deep).and_then(|members| members.id);
+        Response { id: id.and_then(|id| Id::checked(id.to_owned()).ok()).unwrap_or(refusal.id), ..refusal }
+    })?;
     let Members { jsonrpc, id, method, params } = serde_json::from_str(text).map_err(unreadable)?;
     let id = id.map(|id| Id::checked(id.to_owned())).transpose().map_err(Response::refusal)?;
     let refuse =
@@ -381,7 +256,7 @@ pub(crate) fn result_text(body: &[u8]) -> Option<(u64, &[u8])> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn single(body: &str) -> Result<Request, Response> {
         match parse_request(body.as_bytes())? {
@@ -421,6 +296,10 @@ mod tests {
     fn what_is_no_request_is_refused_with_the_standard_code() {
         check_refused("{", -32700, "null");
         check_refused("", -32700, "null");
+        let deep = "[".repeat(MAX_DEPTH) + &"]".repeat(MAX_DEPTH);
+        check_refused(&format!(r#"{{"jsonrpc":"2.0","id":"a","method":"m","params":{deep}}}"#), -32700, "\"a\"");
+        check_refused(&format!(r#"{{"jsonrpc":"2.0","id":{deep},"method":"m"}}"#), -32700, "null");
+        check_refused(&format!(r#"{{"jsonrpc":"2.0","id":1,"id":2,"method":"m","params":{deep}}}"#), -32700, "null");
         check_refused("[]", -32600, "null");
         check_refused("1", -32600, "null");
         check_refused(r#"{"id":1,"method":"m"}"#, -32600, "1");
@@ -435,35 +314,6 @@ mod tests {
         let Ok(Incoming::Batch(parts)) = parse_request(body) else { panic!("no batch") };
         assert_eq!(parts.len(), 3);
         assert!(parts[0].is_ok() && parts[1].is_err() && parts[2].as_ref().unwrap().id.is_none());
-    }
-
-    #[test]
-    fn json_has_one_line_whatever_it_came_as() {
-        let spaced = "{\n\t\"a b\" : [ 1,\r\n 2.50 ],\n \"c\\\\\" : \"\\\" d \\n\"\n}";
-        let json: Json = serde_json::from_str(spaced).unwrap();
-        assert_eq!(json.as_str(), r#"{"a b":[1,2.50],"c\\":"\" d \n"}"#);
-        let request = format!(r#"{{"jsonrpc":"2.0","method":"m","params":{spaced}}}"#);
-        assert_eq!(single(&request).unwrap().params, json);
-        let kept: Json = serde_json::from_str(r#"{ "a": "é" }"#).unwrap();
-        assert_eq!(kept.as_str(), r#"{ "a": "é" }"#);
-    }
-
-    #[test]
-    fn json_is_read_from_buffers_and_values_too() {
-        #[derive(Debug, Deserialize, PartialEq)]
-        #[serde(untagged)]
-        enum Either {
-            Number { number: u64 },
-            Any { any: Json },
-        }
-        for value in [json!({"b": [1, 2.5, null], "a": "x"}), json!(null), json!(7), json!("\n")] {
-            let whole = json!({"any": value});
-            let expected = Either::Any { any: Json::of(&value) };
-            assert_eq!(serde_json::from_str::<Either>(&whole.to_string()).unwrap(), expected);
-            assert_eq!(serde_json::from_value::<Either>(whole).unwrap(), expected);
-            assert_eq!(serde_json::from_value::<Json>(value.clone()).unwrap(), value);
-        }
-        assert_eq!(serde_json::from_str::<Either>(r#"{"number":3}"#).unwrap(), Either::Number { number: 3 });
     }
 
     #[test]

@@ -17,7 +17,7 @@ mod subscriptions;
 
 pub use engine::{Engine, Event, Remote, SocketType};
 pub use error::ZmtpError;
-pub(crate) use frame::encode_event;
+pub(crate) use frame::encode_message_with;
 pub use frame::{encode_delimited, encode_message};
 pub use subscriptions::{Prefixes, Subscriptions};
 

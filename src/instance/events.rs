@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pando_dbproxy::WriteError;
+use pando_dbproxy::{WriteError, check_payload};
 use pando_ipc::client::CallError;
 use pando_ipc::hello::PUBLISH;
 use pando_ipc::rpc::Json;
@@ -46,7 +46,7 @@ impl Events {
     /// Publishes an event and returns its `seq`; a topic that is ephemeral has none.
     ///
     /// A durable event is journaled exactly once, whatever dies, when this returns `Ok`. An ephemeral one (see [`Topic::is_ephemeral`]) goes out at once
-    /// and may be lost.
+    /// and may be lost. A payload of more than 2 MiB, or nested deeper than 100 levels, is refused with `E_TOO_LARGE`.
     pub async fn publish(
         &self,
         topic: &str,
@@ -55,6 +55,7 @@ impl Events {
     ) -> Result<Option<u64>, PublishError> {
         let (topic, payload) = (Topic::new(topic)?, payload.into());
         if topic.is_ephemeral() {
+            check_payload(&payload).map_err(CallError::Refused)?;
             let params = Ephemeral { topic, payload, session_id, durable: false };
             self.0.routes.notify(PUBLISH, Json::of(&params)).await?;
             return Ok(None);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pando_bridge::inbound;
-use pando_dbproxy::{Recent, Remote};
+use pando_dbproxy::{RecentStatements, Remote};
 use pando_ipc::client::{self, Cause, Client, Link, LocalHistory, Since};
 use pando_ipc::cursor::Bookmark;
 use pando_ipc::failpoint::{self, Point};
@@ -35,7 +35,7 @@ pub(super) async fn follow(
     stop: &CancellationToken,
     failed: &mut Option<oneshot::Sender<JoinError>>,
 ) -> Result<Ended, JoinError> {
-    let recent = Recent::default();
+    let recent = RecentStatements::default();
     let warm = Warm::new(shared.workdir.database_path(), recent.clone());
     let mut candidate = stand(shared, &warm)?;
     let client = Client::open(
@@ -153,9 +153,8 @@ async fn succeed(shared: &Arc<Shared>, candidate: Candidate<Begun>, client: &Cli
     let wind_up = async {
         client.hang_up().await;
         tasks.wait().await;
-        // Nobody writes now. What cannot be read before the database is open is read then, and what nobody selects is not read.
+        // Nobody writes now. What cannot be read before the database is open is read then.
         if shared.is_placed()
-            && !shared.hub.interest().borrow().is_empty()
             && let Err(error) = lead::catch_up(shared).await
         {
             tracing::debug!(%error, "not caught up yet");

@@ -6,24 +6,22 @@ use std::time::Duration;
 
 use pando_bridge::Outbound;
 use pando_dbproxy::{Ack, Db, Deliver, Fenced, OpId, ReadError, Standby, Work, WriteRequest, Writer, WriterOptions};
-use pando_ipc::bus::{Bus, BusError, BusOptions, Limits};
+use pando_ipc::bus::Bus;
 use pando_ipc::failpoint::{self, Point};
-use pando_ipc::lock::{Lease, LockError};
+use pando_ipc::lock::Lease;
 use pando_ipc::methods::{Caller, Door};
-use pando_ipc::process::ProcessId;
-use pando_ipc::{Code, Envelope, Fault, Hello, LockInfo, Timestamp, Topic, hello, read_lock_for_path, topic};
+use pando_ipc::{Code, Envelope, Fault, Hello, LockInfo, Timestamp, Topic, read_lock_for_path, topic};
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc, oneshot};
-use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use super::binding::Binding;
 use super::rates::Rates;
 use super::roster::{Member, Roster};
 use super::route::Route;
 use super::terms::Ended;
 use super::{HEARTBEAT, JoinError, Role, Shared};
-use crate::methods;
 
 /// How often an instance compares the lock file's path with the file that it holds, or waits for.
 pub(super) const LOCK_CHECK: Duration = Duration::from_millis(500);
@@ -50,7 +48,7 @@ pub(crate) struct Primary {
     pub(crate) outbound: Arc<Outbound>,
     pub(crate) roster: Roster,
     pub(crate) since: Timestamp,
-    /// Taken away at the end of the term: the bus holds the methods, which hold this.
+    /// Taken away at the end of the term, see [`Primary::served`].
     bus: Mutex<Option<Bus>>,
     arrivals: mpsc::Sender<Hello>,
     pub(super) rates: Rates,
@@ -61,6 +59,39 @@ pub(crate) struct Primary {
 }
 
 impl Primary {
+    fn new(
+        shared: &Arc<Shared>,
+        writer: Writer,
+        outbound: Arc<Outbound>,
+        arrivals: mpsc::Sender<Hello>,
+        successor: mpsc::Sender<String>,
+    ) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            writer,
+            outbound,
+            roster: Roster::default(),
+            since: Timestamp::now(),
+            bus: Mutex::default(),
+            arrivals,
+            rates: Rates::default(),
+            successor,
+            leaving: CancellationToken::new(),
+        }
+    }
+
+    /// Sends events to the bus from now on.
+    pub(super) fn serve_by(&self, bus: &Bus) {
+        *self.bus.lock().unwrap_or_else(PoisonError::into_inner) = Some(bus.clone());
+        self.outbound.attach(self.writer.epoch(), bus.clone());
+    }
+
+    /// Lets go of the bus, which has ended: it holds the methods, which hold this.
+    pub(super) fn served(&self) {
+        self.outbound.detach();
+        self.bus.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
     /// Returns the bus, while the term lasts.
     pub(crate) fn bus(&self) -> Option<Bus> {
         self.bus.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -232,10 +263,6 @@ async fn begin(
     successor: mpsc::Sender<String>,
 ) -> Result<(Arc<Primary>, Bus, Option<LockInfo>), JoinError> {
     shared.place_hub(writer.head());
-    if shared.hub.interest().borrow().is_empty() {
-        // Who subscribes from now on comes behind all that former primaries committed.
-        shared.hub.start_behind(writer.head());
-    }
     // Mostly it has, while the database was being opened.
     if shared.hub.position() != writer.head()
         && let Err(error) = catch_up(shared).await
@@ -244,12 +271,11 @@ async fn begin(
     }
     failpoint::hit(Point::TermCaughtUp);
     let deliver: Arc<dyn Deliver> = Arc::new(writer.clone());
-    let doors = Doors::new(shared, writer.clone(), outbound, arrivals, successor);
-    // This instance's own writes need no door: they go on while the doors are made for everybody else's. They are woken after the task that binds, for
-    // what is woken last is run first by this thread, and what waits longest is taken by another one.
+    let binding = Binding::begin(Arc::new(Primary::new(shared, writer.clone(), outbound, arrivals, successor)));
+    // This instance's own writes need no socket. They are woken after the task that binds: what is woken last runs first on this thread.
     shared.routes.set(Route::None, Some(Arc::clone(&deliver)));
     let previous = read_lock_for_path(&shared.workdir).ok();
-    let begun = doors.open(lease).await;
+    let begun = binding.serve(lease).await;
     if let Ok((_, bus)) = &begun {
         shared.routes.set(Route::Local(bus.methods().clone()), Some(deliver));
         let (epoch, ports, endpoints) = (writer.epoch(), bus.ports(), bus.endpoints());
@@ -261,83 +287,6 @@ async fn begin(
         writer.close_for_successor().await;
     }
     begun.map(|(primary, bus)| (primary, bus, previous))
-}
-
-/// A term's doors, which a task of their own binds: the runtime's thread that lets this instance write goes on with those writes at once.
-struct Doors {
-    primary: Arc<Primary>,
-    binding: JoinSet<Result<Bus, BusError>>,
-}
-
-impl Doors {
-    /// Begins to bind.
-    fn new(
-        shared: &Arc<Shared>,
-        writer: Writer,
-        outbound: Arc<Outbound>,
-        arrivals: mpsc::Sender<Hello>,
-        successor: mpsc::Sender<String>,
-    ) -> Self {
-        let primary = Arc::new(Primary {
-            shared: Arc::clone(shared),
-            writer,
-            outbound,
-            roster: Roster::default(),
-            since: Timestamp::now(),
-            bus: Mutex::default(),
-            arrivals,
-            rates: Rates::default(),
-            successor,
-            leaving: CancellationToken::new(),
-        });
-        let options = BusOptions {
-            workdir: shared.workdir.clone(),
-            epoch: primary.writer.epoch(),
-            tcp: shared.options.tcp,
-            limits: Limits::default(),
-        };
-        let (mut binding, served) = (JoinSet::new(), Arc::clone(&primary));
-        binding.spawn(async move { Bus::start(options, methods::bind(&served)).await });
-        Self { primary, binding }
-    }
-
-    /// Waits until all is bound, and tells the workdir who leads.
-    async fn open(mut self, lease: &Lease) -> Result<(Arc<Primary>, Bus), JoinError> {
-        let bus = match self.binding.join_next().await {
-            Some(Ok(bound)) => bound?,
-            Some(Err(ended)) => match ended.try_into_panic() {
-                Ok(panicked) => std::panic::resume_unwind(panicked),
-                // The runtime ends, and so does this.
-                Err(_cancelled) => std::future::pending().await,
-            },
-            // There was one to wait for.
-            None => std::future::pending().await,
-        };
-        advertise(&self.primary, &bus, lease)?;
-        Ok((self.primary, bus))
-    }
-}
-
-/// Tells the workdir who leads.
-fn advertise(primary: &Primary, bus: &Bus, lease: &Lease) -> Result<(), LockError> {
-    let shared = &primary.shared;
-    *primary.bus.lock().unwrap_or_else(PoisonError::into_inner) = Some(bus.clone());
-    primary.outbound.attach(primary.writer.epoch(), bus.clone());
-    let ports = bus.ports();
-    lease.advertise(&LockInfo {
-        instance_id: shared.id.clone(),
-        pid: std::process::id(),
-        pub_port: ports.map_or(0, |ports| ports.publish),
-        rpc_port: ports.map_or(0, |ports| ports.rpc),
-        started_at: primary.since,
-        epoch: Some(primary.writer.epoch()),
-        workdir: Some(shared.workdir.path().to_owned()),
-        protocol: Some(hello::protocol()),
-        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-        endpoints: Some(bus.endpoints()),
-        process: ProcessId::of(std::process::id()),
-        successor: None,
-    })
 }
 
 /// Delivers what former primaries committed and subscribers of this instance have not seen. The lock is held.
@@ -435,5 +384,5 @@ async fn finish(primary: &Primary, bus: &Bus, end: &End) {
     failpoint::hit(Point::ShutdownFlushed);
     bus.shutdown(farewell).await;
     failpoint::hit(Point::ShutdownClosed);
-    primary.bus.lock().unwrap_or_else(PoisonError::into_inner).take();
+    primary.served();
 }

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pando_dbproxy::{Recent, Standby};
+use pando_dbproxy::{RecentStatements, Standby};
 use tokio_util::task::TaskTracker;
 
 /// Prepares the database for writing, off the runtime, and keeps it so. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Warm {
     database: PathBuf,
-    recent: Recent,
+    recent: RecentStatements,
     ready: Arc<Mutex<Ready>>,
 }
 
@@ -24,7 +24,7 @@ enum Ready {
 
 impl Warm {
     /// `recent` tells what this instance writes.
-    pub(super) fn new(database: PathBuf, recent: Recent) -> Self {
+    pub(super) fn new(database: PathBuf, recent: RecentStatements) -> Self {
         Self { database, recent, ready: Arc::new(Mutex::new(Ready::Not)) }
     }
 
@@ -44,7 +44,7 @@ impl Warm {
                 prepared.inspect_err(|why| tracing::debug!(%why, "nothing is prepared for an election")).ok()
             });
             if let Some(standby) = standby {
-                standby.learn(&warm.recent);
+                standby.warm(&warm.recent);
                 *ready = Ready::Yes(Box::new(standby));
             }
         });
@@ -70,7 +70,7 @@ mod tests {
     async fn what_was_looked_for_is_taken_once_and_nothing_is_prepared_afterwards() {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("pando.db");
-        let warm = Warm::new(database.clone(), Recent::default());
+        let warm = Warm::new(database.clone(), RecentStatements::default());
         let look = async || {
             let tasks = TaskTracker::new();
             warm.look(&tasks);

@@ -6,9 +6,10 @@ use pando_ipc::failpoint::Flaw;
 use rustix::process::Signal;
 
 use crate::checker::{Invariant, LOCK_LOST};
+use crate::judged::Judged;
 use crate::kills::kill_primaries;
 use crate::support::eventually;
-use crate::world::{Judged, PATIENCE, World};
+use crate::world::{PATIENCE, World};
 
 fn flawed(flaw: Flaw) -> [&'static str; 2] {
     ["--flaw", flaw.name()]

@@ -15,7 +15,7 @@ use crate::checker::{DATABASE_GONE, DATABASE_MOVED, LOCK_LOST, LOG_PINNED, LOG_R
 use crate::history::Deed;
 use crate::support::{RawPeer, pando, pass};
 use crate::world::{Instance, World};
-use machine::{fail_disk, jump_clock, start_by_mount, start_other_version};
+use machine::{fail_disk, jump_clock, start_by_mount, start_other_version, unwritable_lock};
 
 /// Instances that write.
 const INSTANCES: usize = 3;
@@ -67,6 +67,8 @@ faults! {
     fill_disk,
     fail_disk,
     slow_disk,
+    slow_binding,
+    unwritable_lock,
     exhaust_descriptors,
     stop_subscriber,
     kill_subscriber,
@@ -110,8 +112,8 @@ fn secondary(world: &mut World) -> usize {
     (primary + 1) % world.instances.len()
 }
 
-/// Makes an instance with these arguments the primary, with others beside it. Returns its name.
-fn enthrone(world: &mut World, args: &[&str]) -> String {
+/// Leaves an instance with these arguments as the only one, which is about to lead. Returns its name, and the epoch before.
+fn leave_to(world: &mut World, args: &[&str]) -> (String, u64) {
     let (_, epoch) = world.led_beyond(0);
     let next = world.start(args);
     let name = world.instances[next].name.clone();
@@ -119,6 +121,12 @@ fn enthrone(world: &mut World, args: &[&str]) -> String {
     while let Some(at) = world.instances.iter().position(|it| it.name != name) {
         world.kill(at);
     }
+    (name, epoch)
+}
+
+/// Makes an instance with these arguments the primary, with others beside it. Returns its name.
+fn enthrone(world: &mut World, args: &[&str]) -> String {
+    let (name, epoch) = leave_to(world, args);
     world.wait("its term", |world| world.instances[0].leads().filter(|led| *led > epoch));
     while world.instances.len() < INSTANCES {
         world.start(&[]);
@@ -327,6 +335,17 @@ fn slow_disk(world: &mut World) {
     let at = world.instances.iter().position(|it| it.name == name).unwrap();
     pass(Duration::from_millis(200));
     world.kill(at);
+}
+
+/// The sockets of a primary take their time: its own writes do not wait for them.
+fn slow_binding(world: &mut World) {
+    let (_, epoch) = leave_to(world, &["--arm", "bind.unix@1=sleep:3000"]);
+    world.wait("its own writes while nothing is bound", |world| {
+        let next = &world.instances[0];
+        assert_eq!(next.leads(), None, "it writes before it serves [{world}]");
+        (next.acked > epoch).then_some(())
+    });
+    world.led_beyond(epoch);
 }
 
 fn exhaust_descriptors(world: &mut World) {

@@ -8,8 +8,10 @@ mod controls;
 mod document;
 mod faults;
 mod history;
+mod judged;
 mod kills;
 mod model;
+mod observer;
 mod points;
 mod random;
 #[path = "../../src/cli/up/trial/record.rs"]

@@ -15,8 +15,9 @@ use rustix::process::Signal;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Deserialize;
 
-use crate::checker::{Invariant, Violation, check};
-use crate::history::{Database, Dated, Deed, History};
+use crate::history::{Database, Dated, Deed};
+use crate::judged::Judged;
+use crate::observer::Observer;
 use crate::random::Random;
 use crate::record::{Outcome, Record, What};
 use crate::shim::Shim;
@@ -40,7 +41,7 @@ pub(crate) struct World {
     under: String,
     report: PathBuf,
     deeds: File,
-    tails: Vec<(PathBuf, Process)>,
+    observers: Vec<Observer>,
     started: usize,
     measured: Instant,
 }
@@ -100,7 +101,7 @@ impl World {
             under: String::new(),
             report,
             deeds,
-            tails: Vec::new(),
+            observers: Vec::new(),
             started: 0,
             measured: Instant::now(),
         }
@@ -199,22 +200,20 @@ impl World {
     pub(crate) fn observe(&mut self) {
         self.started += 1;
         let path = self.report.join(format!("t{}.tail.jsonl", self.started));
-        let mut command = binary(self.sandbox.path());
-        command.args(["--json", "ipc", "tail", "--since", "all"]);
-        let process = Process::spawn_into(&self.sandbox, "tail", command, File::create(&path).unwrap());
-        self.wait("the observer's first event", |_| fs::metadata(&path).is_ok_and(|meta| meta.len() > 0).then_some(()));
-        self.tails.push((path, process));
+        let observer = Observer::start(&self.sandbox, path);
+        self.wait("the observer's first event", |_| observer.has_begun().then_some(()));
+        self.observers.push(observer);
     }
 
     /// Sends a signal to every observer.
     pub(crate) fn signal_observer(&mut self, signal: Signal) {
-        self.tails.iter().for_each(|(_, process)| process.signal(signal));
+        self.observers.iter().for_each(|observer| observer.signal(signal));
     }
 
     /// Kills an observer and starts another one.
     pub(crate) fn replace_observer(&mut self) {
-        if let Some((_, mut process)) = self.tails.pop() {
-            process.kill();
+        if let Some(mut observer) = self.observers.pop() {
+            observer.kill();
         }
         self.observe();
     }
@@ -355,7 +354,7 @@ impl World {
         let now =
             self.wait("a first event", |world| Some(world.sandbox.count(head).unsigned_abs()).filter(|seq| *seq > 0));
         self.wait("the observers to follow", |world| {
-            world.tails.iter().all(|(path, _)| last_seen(path) >= Some(now)).then_some(())
+            world.observers.iter().all(|observer| observer.last_seen() >= Some(now)).then_some(())
         });
         while let Some(at) = self.instances.iter().position(|it| it.name != primary) {
             self.hang_up(at);
@@ -363,11 +362,11 @@ impl World {
         self.hang_up(0);
         self.note_what_is_left();
         let head = self.dump();
-        for (path, process) in &mut self.tails {
-            eventually("the observer's last event", PATIENCE, || (last_seen(path) == Some(head)).then_some(()));
-            process.kill();
+        for observer in &mut self.observers {
+            eventually("the observer's last event", PATIENCE, || (observer.last_seen() == Some(head)).then_some(()));
+            observer.kill();
         }
-        self.judge()
+        Judged::of(self)
     }
 
     /// Kills everything and returns what the history violates.
@@ -375,16 +374,14 @@ impl World {
         while !self.instances.is_empty() {
             self.kill(0);
         }
-        for (_, process) in &mut self.tails {
-            process.kill();
-        }
+        self.observers.iter_mut().for_each(Observer::kill);
         self.dump();
-        self.judge()
+        Judged::of(self)
     }
 
-    fn judge(self) -> Judged {
-        let violations = check(&History::read(&self.report));
-        Judged { world: self, violations }
+    /// Returns the directory with the record of all.
+    pub(crate) fn report(&self) -> &Path {
+        &self.report
     }
 
     /// Writes down what is in the databases. Returns the number of the last event of the workdir's.
@@ -427,17 +424,6 @@ impl World {
     }
 }
 
-/// Returns the number of the last durable event that an observer has told.
-fn last_seen(path: &Path) -> Option<u64> {
-    #[derive(serde::Deserialize)]
-    struct Told {
-        seq: Option<u64>,
-    }
-    let told = fs::read_to_string(path).unwrap();
-    // The last line may be written in part.
-    told.lines().rev().find_map(|line| serde_json::from_str::<Told>(line).ok()?.seq)
-}
-
 impl fmt::Display for World {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, seed, under, report, .. } = self;
@@ -456,44 +442,6 @@ impl Drop for World {
                 }
             }
         }
-    }
-}
-
-/// A trial that has ended, and what is wrong with it.
-#[derive(Debug)]
-pub(crate) struct Judged {
-    world: World,
-    violations: Vec<Violation>,
-}
-
-impl Judged {
-    /// Fails when any call failed, but for those of instances that were asked to leave.
-    #[track_caller]
-    pub(crate) fn none_failed(self) -> Self {
-        let history = History::read(&self.world.report);
-        let asked: Vec<_> = history.deeds.iter().filter_map(|dated| dated.deed.asked_to_leave()).collect();
-        for (who, records) in history.instances.iter().filter(|(who, _)| !asked.contains(&who.as_str())) {
-            for record in records {
-                let What::Return { outcome, .. } = &record.what else { continue };
-                assert!(matches!(outcome, Outcome::Ok { .. }), "{who}, in {}: {record:?}", self.world.report.display());
-            }
-        }
-        self
-    }
-
-    /// Tells whether the history violates this, and forgets it.
-    pub(crate) fn violates(self, invariant: Invariant) -> bool {
-        fs::remove_dir_all(&self.world.report).unwrap();
-        self.violations.iter().any(|violation| violation.invariant == invariant)
-    }
-
-    /// Fails unless everything was kept; then the report goes.
-    #[track_caller]
-    pub(crate) fn holds(self) {
-        let list: String =
-            self.violations.iter().flat_map(|violation| ["\n- ".to_owned(), violation.to_string()]).collect();
-        assert!(self.violations.is_empty(), "{}:{list}", self.world);
-        fs::remove_dir_all(&self.world.report).unwrap();
     }
 }
 

@@ -15,11 +15,13 @@ pub(super) const MAX_PAGE_LOOKED_AT: u64 = 100_000;
 /// Size at which a [`Page`] ends early, in bytes. With the largest event behind it, it still fits into an answer.
 pub const MAX_PAGE_BYTES: usize = 1 << 20;
 
+pub(super) const BOUNDS: &str =
+    "SELECT coalesce((SELECT min(seq) FROM _pando_event), 0), coalesce((SELECT max(seq) FROM _pando_event), 0)";
+pub(super) const EPOCH: &str = "SELECT value FROM _pando_meta WHERE key = 'epoch'";
+
 /// Returns the numbers of the oldest and the last event, 0 when there is none.
 pub(crate) fn bounds(connection: &Connection) -> rusqlite::Result<(u64, u64)> {
-    let sql =
-        "SELECT coalesce((SELECT min(seq) FROM _pando_event), 0), coalesce((SELECT max(seq) FROM _pando_event), 0)";
-    connection.prepare_cached(sql)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
+    connection.prepare_cached(BOUNDS)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
 }
 
 /// Returns the number of the last event and the term in which it, or the latest primary, began.
@@ -141,6 +143,5 @@ pub(crate) fn last_before(connection: &Connection, time: Timestamp) -> rusqlite:
 
 /// Returns the term that the database is in, by which a writer notices its successor.
 pub(crate) fn epoch(connection: &Connection) -> rusqlite::Result<Option<u64>> {
-    let mut statement = connection.prepare_cached("SELECT value FROM _pando_meta WHERE key = 'epoch'")?;
-    statement.query_row([], |row| row.get(0)).optional()
+    connection.prepare_cached(EPOCH)?.query_row([], |row| row.get(0)).optional()
 }

@@ -185,3 +185,19 @@ async fn what_a_failed_statement_took_back_is_not_told_and_what_it_left_is() {
     }
     assert_eq!(bench.seen(), ["db.account.updated 1", "db.account.created 4", "db.account.deleted 4"]);
 }
+
+#[tokio::test]
+async fn a_script_s_changes_are_told_though_a_later_statement_fails() {
+    let bench = Bench::new();
+    let options = bench.options();
+    let write = |tx: &Tx<'_>, (): ()| {
+        tx.script("CREATE TABLE made (id INTEGER PRIMARY KEY); INSERT INTO made VALUES (1), (2); SELECT 1")?;
+        let _nothing = tx.execute("INSERT INTO made VALUES (3), (1)", ()).unwrap_err();
+        Ok(())
+    };
+    options.writes.register("script", write).unwrap();
+    let writer = Writer::open(&bench.path(), options).unwrap();
+    apply(&writer, named("script", &json!(null))).await;
+    let told = tree(&bench.events.lock().unwrap().last().unwrap().payload);
+    assert_eq!(told["payload"]["tables"], json!({"made": {"created": 2}}));
+}

@@ -1,11 +1,10 @@
 //! What is prepared before an election writes nothing until then, and is not used where it does not fit any more.
 
 use rusqlite::ErrorCode;
-use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
 
 use super::*;
-use crate::{Recent, Standby, schema, standby};
+use crate::{RecentStatements, Standby, schema, standby};
 
 fn prepared(bench: &Bench) -> Standby {
     Standby::prepare(&bench.path()).unwrap()
@@ -42,9 +41,16 @@ async fn a_term_that_was_prepared_compiles_none_of_what_it_runs_first() {
     let bench = Bench::new();
     let first = bench.writer();
     apply(&first, session("s-1")).await;
-    let (standby, recent, client) = (prepared(&bench), Recent::default(), uuid::Uuid::now_v7());
-    recent.note(&session("s-1"), &Writes::new());
-    standby.learn(&recent);
+    let (mut standby, recent, client) = (prepared(&bench), RecentStatements::default(), uuid::Uuid::now_v7());
+    // Ever new statements do not displace what each term runs.
+    for number in 0..200 {
+        let work = exec(&[&format!("DELETE FROM sessions WHERE id = 'gone-{number}'")]);
+        (0..2).for_each(|_| recent.note(&work, &Writes::new()));
+        standby = standby.kept_current().unwrap();
+        standby.warm(&recent);
+    }
+    (0..2).for_each(|_| recent.note(&session("s-1"), &Writes::new()));
+    standby.warm(&recent);
     let longest = "PRAGMA synchronous = FULL".len();
     // From now on nothing longer can be compiled, nor compiled anew.
     standby.connections()[0].set_limit(Limit::SQLITE_LIMIT_SQL_LENGTH, i32::try_from(longest).unwrap()).unwrap();
@@ -106,7 +112,6 @@ async fn a_standby_writes_nothing() {
 fn a_standby_that_is_closed_last_moves_nothing() {
     let bench = Bench::new();
     let opened = schema::open(&bench.path(), Durability::Os).unwrap();
-    opened.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
     opened.connection.execute_batch("CREATE TABLE t (a); INSERT INTO t VALUES (zeroblob(100000))").unwrap();
     let standby = prepared(&bench);
     // As when it dies.

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pando_ipc::Envelope;
 use pando_ipc::rpc::Json;
@@ -205,16 +205,28 @@ fn statement() -> impl Strategy<Value = String> {
 
 /// Writes down each change in a table, which SQLite takes back together with the change.
 fn bear_witness(connection: &Connection) {
-    let mut script = "CREATE TEMP TABLE witness (what);".to_owned();
+    let mut script = "CREATE TEMP TABLE witness (what); CREATE TEMP TABLE witness_row (what);".to_owned();
     for (table, (event, operation)) in TABLES
         .iter()
         .flat_map(|table| ["INSERT", "UPDATE", "DELETE"].into_iter().zip(Operation::ALL).map(move |o| (table, o)))
     {
         let operation = operation.as_str();
+        let column = if *table == "n" { "rowid" } else { "id" };
+        let key = |row: &str| format!("coalesce(CAST({row}.{column} AS TEXT), 'NULL')");
+        let (old, new) = (key("OLD"), key("NEW"));
+        let rows = match event {
+            "INSERT" => format!("SELECT '{table} created ' || {new}"),
+            "DELETE" => format!("SELECT '{table} deleted ' || {old}"),
+            _ => format!(
+                "SELECT '{table} updated ' || {new} WHERE {new} = {old}
+                 UNION ALL SELECT '{table} deleted ' || {old} WHERE {new} <> {old}
+                 UNION ALL SELECT '{table} created ' || {new} WHERE {new} <> {old}"
+            ),
+        };
         let _infallible = write!(
             script,
             "CREATE TEMP TRIGGER witness_{table}_{event} AFTER {event} ON main.{table}
-             BEGIN INSERT INTO witness VALUES ('{table} {operation}'); END;"
+             BEGIN INSERT INTO witness VALUES ('{table} {operation}'); INSERT INTO witness_row {rows}; END;"
         );
     }
     connection.execute_batch(&script).unwrap();
@@ -223,10 +235,9 @@ fn bear_witness(connection: &Connection) {
 /// Runs a statement as the writer does. Tells whether it is certain what stays of it.
 fn settled(connection: &Connection, track: &Track, sql: &str) -> bool {
     let before = connection.total_changes();
-    let done = connection.execute_batch(sql).is_ok();
-    let counts = connection.total_changes() > before;
-    track.settle(done || counts);
-    done || !counts || connection.changes() > 0
+    let is_done = connection.execute_batch(sql).is_ok();
+    track.end_statement(connection, before, is_done);
+    is_done || connection.total_changes() == before || connection.changes() > 0
 }
 
 proptest! {
@@ -236,8 +247,8 @@ proptest! {
         tracked in prop::collection::vec(any::<bool>(), TABLES.len()),
     ) {
         let ((told, track), (witness, _)) = (opened(SCHEMA), opened(SCHEMA));
-        let wished = TABLES.into_iter().zip(tracked).filter_map(|(table, wish)| wish.then_some(table));
-        wish_for(&track, &told, wished);
+        let wished: Vec<_> = TABLES.into_iter().zip(tracked).filter_map(|(table, wish)| wish.then_some(table)).collect();
+        wish_for(&track, &told, wished.iter().copied());
         bear_witness(&witness);
         // As in the writer: without a transaction a commit could fail besides.
         for connection in [&told, &witness] {
@@ -255,15 +266,22 @@ proptest! {
             counts.map(|(operation, count)| (format!("{} {}", table.name, operation.as_str()), count))
         });
         let counts: BTreeMap<_, _> = counts.filter(|(_, count)| *count > 0).collect();
+        let rows: BTreeSet<_> = collected.rows.iter().map(|row| {
+            format!("{} {} {}", collected.tables[row.table].name, row.operation.as_str(), row.key)
+        }).collect();
+        let mut seen_rows: BTreeSet<String> =
+            strings(&witness, "SELECT DISTINCT what FROM witness_row WHERE what <> ?1", "").unwrap().into_iter().collect();
+        seen_rows.retain(|row| wished.iter().any(|table| row.split(' ').next() == Some(*table)));
         let mut seen = witness.prepare("SELECT what, count(*) FROM witness GROUP BY what").unwrap();
         let seen: BTreeMap<String, u64> =
             seen.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().collect::<Result<_, _>>().unwrap();
         if is_certain {
-            prop_assert_eq!(counts, seen, "{:?}", statements);
+            prop_assert_eq!((counts, rows), (seen, seen_rows), "{:?}", statements);
         } else {
             // A trigger may have changed rows before its statement failed: then SQLite does not say whether they are still there.
             let missed = seen.iter().find(|(what, count)| counts.get(*what).is_none_or(|told| told < count));
             prop_assert_eq!(missed, None, "{:?}", statements);
+            prop_assert_eq!(seen_rows.difference(&rows).next(), None, "{:?}", statements);
         }
     }
 }

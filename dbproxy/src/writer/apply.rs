@@ -1,4 +1,4 @@
-//! Applies one write inside its savepoint: dedup, the work itself, its events, its stored answer.
+//! Applies one write inside the open transaction: dedup, the work itself, its events, its stored answer.
 
 use std::borrow::Cow;
 use std::time::Instant;

@@ -235,7 +235,7 @@ impl Shared {
         start.get(..=topic.len()).is_none_or(|start| lock(&self.registry).audience.touches(start))
     }
 
-    /// Queues a frame for every subscriber of it, as the message that is made when the first one is found. Held under one lock, so that all
+    /// Queues a frame for every subscriber of it. `message` makes its message, once a first one is found. One lock is held meanwhile, so that all
     /// subscribers see all frames in one order.
     pub(super) fn publish(&self, frame: &[u8], message: impl Fn() -> Bytes) {
         self.counters.published.fetch_add(1, Relaxed);

@@ -18,8 +18,11 @@ use crate::topic::{HEARTBEAT, Pattern, Topic};
 
 /// Most events that are read from the journal at once.
 const PAGE: usize = 1_000;
-/// How long a link is waited for before the journal is read again: a primary may write its last events and leave before we hear of it.
+/// How long a link is waited for before the journal is read again: a primary may write its last events and leave before we hear of it. Each look that
+/// finds nothing doubles it.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Pause after the primary could not be asked for the journal.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Pause after the journal could not be read for a reason that time alone may not mend.
@@ -72,6 +75,8 @@ pub struct Follower {
     is_tracked: bool,
     /// When the journal is read again if there is no link by then. Kept here, for whoever waits for us may begin anew at any time.
     look_again: Instant,
+    /// How long after the last look that is.
+    pause: Duration,
     ready: VecDeque<Followed>,
     /// The last `seq` that was taken from `ready`.
     taken: u64,
@@ -123,6 +128,7 @@ impl Follower {
             stage,
             is_tracked: true,
             look_again: Instant::now() + LOOK_AGAIN,
+            pause: LOOK_AGAIN,
             ready: VecDeque::new(),
             taken: floor,
         }
@@ -223,12 +229,19 @@ impl Follower {
                 // There is nobody to ask yet. Once there is, the journal is read anyway.
                 Err(_) => self.stage = Stage::Link,
             },
+            Stage::Link if !self.is_tracked => {
+                self.stage = if self.subscription.live().await { Stage::Live } else { return None };
+            }
             Stage::Link => match timeout_at(self.look_again, self.subscription.live()).await {
-                Ok(true) => self.stage = if self.is_tracked { Stage::Replay } else { Stage::Live },
+                Ok(true) => {
+                    self.pause = LOOK_AGAIN;
+                    self.stage = Stage::Replay;
+                }
                 Ok(false) => return None,
                 Err(_) => {
-                    self.look_again = Instant::now() + LOOK_AGAIN;
-                    self.stage = if self.is_tracked { Stage::Early } else { Stage::Link };
+                    self.pause = LONGEST_PAUSE.min(2 * self.pause);
+                    self.look_again = Instant::now() + self.pause;
+                    self.stage = Stage::Early;
                 }
             },
             Stage::Replay => match self.read().await {
@@ -251,6 +264,10 @@ impl Follower {
     /// Takes a page; once it was the last, goes on with `then`.
     fn turn(&mut self, page: Page, then: Stage) {
         let (followed, more) = self.position.page(page);
+        if !followed.is_empty() {
+            self.pause = LOOK_AGAIN;
+            self.look_again = Instant::now() + self.pause;
+        }
         self.ready.extend(followed);
         if !more {
             self.stage = then;

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{CallError, Client};
 use crate::envelope::{Envelope, Timestamp};
 use crate::hello::{HEAD, SINCE};
+use crate::rpc::Json;
 use crate::topic::Pattern;
 
 /// A stretch of the journal.
@@ -140,22 +142,24 @@ impl History for RemoteHistory {
         limit: usize,
     ) -> BoxFuture<'a, Result<Page, HistoryError>> {
         Box::pin(async move {
-            let page = self.ask(SINCE, json!({"after": after, "topics": patterns, "limit": limit})).await?;
-            serde_json::from_value(page).map_err(HistoryError::Malformed)
+            let page = self.ask(SINCE, &json!({"after": after, "topics": patterns, "limit": limit})).await?;
+            page.read().map_err(HistoryError::Malformed)
         })
     }
 
     fn last_before(&self, time: Option<Timestamp>) -> BoxFuture<'_, Result<u64, HistoryError>> {
         Box::pin(async move {
-            let head = self.ask(HEAD, json!({"before": time})).await?;
-            Ok(head.get("seq").and_then(Value::as_u64).unwrap_or_default())
+            let head = self.ask(HEAD, &json!({"before": time})).await?;
+            Ok(head.raw().member("seq").and_then(|seq| seq.read().ok()).unwrap_or_default())
         })
     }
 }
 
 impl RemoteHistory {
-    async fn ask(&self, method: &str, params: Value) -> Result<Value, HistoryError> {
-        self.0.call(method, params).await.map_err(|error| {
+    /// Returns the answer as text: a payload in it may be nested deeper than a tree can be.
+    async fn ask(&self, method: &str, params: &Value) -> Result<Json, HistoryError> {
+        let deadline = Instant::now() + self.0.core.options.call_timeout;
+        self.0.call_json(method, Json::of(params), deadline).await.map_err(|error| {
             if error.is_method_not_found() { HistoryError::Unsupported } else { HistoryError::Call(error) }
         })
     }

@@ -1,15 +1,9 @@
 //! JSON as most of it is written: read straight from its bytes, without what few write.
 
-use super::{Json, has_control};
+use super::json::{Json, has_control};
 
 /// Nesting beyond this is left to the general reader.
-const MAX_DEPTH: u32 = 32;
-
-/// Tells whether text stands in JSON as it is, between quotes. All bytes are looked at, for that is done many at a time.
-pub(crate) fn needs_no_escape(text: &str) -> bool {
-    let is_escaped = |byte| u8::from(byte < b' ') | u8::from(byte == b'"') | u8::from(byte == b'\\');
-    text.bytes().fold(0, |any, byte| any | is_escaped(byte)) == 0
-}
+const MAX_PLAIN_DEPTH: u32 = 32;
 
 /// JSON on one line, and how far it is read.
 ///
@@ -55,7 +49,7 @@ impl<'a> Plain<'a> {
     /// Reads a value of any kind, which stays text.
     pub(crate) fn json(&mut self) -> Option<Json> {
         let from = self.at;
-        self.skip(MAX_DEPTH)?;
+        self.skip(MAX_PLAIN_DEPTH)?;
         Some(Json(self.json.get(from..self.at)?.to_owned()))
     }
 
@@ -242,15 +236,6 @@ mod tests {
         let number = |text| Plain::new(text).and_then(|mut plain| plain.number());
         assert_eq!([number("0"), number("7,"), number("18446744073709551615")], [Some(0), Some(7), Some(u64::MAX)]);
         assert_eq!([number("-1"), number(""), number("18446744073709551616")], [None; 3]);
-    }
-
-    #[test]
-    fn text_needs_no_escape_exactly_where_it_is_written_as_it_is() {
-        for byte in 0..=u8::MAX {
-            let text = format!("before{}after", char::from(byte));
-            let is_same = serde_json::to_string(&text).is_ok_and(|json| json == format!("\"{text}\""));
-            assert_eq!(needs_no_escape(&text), is_same, "{byte:#x}");
-        }
     }
 
     /// Short text of what JSON is made of, which is JSON often enough.

@@ -10,7 +10,9 @@ use serde_json::value::RawValue;
 use super::raw::Name;
 
 /// Deepest nesting that is read; `serde_json`'s own limit.
-pub const MAX_DEPTH: usize = 128;
+pub const MAX_DEPTH: usize = 127;
+/// What `serde_json` says of deeper JSON.
+const TOO_DEEP: &str = "recursion limit exceeded";
 
 /// Keys of an object that are compared one by one.
 const FEW_KEYS: usize = 16;
@@ -18,10 +20,15 @@ const FEW_KEYS: usize = 16;
 /// Says in our words why JSON was not read.
 pub(super) fn explain(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    match text.strip_prefix("recursion limit exceeded") {
+    match text.strip_prefix(TOO_DEEP) {
         Some(place) => format!("nested deeper than {MAX_DEPTH} levels{place}"),
         None => text,
     }
+}
+
+/// Tells whether JSON was not read because it is nested too deep.
+pub(super) fn is_too_deep(error: &serde_json::Error) -> bool {
+    error.to_string().starts_with(TOO_DEEP)
 }
 
 /// Passes over any value; an object with a key twice is an error. It keeps the keys of the objects around it, innermost last.
@@ -167,9 +174,9 @@ mod tests {
     #[test]
     fn what_is_too_deep_is_refused_in_our_words() {
         let deep = |depth: usize| format!(r#"{{"a":{}{}}}"#, "[".repeat(depth), "]".repeat(depth));
-        assert!(check(&deep(MAX_DEPTH - 2)).is_ok());
+        assert!(check(&deep(MAX_DEPTH - 1)).is_ok());
         let error = check(&deep(MAX_DEPTH)).unwrap_err();
-        assert!(explain(&error).starts_with("nested deeper than 128 levels at line 1"), "{}", explain(&error));
+        assert!(explain(&error).starts_with("nested deeper than 127 levels at line 1"), "{}", explain(&error));
     }
 
     #[test]

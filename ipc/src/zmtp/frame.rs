@@ -91,7 +91,7 @@ pub fn encode_delimited(write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
 
 /// Returns the bytes of a message of one frame, which `write` appends, and where in them the frame begins. Nothing is copied where it has no more
 /// bytes than expected.
-pub(crate) fn encode_event(expected_bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> (Bytes, usize) {
+pub(crate) fn encode_message_with(expected_bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> (Bytes, usize) {
     encode_written(&[], expected_bytes, write)
 }
 
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn an_event_is_a_message_and_stands_behind_its_header() {
         for bytes in [0, 255, 256, 1_000] {
-            let (message, at) = encode_event(300, |out| out.extend(vec![7; bytes]));
+            let (message, at) = encode_message_with(300, |out| out.extend(vec![7; bytes]));
             assert_eq!(message, encode_message(&vec![7; bytes]));
             assert_eq!(message[at..], vec![7; bytes]);
         }

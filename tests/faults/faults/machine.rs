@@ -1,6 +1,7 @@
 //! What the machine does to everybody: its clock jumps, its disk fails, it shows one directory at two places, it has another release.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -71,6 +72,25 @@ pub(super) fn fail_disk(world: &mut World) {
     world.wait("a write that is acknowledged", |world| {
         world.outcomes_since(&mark).iter().any(|outcome| matches!(outcome, Outcome::Ok { .. })).then_some(())
     });
+}
+
+/// The disk takes nothing when a primary writes down that it leads: its term ends and nobody is served. It leads once the disk works again.
+pub(super) fn unwritable_lock(world: &mut World) {
+    let (_, epoch) = super::leave_to(world, &["--arm", "advertise.write@1=stop"]);
+    world.stops(0);
+    world.fault(DISK_FAILS, "pwrite: EIO, for a primary that is about to say so");
+    world.instances[0].shim.wish(Wishes { write_error: Some(Errno::IO), ..Wishes::default() });
+    world.go_on(0);
+    world.wait("the end of its term", |world| {
+        world.instances[0].process.stderr().contains("the term could not begin").then_some(())
+    });
+    let sockets = fs::read_dir(world.sandbox.workdir().socket_dir().unwrap()).unwrap();
+    let served: Vec<_> =
+        sockets.map(|entry| entry.unwrap().path()).filter(|path| UnixStream::connect(path).is_ok()).collect();
+    assert!(served.is_empty(), "nobody is served without the lock: {served:?} [{world}]");
+    world.fault(DISK_WORKS, "pwrite");
+    world.instances[0].shim.wish(Wishes::default());
+    world.led_beyond(epoch);
 }
 
 /// Instances that see the workdir at another place, where it is mounted once more, are of the same house: they follow, and they lead.

@@ -269,13 +269,13 @@ impl Server {
             }
             HEAD | SINCE => match &self.setup.journal {
                 None => one(Err(Fault::method_not_found(&request.method))),
-                Some(journal) => one(Ok(self.read(&journal.lock().unwrap(), &request).into())),
+                Some(journal) => one(Ok(self.read(&journal.lock().unwrap(), &request))),
             },
             method => one(Err(Fault::method_not_found(method))),
         }
     }
 
-    fn read(&self, journal: &[Envelope], request: &Request) -> Value {
+    fn read(&self, journal: &[Envelope], request: &Request) -> Json {
         #[derive(serde::Deserialize)]
         struct Since {
             topics: Vec<Pattern>,
@@ -283,10 +283,10 @@ impl Server {
             after: u64,
         }
         if request.method == HEAD {
-            return json!({"seq": journal.len(), "epoch": self.setup.epoch});
+            return json!({"seq": journal.len(), "epoch": self.setup.epoch}).into();
         }
         let Since { topics, limit, after } = request.params.read().unwrap();
         // Fewer than asked for: a server may have a limit of its own.
-        json!(page(journal, after, &topics, limit.min(3)))
+        Json::of(&page(journal, after, &topics, limit.min(3)))
     }
 }
