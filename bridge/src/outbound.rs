@@ -31,10 +31,18 @@ impl Publisher for Bus {
 #[derive(Debug)]
 pub struct Outbound {
     hub: Hub,
-    /// The term and its bus, while it serves.
-    served: RwLock<Option<(u64, Box<dyn Publisher>)>>,
+    ways: RwLock<Ways>,
     /// Ephemeral events so far.
     counters: Mutex<Counters>,
+}
+
+/// Where committed events go.
+#[derive(Debug, Default)]
+struct Ways {
+    /// The term and its bus, while it serves.
+    bus: Option<(u64, Box<dyn Publisher>)>,
+    /// The hub has all that was committed, so it takes what is committed from now on. Before, it is fed from the journal.
+    is_live: bool,
 }
 
 /// Ephemeral events so far, per publisher and topic. Forgotten when the publisher leaves.
@@ -54,30 +62,39 @@ impl Counters {
 }
 
 impl Outbound {
-    /// Returns the way out for one term; events reach the hub alone until a bus is attached.
+    /// Returns the way out for one term. Committed events reach the hub once it is [live](Self::go_live), and others once a bus is attached.
     pub fn new(hub: Hub) -> Self {
-        Self { hub, served: RwLock::default(), counters: Mutex::default() }
+        Self { hub, ways: RwLock::default(), counters: Mutex::default() }
+    }
+
+    /// Hands committed events to the hub from now on, if `is_fed` says of its position that it has all that was committed. Returns whether it does.
+    pub fn go_live(&self, is_fed: impl FnOnce(u64) -> bool) -> bool {
+        let mut ways = self.ways.write().unwrap_or_else(PoisonError::into_inner);
+        ways.is_live = is_fed(self.hub.position());
+        ways.is_live
     }
 
     /// Sends everything that comes from now on to the bus of the term `epoch`, too.
     pub fn attach(&self, epoch: u64, bus: impl Publisher + 'static) {
-        *self.served.write().unwrap_or_else(PoisonError::into_inner) = Some((epoch, Box::new(bus)));
+        self.ways.write().unwrap_or_else(PoisonError::into_inner).bus = Some((epoch, Box::new(bus)));
     }
 
     /// Lets go of the bus: events reach the hub alone.
     pub fn detach(&self) {
-        let served = self.served.write().unwrap_or_else(PoisonError::into_inner).take();
-        drop(served);
+        let bus = self.ways.write().unwrap_or_else(PoisonError::into_inner).bus.take();
+        drop(bus);
     }
 
     /// Carries committed events, in commit order. Called by the writer's thread; never blocks.
     pub fn carry(&self, events: &[Recorded]) {
-        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        let ways = self.ways.read().unwrap_or_else(PoisonError::into_inner);
         for event in events {
-            if let Some((_, bus)) = &*served {
+            if let Some((_, bus)) = &ways.bus {
                 bus.publish_frame(event.frame());
             }
-            self.hub.deliver_recorded(event);
+            if ways.is_live {
+                self.hub.deliver_recorded(event);
+            }
         }
     }
 
@@ -89,11 +106,11 @@ impl Outbound {
         if !event.topic.as_str().starts_with(PROBE_PREFIX) {
             event.n = Some(counters.count(&event));
         }
-        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
-        event.epoch = served.as_ref().map(|(epoch, _)| *epoch);
+        let ways = self.ways.read().unwrap_or_else(PoisonError::into_inner);
+        event.epoch = ways.bus.as_ref().map(|(epoch, _)| *epoch);
         let event = Arc::new(event);
         // Under the lock, so that the numbers leave in order.
-        if let Some((_, bus)) = &*served {
+        if let Some((_, bus)) = &ways.bus {
             bus.publish(&event);
         }
         self.hub.deliver(&event);
@@ -130,6 +147,7 @@ mod tests {
         let (hub, sent) = (Hub::new(), Sent::default());
         let mut local = hub.subscribe([Pattern::All]);
         let outbound = Outbound::new(hub);
+        assert!(outbound.go_live(|position| position == 0));
         let mut early = Envelope::new("i", Topic::known("a.b"), Value::Null);
         early.seq = Some(1);
         outbound.carry(&[Recorded::new(&early).unwrap()]);
@@ -145,5 +163,27 @@ mod tests {
         for _ in 0..5 {
             assert!(matches!(local.recv().await, Some(crate::Delivery::Event(_))));
         }
+    }
+
+    #[tokio::test]
+    async fn a_hub_that_is_behind_is_fed_from_the_journal_first() {
+        let hub = Hub::new();
+        let mut local = hub.subscribe([Pattern::All]);
+        let outbound = Outbound::new(hub.clone());
+        let event = |seq| Envelope { seq: Some(seq), ..Envelope::new("i", Topic::known("a.b"), Value::Null) };
+        outbound.carry(&[Recorded::new(&event(2)).unwrap()]);
+        assert!(!outbound.go_live(|position| position == 2), "it has neither");
+        hub.deliver(&Arc::new(event(1)));
+        hub.deliver(&Arc::new(event(2)));
+        assert!(outbound.go_live(|position| position == 2));
+        for seq in [2, 3] {
+            outbound.carry(&[Recorded::new(&event(seq)).unwrap()]);
+        }
+        hub.close();
+        let mut seen = Vec::new();
+        while let Some(crate::Delivery::Event(event)) = local.recv().await {
+            seen.extend(event.seq);
+        }
+        assert_eq!(seen, [1, 2, 3]);
     }
 }

@@ -121,11 +121,11 @@ pub(super) async fn follow(
             }
         }
     };
-    shared.routes.clear();
     term.cancel();
     match ended {
-        Ok(Some(candidate)) => Ok(Ended::Elected(Box::new(succeed(shared, candidate, &client, &tasks).await?))),
+        Ok(Some(candidate)) => Ok(Ended::Elected(Box::new(succeed(shared, candidate, client, tasks).await?))),
         ended => {
+            shared.routes.clear();
             // An open database would keep the last one to leave from cleaning up.
             tasks.spawn_blocking(move || drop(warm.take()));
             client.close().await;
@@ -143,24 +143,33 @@ fn stand(shared: &Arc<Shared>, warm: &Warm) -> Result<Candidate<Begun>, LockErro
     let (own, warm) = (Arc::clone(shared), warm.clone());
     let begin = move |lease: Lease| {
         failpoint::hit(Point::CandidateWon);
+        // Until the database is open, calls and writes wait.
+        own.routes.clear();
         lead::open(&own, lease, warm.take())
     };
     Candidate::wait(shared.workdir.clone(), &shared.id, begin)
 }
 
-/// Winds the former term up while the next one begins. Every moment counts, and nobody is left to read our last words.
-async fn succeed(shared: &Arc<Shared>, candidate: Candidate<Begun>, client: &Client, tasks: &TaskTracker) -> Begun {
-    let wind_up = async {
+/// Winds the former term up beside the next one. Every moment counts, and nobody is left to read our last words.
+async fn succeed(shared: &Arc<Shared>, candidate: Candidate<Begun>, client: Client, tasks: TaskTracker) -> Begun {
+    let own = Arc::clone(shared);
+    let winding_up = TaskTracker::new().spawn(async move {
         client.hang_up().await;
         tasks.wait().await;
-        // Nobody writes now. What cannot be read before the database is open is read then.
-        if shared.is_placed()
-            && let Err(error) = lead::catch_up(shared).await
+        // Nobody feeds the hub now. What cannot be read before the database is open is read then.
+        if own.is_placed()
+            && let Err(error) = lead::catch_up(&own).await
         {
             tracing::debug!(%error, "not caught up yet");
         }
-    };
-    tokio::join!(candidate.begun(), wind_up).0
+    });
+    match candidate.begun().await {
+        Ok(opened) => Ok(opened.beside(winding_up)),
+        Err(error) => {
+            lead::ended(winding_up).await;
+            Err(error)
+        }
+    }
 }
 
 fn role_of(link: Option<&Link>) -> Role {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pando_bridge::Outbound;
-use pando_dbproxy::{Ack, Db, Deliver, Fenced, OpId, ReadError, Standby, Work, WriteRequest, Writer, WriterOptions};
+use pando_dbproxy::{Ack, Db, Fenced, OpId, ReadError, Standby, Work, WriteRequest, Writer, WriterOptions};
 use pando_ipc::bus::Bus;
 use pando_ipc::failpoint::{self, Point};
 use pando_ipc::lock::Lease;
@@ -13,6 +13,7 @@ use pando_ipc::methods::{Caller, Door};
 use pando_ipc::{Code, Envelope, Fault, Hello, LockInfo, Timestamp, Topic, read_lock_for_path, topic};
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -194,13 +195,13 @@ struct Incoming {
 /// Leads until `stop`, or until the lock or the database is no longer ours.
 pub(super) async fn lead(
     shared: &Arc<Shared>,
-    Opened { writer, outbound, lease }: Opened,
+    Opened { writer, outbound, lease, winding_up }: Opened,
     stop: &CancellationToken,
     failed: &mut Option<oneshot::Sender<JoinError>>,
 ) -> Result<Ended, JoinError> {
     let (arrivals, arrived) = mpsc::channel(ARRIVALS);
     let (successor, chosen) = mpsc::channel(1);
-    let (primary, bus, previous) = begin(shared, &lease, writer, outbound, arrivals, successor).await?;
+    let (primary, bus, previous) = begin(shared, &lease, writer, outbound, winding_up, arrivals, successor).await?;
     failed.take();
     failpoint::hit(Point::TermServes);
     let incoming = Incoming { arrived, departures: bus.departures(), chosen };
@@ -228,16 +229,34 @@ pub(super) async fn lead(
     Ok(ended)
 }
 
-/// The database at the beginning of a term: its epoch is counted up, and nobody is served yet.
+/// The database at the beginning of a term: its epoch is counted up, this instance writes, and nobody else is served yet.
 #[derive(Debug)]
 pub(super) struct Opened {
     writer: Writer,
     outbound: Arc<Outbound>,
     /// It goes last.
     lease: Lease,
+    /// What is left of the former term and may still feed the hub.
+    winding_up: Option<JoinHandle<()>>,
 }
 
-/// Opens the database and begins an epoch, with what was prepared for it. Blocks.
+impl Opened {
+    /// Has the former term wind up beside this one.
+    pub(super) fn beside(self, winding_up: JoinHandle<()>) -> Self {
+        Self { winding_up: Some(winding_up), ..self }
+    }
+}
+
+/// Waits until what is left of a former term has ended.
+pub(super) async fn ended(winding_up: JoinHandle<()>) {
+    if let Err(ended) = winding_up.await
+        && let Ok(panicked) = ended.try_into_panic()
+    {
+        std::panic::resume_unwind(panicked);
+    }
+}
+
+/// Opens the database, begins an epoch with what was prepared for it, and lets this instance write, which needs no socket. Blocks.
 pub(super) fn open(shared: &Shared, lease: Lease, standby: Option<Standby>) -> Result<Opened, JoinError> {
     let outbound = Arc::new(Outbound::new(shared.hub.clone()));
     let carrier = Arc::clone(&outbound);
@@ -250,46 +269,59 @@ pub(super) fn open(shared: &Shared, lease: Lease, standby: Option<Standby>) -> R
     };
     let writer = Writer::open_prepared(&shared.workdir.database_path(), standby, options)?;
     failpoint::hit(Point::TermOpened);
-    Ok(Opened { writer, outbound, lease })
+    shared.place_hub(writer.head());
+    shared.routes.set(Route::None, Some(Arc::new(writer.clone())));
+    Ok(Opened { writer, outbound, lease, winding_up: None })
 }
 
-/// Runs the rest of the winning order: let this instance write, bind, advertise, serve. Returns what the lock file said before, too.
+/// Runs the rest of the winning order: bind, advertise, serve, while the hub catches up. Returns what the lock file said before, too.
 async fn begin(
     shared: &Arc<Shared>,
     lease: &Lease,
     writer: Writer,
     outbound: Arc<Outbound>,
+    winding_up: Option<JoinHandle<()>>,
     arrivals: mpsc::Sender<Hello>,
     successor: mpsc::Sender<String>,
 ) -> Result<(Arc<Primary>, Bus, Option<LockInfo>), JoinError> {
-    shared.place_hub(writer.head());
-    // Mostly it has, while the database was being opened.
-    if shared.hub.position() != writer.head()
-        && let Err(error) = catch_up(shared).await
-    {
-        tracing::warn!(%error, "could not catch up from the journal");
-    }
-    failpoint::hit(Point::TermCaughtUp);
-    let deliver: Arc<dyn Deliver> = Arc::new(writer.clone());
+    let carrier = Arc::clone(&outbound);
     let binding = Binding::begin(Arc::new(Primary::new(shared, writer.clone(), outbound, arrivals, successor)));
-    // This instance's own writes need no socket. They are woken after the task that binds: what is woken last runs first on this thread.
-    shared.routes.set(Route::None, Some(Arc::clone(&deliver)));
     let previous = read_lock_for_path(&shared.workdir).ok();
-    let begun = binding.serve(lease).await;
+    let feeding = async {
+        if let Some(winding_up) = winding_up {
+            ended(winding_up).await;
+        }
+        go_live(shared, &writer, &carrier).await;
+        failpoint::hit(Point::TermCaughtUp);
+    };
+    let ((), begun) = tokio::join!(feeding, binding.serve(lease));
     if let Ok((_, bus)) = &begun {
-        shared.routes.set(Route::Local(bus.methods().clone()), Some(deliver));
+        shared.routes.set(Route::Local(bus.methods().clone()), Some(Arc::new(writer.clone())));
         let (epoch, ports, endpoints) = (writer.epoch(), bus.ports(), bus.endpoints());
         shared.role.send_replace(Role::Primary { epoch, ports, endpoints });
     } else {
         // The lock goes next: nothing is written any more then.
         shared.routes.clear();
-        drop(deliver);
         writer.close_for_successor().await;
     }
     begun.map(|(primary, bus)| (primary, bus, previous))
 }
 
-/// Delivers what former primaries committed and subscribers of this instance have not seen. The lock is held.
+/// Feeds the hub with what it has not seen, of former primaries and of this term, until it takes what is committed as it comes.
+async fn go_live(shared: &Shared, writer: &Writer, outbound: &Outbound) {
+    let mut is_live = outbound.go_live(|position| position == writer.head());
+    while !is_live {
+        is_live = match catch_up(shared).await {
+            Ok(()) => outbound.go_live(|position| position >= writer.head()),
+            Err(error) => {
+                tracing::warn!(%error, "could not catch up from the journal");
+                outbound.go_live(|_behind| true)
+            }
+        };
+    }
+}
+
+/// Delivers what primaries committed and subscribers of this instance have not seen. The lock is held.
 pub(super) async fn catch_up(shared: &Shared) -> Result<(), ReadError> {
     let interest = shared.hub.interest().borrow().clone();
     loop {
