@@ -21,6 +21,7 @@ pub mod hello;
 pub mod lock;
 pub mod methods;
 pub mod metrics;
+mod parting;
 pub mod ports;
 pub mod process;
 pub mod rpc;

@@ -14,6 +14,7 @@ use rustix::fs::OFlags;
 use tokio::time::Instant;
 
 use crate::failpoint::{self, Flaw, Point};
+use crate::parting::{Place, moved};
 use crate::workdir::{Workdir, WorkdirError};
 
 pub use candidate::Candidate;
@@ -182,7 +183,7 @@ fn lock_with(workdir: &Workdir, lock: impl Fn(&File, FileId) -> io::Result<bool>
         workdir.prepare()?;
         failpoint::hit(Point::LockOpen);
         let file = match open_options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path) {
-            Ok(file) => file,
+            Ok(file) => File::from(moved(file.into(), Place::Lock)),
             // Somebody removed the directory that we have just made.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => {

@@ -2,6 +2,7 @@
 
 mod machine;
 
+use std::collections::HashSet;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::UnixListener;
@@ -351,10 +352,14 @@ fn slow_binding(world: &mut World) {
 fn exhaust_descriptors(world: &mut World) {
     let name = enthrone(world, &[]);
     let pid = world.instances.iter().find(|it| it.name == name).unwrap().process.pid();
-    let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let open: HashSet<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let lowest_free = (0..).find(|number: &u64| !open.contains(&number.to_string())).unwrap();
     world.start(&[]);
     world.start(&[]);
-    limit(world, &name, Resource::Nofile, open as u64);
+    limit(world, &name, Resource::Nofile, lowest_free);
     world.wait("a role for each", |world| world.instances.iter().all(|it| it.role.is_some()).then_some(()));
     while world.instances.len() > INSTANCES {
         let at = secondary(world);

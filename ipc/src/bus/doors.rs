@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use super::{BusError, BusOptions, TcpDoor};
 use crate::failpoint::{self, Point};
 use crate::lock::Endpoints;
 use crate::methods::{Caller, Door};
+use crate::parting::{Place, moved};
 use crate::ports::{Ports, ports_for_path};
 use crate::stream::{Input, Output, split};
 use crate::zmtp::SocketType;
@@ -179,7 +181,8 @@ fn bind_tcp(port: u16) -> Result<TcpListener, BusError> {
         // A predecessor's connections may linger; a socket that listens still keeps its port.
         socket.set_reuseaddr(true)?;
         socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
-        socket.listen(BACKLOG)
+        let listener: OwnedFd = socket.listen(BACKLOG)?.into_std()?.into();
+        TcpListener::from_std(moved(listener, Place::Port).into())
     };
     bound().map_err(|source| BusError::Port { port, source })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior, timeout};
 
 use super::calls::Outcome;
 use super::error::{CallError, Cause};
@@ -21,6 +21,8 @@ use crate::rpc::{Incoming, parse_request, parse_response, result_text};
 const PAUSES_MS: [u64; 7] = [1, 2, 5, 10, 20, 50, 100];
 /// Pause between attempts when nobody waits; it ends when somebody does.
 const IDLE_PAUSE: Duration = Duration::from_millis(500);
+/// For so long after the loss of a link its primary is not dialled again, but another one is as soon as it is there.
+const LOST_PAUSE: Duration = Duration::from_millis(4);
 /// A link that lasted so long was a good one: the next attempt follows at once.
 const SETTLED: Duration = Duration::from_millis(100);
 /// How often the link is looked at.
@@ -120,9 +122,10 @@ pub(super) async fn keep(core: &Core) {
     let mut backoff = Backoff::default();
     let mut pulse = Pulse::default();
     let mut number = 0;
+    let mut lost = None;
     let endless = async {
         loop {
-            let (dealer, outlet, link) = linked(core, &mut backoff, &mut pulse).await;
+            let (dealer, outlet, link) = linked(core, lost.as_ref(), &mut backoff, &mut pulse).await;
             number += 1;
             tracing::debug!(instance = link.info.instance_id, epoch = link.welcome.epoch, "linked to the primary");
             let (since, epoch) = (Instant::now(), link.welcome.epoch);
@@ -135,6 +138,7 @@ pub(super) async fn keep(core: &Core) {
             core.calls().lose(&cause);
             core.link.send_replace(None);
             backoff.ended(since);
+            lost = Some(link.info);
         }
     };
     let _never: Option<()> = core.stop.run_until_cancelled(endless).await;
@@ -143,9 +147,20 @@ pub(super) async fn keep(core: &Core) {
 }
 
 /// Tries until there is a link, and tells meanwhile when whoever holds the lock says nothing.
-async fn linked(core: &Core, backoff: &mut Backoff, pulse: &mut Pulse) -> (Arc<Dealer>, Outlet, Link) {
+async fn linked(
+    core: &Core,
+    lost: Option<&LockInfo>,
+    backoff: &mut Backoff,
+    pulse: &mut Pulse,
+) -> (Arc<Dealer>, Outlet, Link) {
     let mut ticks = ticks();
-    let connected = connected(core, backoff);
+    let connected = async {
+        if lost.is_some() {
+            // Most often it is gone, and its successor needs the processor more than we do.
+            drop(timeout(LOST_PAUSE, dial::changed(&core.workdir, lost)).await);
+        }
+        connected(core, backoff).await
+    };
     tokio::pin!(connected);
     loop {
         tokio::select! {
@@ -201,7 +216,7 @@ async fn connected(core: &Core, backoff: &mut Backoff) -> (Arc<Dealer>, Outlet, 
             }
         } else {
             // The next primary says that it is ready by writing the lock file: then no pause is left to wait for.
-            drop(tokio::time::timeout(backoff.next(), dial::changed(&core.workdir, seen.as_ref())).await);
+            drop(timeout(backoff.next(), dial::changed(&core.workdir, seen.as_ref())).await);
         }
     }
 }
