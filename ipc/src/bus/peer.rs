@@ -14,7 +14,7 @@ use super::doors::{Role, Stream};
 use super::shared::{Peer, Shared};
 use super::stats::{Offence, Refusal};
 use crate::methods::Flush;
-use crate::stream::{Input, Output, Room};
+use crate::stream::{Input, Output, receive};
 use crate::zmtp::{Engine, Event, Remote, ZmtpError};
 
 /// How long the messages of one peer are worked on before it is the next peer's turn. A count would not do: messages differ by
@@ -108,7 +108,7 @@ async fn greet(engine: &mut Engine, input: &Input, output: &Output) -> Result<Op
                 }
             }
             Some(_) => {}
-            None => match Room::default().receive(engine, input).await {
+            None => match receive(engine, input).await {
                 Ok(0) | Err(_) => return Ok(None),
                 Ok(_) => {}
             },
@@ -143,15 +143,13 @@ async fn read(shared: &Arc<Shared>, peer: &Arc<Peer>, engine: &mut Engine, input
         return ended;
     }
     shared.take_leave(peer);
-    let mut room = Room::default();
-    while room.receive(engine, input).await? > 0 {
+    while receive(engine, input).await? > 0 {
         engine.input().clear();
     }
     Ok(())
 }
 
 async fn read_all(shared: &Arc<Shared>, peer: &Arc<Peer>, engine: &mut Engine, input: &Input) -> Result<(), ReadError> {
-    let mut room = Room::default();
     // When the message that is being received began.
     let mut begun = None;
     // What it took of our time since others last had their turn.
@@ -189,7 +187,7 @@ async fn read_all(shared: &Arc<Shared>, peer: &Arc<Peer>, engine: &mut Engine, i
         if engine.is_amid() {
             begun.get_or_insert_with(Instant::now);
         }
-        let receiving = room.receive(engine, input);
+        let receiving = receive(engine, input);
         let read = match begun {
             None => receiving.await?,
             Some(begun) => {

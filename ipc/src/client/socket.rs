@@ -19,7 +19,7 @@ use zeromq::{Socket, SocketEvent, SocketOptions, SocketRecv, SubSocket, ZmqError
 use super::calls::Outcome;
 use super::error::Cause;
 use super::listen::Listening;
-use crate::stream::{Came, Input, Output, Ring, Room, split};
+use crate::stream::{Came, Input, Output, Ring, look, split};
 use crate::zmtp::{Engine, Event, SocketType, WireLimits};
 
 /// How long connecting to one endpoint may take, ZMTP handshake included.
@@ -84,7 +84,6 @@ pub(super) struct Dealer {
 /// What was read of the answers. Whoever has it reads on.
 #[derive(Debug)]
 pub(super) struct Reader {
-    room: Room,
     engine: Engine,
     /// Answers that are about to be handed out.
     pub(super) answers: Vec<(u64, Outcome)>,
@@ -112,7 +111,6 @@ impl Dealer {
     pub(super) fn new(endpoint: &str, input: Input, output: Output, pause: usize) -> Self {
         let limits = WireLimits { max_message_bytes: MAX_ANSWER_BYTES, ..WireLimits::default() };
         let reader = Reader {
-            room: Room::default(),
             engine: Engine::new(SocketType::Dealer, limits),
             answers: Vec::new(),
             has_heard: false,
@@ -174,7 +172,7 @@ impl Dealer {
 
     /// Takes in what has come, without waiting, or tells why nothing will come.
     pub(super) fn look(&self, reader: &mut Reader) -> Result<Came, Cause> {
-        let came = reader.room.look(&mut reader.engine, &self.input).map_err(|error| self.failure(&error))?;
+        let came = look(&mut reader.engine, &self.input).map_err(|error| self.failure(&error))?;
         match came {
             Came::End => return Err(self.failure(&"the primary closed the connection")),
             Came::All(_) | Came::Part(_) => reader.has_heard = true,
