@@ -356,7 +356,7 @@ fn exhaust_descriptors(world: &mut World) {
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
-    let lowest_free = (0..).find(|number: &u64| !open.contains(&number.to_string())).unwrap();
+    let lowest_free = (0..=open.len() as u64).find(|number| !open.contains(&number.to_string())).unwrap();
     world.start(&[]);
     world.start(&[]);
     limit(world, &name, Resource::Nofile, lowest_free);
