@@ -238,6 +238,8 @@ impl FileId {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
     use crate::envelope::Timestamp;
 
@@ -245,6 +247,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let workdir = Workdir::open(dir.path()).unwrap();
         (dir, workdir)
+    }
+
+    #[test]
+    fn the_lock_lies_above_what_is_opened_later() {
+        let (_dir, workdir) = workdir();
+        let lease = try_lock(&workdir).unwrap().unwrap();
+        let later = File::open(workdir.lock_path()).unwrap();
+        assert!(lease.file.as_raw_fd() > later.as_raw_fd(), "{lease:?} {later:?}");
     }
 
     pub(super) fn info(epoch: u64) -> LockInfo {

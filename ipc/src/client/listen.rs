@@ -1,7 +1,7 @@
 //! A caller that looks for its answer itself, for a moment, before it sleeps.
 //!
 //! To sleep and be woken takes longer than most answers: the core sleeps, too, and another task has to read what came. So a caller that is alone looks
-//! at the socket instead, as long as that is of use. It does not give way meanwhile: since Linux 6.18 who yields comes after everybody else, some milliseconds later.
+//! at the socket instead, as long as that is of use. It does not give way meanwhile: who yields comes after everybody else that wants the core, some milliseconds later.
 
 use std::hint::spin_loop;
 use std::time::{Duration, Instant};
@@ -101,7 +101,62 @@ fn read_until(
 
 #[cfg(test)]
 mod tests {
+    use std::io::{ErrorKind, Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::super::calls::Waiting;
+    use super::super::socket::Outlet;
+    use super::super::{Client, Options};
     use super::*;
+    use crate::hello::Kind;
+    use crate::stream::split;
+    use crate::workdir::Workdir;
+    use crate::zmtp::{Engine, Event, SocketType, WireLimits, encode_delimited};
+
+    /// Plays the primary until both sides know one another.
+    fn greet(dealer: &Dealer, primary: &mut UnixStream) {
+        let mut router = Engine::new(SocketType::Router, WireLimits::default());
+        loop {
+            match router.poll().unwrap() {
+                Some(Event::Ready(_)) => return,
+                Some(Event::Send(bytes)) => primary.write_all(&bytes).unwrap(),
+                Some(other) => panic!("{other:?}"),
+                None => {
+                    let mut reader = dealer.reader();
+                    dealer.look(&mut reader).unwrap();
+                    assert_eq!(dealer.take(&mut reader), Ok(None));
+                    let mut said = [0; 256];
+                    match primary.read(&mut said) {
+                        Ok(read) => router.input().extend_from_slice(&said[..read]),
+                        Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+                    }
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_is_alone_finds_its_answer_where_nobody_else_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let client = Client::open(Workdir::open(dir.path()).unwrap(), Options::new("inst-Z", Kind::Client));
+        let (own, mut primary) = UnixStream::pair().unwrap();
+        own.set_nonblocking(true).unwrap();
+        primary.set_nonblocking(true).unwrap();
+        let (input, output) = split(own).unwrap();
+        let dealer = Arc::new(Dealer::new("ipc://a", input, output, usize::MAX));
+        greet(&dealer, &mut primary);
+        client.core.calls().open(Outlet::new(Arc::clone(&dealer)));
+        let (reply, mut outcome) = oneshot::channel();
+        let call = Waiting { message: Bytes::from_static(b"x"), answered: true, reply };
+        client.core.calls().enter(7, call).unwrap();
+        let answer = br#"{"jsonrpc":"2.0","id":7,"result":1}"#;
+        primary.write_all(&encode_delimited(|out| out.extend_from_slice(answer))).unwrap();
+        let found = listen(&client.core, &dealer, &mut outcome).await;
+        assert_eq!(found, Some(Ok(Bytes::from_static(answer))));
+    }
 
     #[test]
     fn the_more_often_looking_was_in_vain_the_rarer_it_becomes() {
