@@ -319,9 +319,43 @@ fn is_constraint(error: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use rusqlite::ffi;
+    use std::time::Duration;
 
+    use pando_ipc::Topic;
+    use rusqlite::ffi;
+    use serde_json::json;
+
+    use super::super::thread::Answer;
     use super::*;
+    use crate::{OpId, Work, Writer, WriterOptions};
+
+    fn publish(op_id: &str) -> WriteRequest {
+        let (session_id, project_id) = (String::new(), String::new());
+        let work = Work::Publish { topic: Topic::known("app.note"), payload: json!(1).into(), session_id, project_id };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        WriteRequest::new(OpId::parse(op_id), "inst-A".to_owned(), deadline, work).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_answer_hangs_on_the_transaction_unless_it_was_committed_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let writer = Writer::open(&dir.path().join("pando.db"), WriterOptions::new("inst-A", dir.path())).unwrap();
+        writer.submit(publish("before")).await.unwrap();
+        let mut slots = ["new", "before", "new"].map(|op_id| {
+            let job = Job { request: publish(op_id), weight: 0, answer: Answer::default() };
+            Slot { job, outcome: None, settled: false }
+        });
+        assert_eq!((label(&slots), label(&[])), ("publish", ""));
+        {
+            let mut place = writer.0.place.lock().unwrap();
+            let attempt = place.as_mut().unwrap().attempt(&mut slots, Care::Optimistic);
+            assert!(matches!(attempt, Attempt::Committed { taken: 3, .. }));
+        }
+        let replayed = |slot: &Slot| slot.outcome.as_ref().unwrap().as_ref().unwrap().replayed;
+        assert_eq!(slots.each_ref().map(replayed), [false, true, true]);
+        assert_eq!(slots.each_ref().map(|slot| slot.settled), [false, true, false]);
+        writer.close().await;
+    }
 
     /// Returns the code of the answer when COMMIT fails with this error, and whether the lost commit was overwritten.
     fn answer(code: i32, can_overwrite: bool) -> (Code, bool) {
