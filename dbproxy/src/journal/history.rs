@@ -55,8 +55,11 @@ pub(crate) fn since(connection: &Connection, after: u64, patterns: &[Pattern], l
     Ok(Page { events, upto, head, database, resync })
 }
 
-/// Returns an event behind which nothing matches: of single topics, the last one.
+/// Returns an event behind which nothing matches: of single topics, the last one. For nobody, no event is read.
 fn newest(connection: &Connection, patterns: &[Pattern], head: u64) -> rusqlite::Result<u64> {
+    if patterns.is_empty() {
+        return Ok(0);
+    }
     let single = patterns.iter().map(|pattern| match pattern {
         Pattern::Exactly(topic) => Some(topic.as_str()),
         Pattern::All | Pattern::Glob(_) => None,

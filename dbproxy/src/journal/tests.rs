@@ -1,5 +1,8 @@
 //! Numbers, pages, retention and time of the journal.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::history::MAX_PAGE_LOOKED_AT;
 use super::*;
 use pando_ipc::client::Page;
@@ -74,6 +77,43 @@ fn prev_is_right_whatever_was_written_down() {
         connection.execute_batch("ROLLBACK").unwrap();
         journal.roll_back(mark);
     }
+}
+
+#[test]
+fn an_event_keeps_an_op_where_both_stand_on_one_page() {
+    let (connection, mut journal) = fresh();
+    let client = Uuid::from_u128(7);
+    // A payload that leaves room, and one that does not.
+    for (bytes, keeps) in [(1_000, true), (MAX_KEEPING_BYTES, false)] {
+        let event = Envelope::new("i", Topic::known("a"), json!("x".repeat(bytes)));
+        let mut op = Some(KeptOp { client: &client, counter: 3, fingerprint: 9, results: "[]" });
+        let seq = journal.append(&connection, event, &mut op).unwrap().seq();
+        assert_eq!(op.is_none(), keeps, "{bytes} bytes");
+        let sql = "SELECT client IS NOT NULL FROM _pando_event WHERE seq = ?1";
+        assert_eq!(connection.query_row(sql, [seq], |row| row.get::<_, bool>(0)).unwrap(), keeps, "{bytes} bytes");
+    }
+}
+
+#[test]
+fn for_nobody_no_event_is_read() {
+    let (mut connection, mut journal) = fresh();
+    append_many(&connection, &mut journal, SAVE_EVERY - 1);
+    journal.commit();
+    let mut steps = |patterns: &[Pattern]| {
+        let counted = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&counted);
+        let counter = move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            false
+        };
+        connection.progress_handler(1, Some(counter)).unwrap();
+        let page = since(&connection, 0, patterns, 10).unwrap();
+        connection.progress_handler(1, None::<fn() -> bool>).unwrap();
+        assert_eq!((page.events.len(), page.upto), (0, journal.head()));
+        counted.load(Ordering::Relaxed)
+    };
+    assert!(steps(&[]) < SAVE_EVERY / 2);
+    assert!(steps(&[Pattern::new("other").unwrap()]) > SAVE_EVERY);
 }
 
 #[test]
