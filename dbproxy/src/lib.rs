@@ -65,7 +65,7 @@ pub use recent::RecentStatements;
 pub use row::{Column, FromValue, Row, RowError};
 pub use schema::{StoreError, tidy};
 pub use settings::Settings;
-pub use standby::Standby;
+pub use standby::{CALM, Standby};
 pub use store::{DbError, Querier};
 pub use track::MAX_ROW_EVENTS;
 pub use tracked::Tracked;

@@ -25,7 +25,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How long a term that follows another one does nothing but write: everybody waits for answers, and what a former primary left in the log
 /// would take the disk from them. Everybody is linked again by then; a longer calm makes a longer log, and its first checkpoint a pause of its own.
-pub(crate) const CALM: Duration = Duration::from_millis(50);
+pub const CALM: Duration = Duration::from_millis(50);
 
 /// A database that is open for writing, and that nothing may be written to before the lock is held.
 #[derive(Debug)]
@@ -35,6 +35,7 @@ pub struct Standby {
     tracking: Tracking,
     /// The op ids that are stored, as of the last look.
     ops: Ops,
+    is_written: bool,
 }
 
 /// How changes are tracked on a connection, and what that was made for.
@@ -96,13 +97,22 @@ impl Standby {
         let mut ops = Ops::default();
         ops.follow(&ready.connection).map_err(failed)?;
         Self::rehearse(&ready.connection).map_err(failed)?;
-        Ok(Self { ready, checkpoints, tracking, ops })
+        Ok(Self { ready, checkpoints, tracking, ops, is_written: false })
     }
 
     /// Looks at what was written since, and returns it unless it has become unfit, see [`Self::is_current`].
     #[must_use]
     pub fn kept_current(mut self) -> Option<Self> {
-        (self.is_current() && self.ops.follow(&self.ready.connection).is_ok()).then_some(self)
+        if !self.is_current() {
+            return None;
+        }
+        self.is_written = self.ops.follow(&self.ready.connection).ok()?;
+        Some(self)
+    }
+
+    /// Tells whether something was written between the last two looks.
+    pub fn is_written(&self) -> bool {
+        self.is_written
     }
 
     fn settle(connection: &mut Connection) -> rusqlite::Result<Tracking> {
@@ -155,7 +165,7 @@ impl Standby {
 
     /// Lets the connections write: the lock is held now. Returns them, the one of the checkpointer last.
     pub(crate) fn enlist(self) -> rusqlite::Result<(Ready, Tracking, Ops, Connection)> {
-        let Self { mut ready, checkpoints, tracking, ops } = self;
+        let Self { mut ready, checkpoints, tracking, ops, .. } = self;
         ready.connection.commit_hook(None::<fn() -> bool>)?;
         ready.connection.busy_timeout(schema::OPEN_BUSY_TIMEOUT)?;
         Ok((ready, tracking, ops, checkpoints))

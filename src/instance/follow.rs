@@ -11,7 +11,7 @@ use pando_ipc::lock::{Candidate, Lease};
 use pando_ipc::{Kind, LockError, hello, topic};
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,6 +27,7 @@ enum Step {
     Link,
     Beat,
     CheckLock,
+    Look,
 }
 
 /// Follows until `stop`, or until the lock is ours.
@@ -64,6 +65,7 @@ pub(super) async fn follow(
     }
     let mut beat = interval(HEARTBEAT);
     let mut check = interval(LOCK_CHECK);
+    let mut look_at = Instant::now() + warm.pause();
     for timer in [&mut beat, &mut check] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
@@ -74,6 +76,7 @@ pub(super) async fn follow(
             Ok(()) = link.changed() => Step::Link,
             _ = beat.tick() => Step::Beat,
             _ = check.tick() => Step::CheckLock,
+            () = sleep_until(look_at) => Step::Look,
         };
         match step {
             Step::Stop => break candidate.withdraw().await.map_err(JoinError::Lock),
@@ -87,13 +90,7 @@ pub(super) async fn follow(
                     warm.look(&tasks);
                 }
             }
-            Step::Beat if link.borrow().is_some() => {
-                let payload = shared.heartbeat("secondary", shared.hub.position()).await;
-                let params = json!({"topic": topic::HEARTBEAT, "payload": payload, "durable": false});
-                if let Err(error) = client.notify(hello::PUBLISH, params).await {
-                    tracing::debug!(%error, "heartbeat not sent");
-                }
-            }
+            Step::Beat if link.borrow().is_some() => tell_that_it_lives(shared, &client).await,
             Step::Beat => {}
             Step::CheckLock if candidate.is_current() => {
                 // Who is told at once that it cannot join need not find out by calls that fail.
@@ -105,6 +102,9 @@ pub(super) async fn follow(
                         late => late.map_err(JoinError::Lock),
                     };
                 }
+            }
+            Step::Look => {
+                look_at = Instant::now() + warm.pause();
                 if link.borrow().is_some() {
                     warm.look(&tasks);
                 }
@@ -132,6 +132,14 @@ pub(super) async fn follow(
             tasks.wait().await;
             ended.map(|_| Ended::Stopped)
         }
+    }
+}
+
+async fn tell_that_it_lives(shared: &Shared, client: &Client) {
+    let payload = shared.heartbeat("secondary", shared.hub.position()).await;
+    let params = json!({"topic": topic::HEARTBEAT, "payload": payload, "durable": false});
+    if let Err(error) = client.notify(hello::PUBLISH, params).await {
+        tracing::debug!(%error, "heartbeat not sent");
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pando_bridge::Outbound;
-use pando_dbproxy::{Ack, Db, Fenced, OpId, ReadError, Standby, Work, WriteRequest, Writer, WriterOptions};
+use pando_dbproxy::{Ack, CALM, Db, Fenced, OpId, ReadError, Standby, Work, WriteRequest, Writer, WriterOptions};
 use pando_ipc::bus::Bus;
 use pando_ipc::failpoint::{self, Point};
 use pando_ipc::lock::Lease;
@@ -14,7 +14,7 @@ use pando_ipc::{Code, Envelope, Fault, Hello, LockInfo, Timestamp, Topic, read_l
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use super::binding::Binding;
@@ -339,7 +339,8 @@ pub(super) async fn catch_up(shared: &Shared) -> Result<(), ReadError> {
 
 async fn serve(primary: &Arc<Primary>, lease: &Lease, stop: &CancellationToken, mut incoming: Incoming) -> End {
     let shared = &primary.shared;
-    let mut beat = interval(HEARTBEAT);
+    // It counts sessions, which reads them: the first writes of a term come before that.
+    let mut beat = interval_at(Instant::now() + CALM, HEARTBEAT);
     let mut check = interval(LOCK_CHECK);
     let mut refusals = interval(REFUSALS_LOOK);
     for timer in [&mut beat, &mut check, &mut refusals] {

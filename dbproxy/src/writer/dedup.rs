@@ -224,16 +224,18 @@ impl Ops {
         *self = Self::default();
     }
 
-    /// Looks at what another writer stores, beside it: so that there is little left to read when its term is over. Call it now and then.
-    pub(crate) fn follow(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+    /// Looks at what another writer stores, beside it: so that there is little left to read when its term is over. Call it now and then. Tells whether
+    /// there was something new.
+    pub(crate) fn follow(&mut self, connection: &Connection) -> rusqlite::Result<bool> {
         if self.rows > FOLLOWED_ROWS {
             // Most of these are removed by now.
             self.reload();
         }
+        let seen = (self.seen, self.seen_event);
         // What is moved meanwhile is seen in one place, and not in both or neither.
         self.load(&*connection.unchecked_transaction()?)?;
         self.is_current = false;
-        Ok(())
+        Ok(seen != (self.seen, self.seen_event))
     }
 
     /// Reads what came since the last look, in the open transaction.
