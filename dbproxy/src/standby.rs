@@ -35,6 +35,7 @@ pub struct Standby {
     tracking: Tracking,
     /// The op ids that are stored, as of the last look.
     ops: Ops,
+    /// Whether that look found something new.
     is_written: bool,
 }
 
