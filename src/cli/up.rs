@@ -168,10 +168,15 @@ async fn serve(
     signals: &mut Signals,
 ) -> End {
     let mut roles = instance.role();
+    #[cfg(feature = "failpoints")]
+    let trial = match args.trial.of(instance) {
+        Ok(trial) => trial,
+        Err(failure) => return End::Failed(failure),
+    };
     let load = async {
         #[cfg(feature = "failpoints")]
-        if args.trial.is_on() {
-            return args.trial.run(instance).await;
+        if let Some(trial) = &trial {
+            return trial.run().await;
         }
         if args.demo_load { load::run(instance).await } else { std::future::pending().await }
     };
@@ -182,6 +187,10 @@ async fn serve(
     let (mut is_pinged, mut is_replaced) = (false, false);
     loop {
         let role = roles.borrow_and_update().clone();
+        #[cfg(feature = "failpoints")]
+        if let Some(trial) = &trial {
+            trial.note_role(&role).await;
+        }
         if let Err(failure) = reporter.report(&role) {
             return End::Failed(failure);
         }

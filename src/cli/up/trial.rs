@@ -80,11 +80,6 @@ impl Recorder {
 }
 
 impl Args {
-    /// Tells whether this is a trial.
-    pub(super) fn is_on(&self) -> bool {
-        self.record.is_some()
-    }
-
     fn recorder(&self) -> Result<Recorder, Failure> {
         let path = self.record.clone().unwrap_or_default();
         let file = OpenOptions::new().append(true).create(true).open(&path);
@@ -94,7 +89,7 @@ impl Args {
 
     /// Plans what shall happen, before anything else does; returns the options of a trial.
     pub(super) fn begin(&self, options: Options) -> Result<Options, Failure> {
-        if !self.is_on() {
+        if self.record.is_none() {
             return Ok(options);
         }
         let recorder = self.recorder()?;
@@ -112,9 +107,45 @@ impl Args {
         Ok(Options { instance_id: self.name.clone(), call_timeout: Duration::from_millis(CALL_TIMEOUT_MS), ..options })
     }
 
+    /// Returns the trial of an instance, if it is on one.
+    pub(super) fn of<'a>(&'a self, instance: &'a Instance) -> Result<Option<Trial<'a>>, Failure> {
+        if self.record.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Trial { args: self, instance, recorder: self.recorder()?, epoch_acked: AtomicU64::new(0) }))
+    }
+}
+
+/// An instance that records what it does.
+#[derive(Debug)]
+pub(super) struct Trial<'a> {
+    args: &'a Args,
+    instance: &'a Instance,
+    recorder: Recorder,
+    /// The latest epoch of which stdout was told that a write was acknowledged in it.
+    epoch_acked: AtomicU64,
+}
+
+impl Trial<'_> {
+    /// Records a role, before anybody is told of it: who reads stdout may stop this process right then.
+    pub(super) async fn note_role(&self, role: &Role) {
+        let (role, epoch, database) = match role {
+            Role::Seeking => {
+                // The next term may be in another database, where epochs begin anew.
+                self.epoch_acked.store(0, Ordering::Relaxed);
+                ("seeking", None, None)
+            }
+            Role::Secondary { epoch, .. } => ("secondary", Some(*epoch), None),
+            Role::Primary { epoch, .. } => {
+                ("primary", Some(*epoch), self.instance.db().readers().database().await.ok())
+            }
+        };
+        let database = database.map(|database| database.to_string());
+        self.recorder.note(What::Role { role: role.to_owned(), epoch, database });
+    }
+
     /// Writes until stdin ends, and then until every write has ended.
-    pub(super) async fn run(&self, instance: &Instance) -> Result<(), Failure> {
-        let recorder = self.recorder()?;
+    pub(super) async fn run(&self) -> Result<(), Failure> {
         let kind = tokio::signal::unix::SignalKind::from_raw(SIGXFSZ);
         let _is_handled =
             tokio::signal::unix::signal(kind).map_err(|error| Failure::io("listen to signals", &error))?;
@@ -123,24 +154,16 @@ impl Args {
             end_of_stdin().await;
             stop.cancel();
         };
-        let epoch_acked = AtomicU64::new(0);
-        let writers = (0..self.writers).map(|writer| self.write(instance, &recorder, writer, &stop, &epoch_acked));
+        let writers = (0..self.args.writers).map(|writer| self.write(writer, &stop));
         let writers = async { join_all(writers).await.into_iter().collect::<Result<(), Failure>>() };
         tokio::select! {
             ((), written) = async { tokio::join!(steer, writers) } => written,
-            () = record_roles(instance, &recorder, &epoch_acked) => Ok(()),
-            () = record_events(instance, &recorder), if self.follow => Ok(()),
+            () = record_events(self.instance, &self.recorder), if self.args.follow => Ok(()),
         }
     }
 
-    async fn write(
-        &self,
-        instance: &Instance,
-        recorder: &Recorder,
-        writer: usize,
-        stop: &CancellationToken,
-        epoch_acked: &AtomicU64,
-    ) -> Result<(), Failure> {
+    async fn write(&self, writer: usize, stop: &CancellationToken) -> Result<(), Failure> {
+        let Self { args, instance, recorder, epoch_acked } = self;
         let schema = Migrations::of("trial").step(1, "trial", TABLE).track(Tracked::table("trial"));
         let mut has_table = false;
         for n in 1_u64.. {
@@ -154,7 +177,7 @@ impl Args {
                     continue;
                 }
             }
-            let op = format!("{}-{writer}-{n}", self.name.as_deref().unwrap_or_default());
+            let op = format!("{}-{writer}-{n}", args.name.as_deref().unwrap_or_default());
             let work = if n % PUBLISH_EVERY == 0 { Work::Publish } else { Work::Insert };
             recorder.note(What::Invoke { op: op.clone(), work, within_ms: CALL_TIMEOUT_MS });
             // Both kinds of op id: one that counts, and one that the caller chose.
@@ -179,27 +202,6 @@ impl Args {
             }
         }
         Ok(())
-    }
-}
-
-async fn record_roles(instance: &Instance, recorder: &Recorder, epoch_acked: &AtomicU64) {
-    let mut roles = instance.role();
-    loop {
-        let role = roles.borrow_and_update().clone();
-        let (role, epoch, database) = match role {
-            Role::Seeking => {
-                // The next term may be in another database, where epochs begin anew.
-                epoch_acked.store(0, Ordering::Relaxed);
-                ("seeking", None, None)
-            }
-            Role::Secondary { epoch, .. } => ("secondary", Some(epoch), None),
-            Role::Primary { epoch, .. } => ("primary", Some(epoch), instance.db().readers().database().await.ok()),
-        };
-        let database = database.map(|database| database.to_string());
-        recorder.note(What::Role { role: role.to_owned(), epoch, database });
-        if roles.changed().await.is_err() {
-            return;
-        }
     }
 }
 
