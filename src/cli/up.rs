@@ -180,11 +180,20 @@ async fn serve(
         }
         if args.demo_load { load::run(instance).await } else { std::future::pending().await }
     };
-    let ping = async { if args.ping { ping::run(instance).await } else { std::future::pending().await } };
-    let replace =
-        async { if args.replace { replace::run(instance, workdir).await } else { std::future::pending().await } };
+    // What is done once has then no more to say.
+    let ping = async {
+        if args.ping {
+            ping::run(instance).await?;
+        }
+        std::future::pending::<Result<(), Failure>>().await
+    };
+    let replace = async {
+        if args.replace {
+            replace::run(instance, workdir).await?;
+        }
+        std::future::pending::<Result<(), Failure>>().await
+    };
     tokio::pin!(load, ping, replace);
-    let (mut is_pinged, mut is_replaced) = (false, false);
     loop {
         let role = roles.borrow_and_update().clone();
         #[cfg(feature = "failpoints")]
@@ -201,14 +210,8 @@ async fn serve(
             () = instance.stop_requested() => return End::Asked,
             end = signals.next() => return end,
             outcome = &mut load => return outcome.map_or_else(End::Failed, |()| End::Asked),
-            outcome = &mut ping, if !is_pinged => match outcome {
-                Ok(()) => is_pinged = true,
-                Err(failure) => return End::Failed(failure),
-            },
-            outcome = &mut replace, if !is_replaced => match outcome {
-                Ok(()) => is_replaced = true,
-                Err(failure) => return End::Failed(failure),
-            },
+            Err(failure) = &mut ping => return End::Failed(failure),
+            Err(failure) = &mut replace => return End::Failed(failure),
         }
     }
 }
