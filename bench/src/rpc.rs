@@ -42,8 +42,8 @@ pub(crate) enum Server {
 /// Who calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Caller {
-    /// Pando's client, as an application has it.
-    Pando,
+    /// Pando's client, in an application whose runtime has as many threads as there are cores, or one.
+    Pando(Threads),
     /// A plain socket.
     Raw,
     /// A plain socket that speaks just enough ZMTP to load a ROUTER with little work of its own.
@@ -52,13 +52,22 @@ pub(crate) enum Caller {
     Libzmq,
 }
 
+/// How many threads an application's runtime has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Threads {
+    /// As many as there are cores, as tokio has it.
+    Cores,
+    /// One, like libzmq's DEALER beside its own.
+    One,
+}
+
 /// Does one process's part.
 pub(crate) fn work(job: Job, ready: impl FnOnce(&str) -> Result<(), Failure>) -> Result<(), Failure> {
     match job {
         Job::Serve { server: Server::Pando, workdir, pace, .. } => serve::station(&workdir, pace, ready),
         Job::Serve { workdir, tcp, pace, .. } => serve::raw(&workdir, tcp, pace, ready),
-        Job::Call { caller: Caller::Pando, place, clients, in_flight, pace } => {
-            call::pando(&place, clients, in_flight, pace, ready)
+        Job::Call { caller: Caller::Pando(threads), place, clients, in_flight, pace } => {
+            call::pando(threads, &place, clients, in_flight, pace, ready)
         }
         Job::Call { caller, place, clients, in_flight, pace } => {
             call::plain(caller, &place, clients, in_flight, pace, ready)
@@ -104,7 +113,8 @@ impl Load {
             let scheme = if self.tcp { "tcp://" } else { "ipc://" };
             places.split(' ').find(|place| place.starts_with(scheme)).ok_or("the server has no such door")?.to_owned()
         };
-        let place = if caller == Caller::Pando { workdir.path().display().to_string() } else { place };
+        let is_own = matches!(caller, Caller::Pando(_));
+        let place = if is_own { workdir.path().display().to_string() } else { place };
         let (processes, clients) = self.spread();
         for _ in 0..processes {
             if caller == Caller::Libzmq {
@@ -148,18 +158,21 @@ pub(crate) fn cases(context: &Context) -> Vec<Case> {
             skip,
         }
     };
-    let client = (Server::Pando, Caller::Pando);
+    let client = (Server::Pando, Caller::Pando(Threads::Cores));
+    let thread = (Server::Pando, Caller::Pando(Threads::One));
     let outside = (Server::Pando, Caller::Libzmq);
     let loaded = (Server::Pando, Caller::Zmtp);
     let p50 = |ratio| Target::new("p50_ms", RatioAtMost(ratio));
     let rate = |ratio| Target::new("per_s", RatioAtLeast(ratio));
     let native = "native door, Pando's client; libzmq over ipc";
+    let one = "native door, Pando's client in a runtime of one thread; libzmq over ipc";
     let tcp = "TCP door, called by libzmq's DEALER on both sides";
     let same = "native door; the same program calls Pando and libzmq";
     vec![
         case("native-1", native, (1, 1, false), client, vec![p50(1.3).to("plain socket"), p50(0.25).to("libzmq")]),
         case("native-8", native, (1, 8, false), client, vec![]),
         case("native-64", native, (1, 64, false), client, vec![rate(1.4).to("libzmq")]),
+        case("native-64-thread", one, (1, 64, false), thread, vec![rate(1.4).to("libzmq")]),
         case("native-8-clients", native, (8, 1, false), client, vec![]),
         case("native-64-clients", native, (64, 1, false), client, vec![]),
         case("door-1", same, (1, 1, false), loaded, vec![]),

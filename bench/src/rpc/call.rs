@@ -11,7 +11,7 @@ use rustix::event::epoll;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::{Caller, REQUEST_BYTES};
+use super::{Caller, REQUEST_BYTES, Threads};
 use crate::load::{Course, Outcome, Pace};
 use crate::plain::{Framing, Stream};
 use crate::station::ECHO;
@@ -24,13 +24,18 @@ const EVENTS: usize = 64;
 
 /// Calls as an application does.
 pub(super) fn pando(
+    threads: Threads,
     workdir: &str,
     clients: u32,
     in_flight: u32,
     pace: Pace,
     ready: impl FnOnce(&str) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut runtime = match threads {
+        Threads::Cores => tokio::runtime::Builder::new_multi_thread(),
+        Threads::One => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = runtime.enable_all().build()?;
     let workdir = Workdir::open(workdir)?;
     let mut linked = Vec::new();
     for number in 0..clients {

@@ -21,6 +21,9 @@ use crate::zmtp::{Engine, Event, Remote, ZmtpError};
 /// a factor of a thousand in what they take.
 const TURN: Duration = Duration::from_micros(200);
 
+/// How long answers wait for others to leave with them: whoever reads them works while we do.
+const GATHERING: Duration = Duration::from_micros(25);
+
 /// Number of the next connection, for the life of the process. 0 is the process itself.
 static NEXT_PEER: AtomicU64 = AtomicU64::new(1);
 
@@ -154,6 +157,8 @@ async fn read_all(shared: &Arc<Shared>, peer: &Arc<Peer>, engine: &mut Engine, i
     let mut begun = None;
     // What it took of our time since others last had their turn.
     let mut turn = Duration::ZERO;
+    // What it took since answers last left.
+    let mut gathered = Duration::ZERO;
     loop {
         while let Some(event) = engine.poll()? {
             begun = None;
@@ -169,16 +174,22 @@ async fn read_all(shared: &Arc<Shared>, peer: &Arc<Peer>, engine: &mut Engine, i
                     let began = Instant::now();
                     peer.read.fetch_add(1, Relaxed);
                     calls::serve(shared, peer, &body);
-                    turn += began.elapsed();
-                    if turn > TURN {
-                        turn = Duration::ZERO;
+                    let took = began.elapsed();
+                    (gathered, turn) = (gathered + took, turn + took);
+                    let is_over = turn > TURN;
+                    if is_over || gathered > GATHERING {
+                        gathered = Duration::ZERO;
                         peer.flush();
+                    }
+                    if is_over {
+                        turn = Duration::ZERO;
                         tokio::task::yield_now().await;
                     }
                 }
                 Event::Ready(_) => {}
             }
         }
+        gathered = Duration::ZERO;
         peer.flush();
         if peer.ring.room().await {
             // While its answers waited we did not read: that time is not the sender's.

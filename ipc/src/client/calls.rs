@@ -21,6 +21,10 @@ pub const MAX_WAITING: usize = 16_384;
 /// Most messages handed to the socket that the primary has not shown to have read. Further ones wait.
 pub const MAX_UNREAD: usize = 65_536;
 
+/// How many bytes of what many callers say wait for the link worker, who writes it together. What is more is written by whoever says it: the
+/// primary answers the first while the others still speak.
+const GATHERED_BYTES: usize = 8 << 10;
+
 /// What a notification is answered with: nothing, by us.
 const VOID: &[u8] = br#"{"jsonrpc":"2.0","id":0,"result":null}"#;
 
@@ -169,7 +173,9 @@ impl Calls {
             // There is no link, or it is full, or will be.
             return Next::Wake;
         };
-        if self.is_gathering {
+        if self.is_gathering && outlet.ring().bytes() > GATHERED_BYTES {
+            Next::Write(Arc::clone(outlet.dealer()))
+        } else if self.is_gathering {
             Next::Nothing
         } else if self.is_busy {
             self.is_gathering = true;
@@ -423,7 +429,11 @@ mod tests {
         assert!(matches!(calls.next(7), Next::Write(_)), "another one waits, who says this does not");
         calls.gather(2);
         assert!(calls.is_gathering() && matches!(next(&mut calls, 2), Next::Nothing));
-        assert!(calls.hand_over(|| 7).unwrap().bytes() > 0 && !calls.is_gathering());
+        let much = (0..GATHERED_BYTES).map(|_| next(&mut calls, 2)).find(|next| !matches!(next, Next::Nothing));
+        assert!(matches!(much, Some(Next::Write(_))) && calls.is_gathering(), "much does not wait");
+        let ring = calls.hand_over(|| 7).unwrap();
+        assert!(ring.bytes() > GATHERED_BYTES && !calls.is_gathering());
+        ring.flush().unwrap();
         assert!(matches!(next(&mut calls, 3), Next::Wake) && matches!(next(&mut calls, 4), Next::Nothing));
         send(&mut calls);
         calls.gather(1);
