@@ -12,7 +12,7 @@ use std::pin::pin;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use zeromq::{DealerSocket, Socket, SocketRecv, SocketSend, SubSocket, ZmqMessage};
 
 use super::doors::Role;
@@ -44,7 +44,7 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 struct Fixture {
     bus: Bus,
     workdir: Workdir,
-    /// Each permit lets one call of `wait` answer.
+    /// Each permit lets one call of `wait` or `hold_now` answer.
     gate: Arc<Semaphore>,
     _dir: tempfile::TempDir,
 }
@@ -79,6 +79,22 @@ impl Fixture {
                 gate.acquire().await.unwrap().forget();
                 Ok(call.params)
             }
+        });
+        let held = Arc::clone(&gate);
+        methods.register_inline("hold_now", Read, move |call| {
+            let deadline = Instant::now() + PATIENCE;
+            while held.try_acquire().map(SemaphorePermit::forget).is_err() {
+                assert!(Instant::now() < deadline, "nobody let it go");
+                std::hint::spin_loop();
+            }
+            Ok(call.params)
+        });
+        methods.register_inline("spin_now", Read, |call| {
+            let until = Instant::now() + Duration::from_micros(call.params.read::<[u64; 1]>().unwrap()[0]);
+            while Instant::now() < until {
+                std::hint::spin_loop();
+            }
+            Ok(call.params)
         });
         methods.register_inline("large_now", Read, |call| {
             Ok(json!("x".repeat(call.params.read::<[usize; 1]>().unwrap()[0])))

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -28,6 +29,32 @@ async fn pipelined_calls_come_back_with_their_ids_over_both_doors() {
             assert_eq!(Some(answer["result"].clone()), expected.remove(&answer["id"].to_string()), "{answer}");
         }
         assert!(expected.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_leaves_while_what_came_with_its_call_is_worked_on() {
+    let fixture = Fixture::start().await;
+    let peer = Raw::greet(fixture.unix(Role::Router).await, 1, "DEALER").await;
+    // A thread that is held may be the one that listens for the runtime: this peer reads for itself.
+    let mut peer = peer.0.into_std().unwrap();
+    peer.set_nonblocking(false).unwrap();
+    peer.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (spun, held) = (
+        br#"{"jsonrpc":"2.0","id":1,"method":"spin_now","params":[50]}"#,
+        br#"{"jsonrpc":"2.0","id":2,"method":"hold_now","params":[]}"#,
+    );
+    let frame = |body: &[u8]| [&[0, u8::try_from(body.len()).unwrap()], body].concat();
+    // Where a call happens to take long its peer has its turn anyway.
+    for _ in 0..10 {
+        peer.write_all(&[frame(spun), frame(held)].concat()).unwrap();
+        for answer in [r#"{"jsonrpc":"2.0","id":1,"result":[50]}"#, r#"{"jsonrpc":"2.0","id":2,"result":[]}"#] {
+            let expected = [[1, 0].as_slice(), &frame(answer.as_bytes())].concat();
+            let mut said = vec![0; expected.len()];
+            peer.read_exact(&mut said).unwrap();
+            assert_eq!(said, expected);
+            fixture.gate.add_permits(usize::from(said.ends_with(b"[50]}")));
+        }
     }
 }
 
