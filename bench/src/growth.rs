@@ -21,6 +21,7 @@ use crate::case::{Case, Contender, Context, Metrics, Rule, Target};
 use crate::fleet::{self, Fleet, Scratch};
 use crate::load::{self, Course, Pace};
 use crate::plain::{Framing, Stream};
+use crate::runtime::Threads;
 use crate::{events, rpc};
 
 /// Topic of the events that are counted.
@@ -116,7 +117,7 @@ fn receive(
 
 /// Fills the journal unless it is full already, leads, and journals events one after the other.
 fn append(workdir: &Path, rows: u32, pace: Pace, ready: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = Threads::Cores.runtime()?;
     let workdir = Workdir::open(workdir)?;
     let join = || async {
         let options = Options { require_primary: true, durability: Some(Durability::Os), ..Options::default() };

@@ -19,6 +19,7 @@ mod plain;
 mod program;
 mod report;
 mod rpc;
+mod runtime;
 mod servers;
 mod start;
 mod station;

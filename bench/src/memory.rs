@@ -17,6 +17,7 @@ use crate::case::{Case, Contender, Context, Metrics, Rule, Run, Target};
 use crate::fleet::{self, Fleet, Scratch};
 use crate::load::{Course, Outcome, Pace};
 use crate::program::Program;
+use crate::runtime::Threads;
 
 /// Clients: connected to both sockets, each with a subscription, and calling or not.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -29,7 +30,7 @@ pub(crate) struct Job {
 
 /// Connects the clients and keeps them.
 pub(crate) fn work(job: &Job, ready: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = Threads::Cores.runtime()?;
     let workdir = Workdir::open(&job.workdir)?;
     let mut clients = Vec::new();
     for number in 0..job.clients {

@@ -15,6 +15,7 @@ use crate::Failure;
 use crate::case::{Case, Contender, Context, Metrics, Rule, Target};
 use crate::fleet::{self, Fleet, Scratch};
 use crate::load::{self, Pace};
+use crate::runtime::Threads;
 
 /// Bytes of one request.
 const REQUEST_BYTES: usize = 200;
@@ -42,7 +43,7 @@ pub(crate) enum Server {
 /// Who calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Caller {
-    /// Pando's client, in an application whose runtime has as many threads as there are cores, or one.
+    /// Pando's client, in an application with this runtime.
     Pando(Threads),
     /// A plain socket.
     Raw,
@@ -50,15 +51,6 @@ pub(crate) enum Caller {
     Zmtp,
     /// libzmq's DEALER, in a process of its own make.
     Libzmq,
-}
-
-/// How many threads an application's runtime has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Threads {
-    /// As many as there are cores, as tokio has it.
-    Cores,
-    /// One, like libzmq's DEALER beside its own.
-    One,
 }
 
 /// Does one process's part.

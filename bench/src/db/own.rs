@@ -11,11 +11,12 @@ use tokio::task::JoinSet;
 use super::open::micros;
 use super::{Activity, BODY_BYTES, COUNT, Engine, FILL, FILLED_ENTRIES, INSERT, Job, READ, SCHEMA};
 use crate::load::{Course, Outcome, wait_until};
+use crate::runtime::Threads;
 use crate::{Failure, fleet};
 
 /// Joins, and does what the job says.
 pub(super) fn work(job: &Job, ready: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = Threads::Cores.runtime()?;
     let instance = runtime.block_on(join(job))?;
     ready()?;
     let outcome = match job.activity {

@@ -15,6 +15,7 @@ use crate::Failure;
 use crate::case::{Case, Contender, Context, Metrics, Rule, Target};
 use crate::fleet::{self, Fleet, Scratch};
 use crate::load::{self, Course, Outcome, Pace, monotonic_ns, wait_until};
+use crate::runtime::Threads;
 use crate::servers::{self, Talk};
 
 async fn join(workdir: &Path, leads: bool, durability: Durability) -> Result<Instance, Failure> {
@@ -31,7 +32,7 @@ pub(super) fn lead(
     pace: Pace,
     ready: impl FnOnce() -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = Threads::Cores.runtime()?;
     let instance = runtime.block_on(join(workdir, true, durability))?;
     ready()?;
     fleet::done(Some(&Course::idle(pace)))?;
@@ -46,7 +47,7 @@ pub(super) fn publish(
     pace: Pace,
     ready: impl FnOnce() -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = Threads::Cores.runtime()?;
     let instance = Arc::new(runtime.block_on(join(workdir, false, Durability::Os))?);
     let mut bare = Envelope::new(instance.id(), Topic::new(DURABLE)?, payload(0, 0, 0));
     (bare.epoch, bare.seq, bare.prev) = (Some(1), Some(10_000), Some(10_000));
@@ -114,7 +115,12 @@ impl Flow {
         let mut start = |job| fleet.start(&fleet::Job::Events(job), None);
         start(Job::Lead { workdir: workdir.clone(), durability: self.durability, pace })?;
         for _ in 0..self.subscribers {
-            start(Job::Subscribe { workdir: workdir.clone(), topic: DURABLE.to_owned(), pace })?;
+            start(Job::Subscribe {
+                threads: Threads::Cores,
+                workdir: workdir.clone(),
+                topic: DURABLE.to_owned(),
+                pace,
+            })?;
         }
         for _ in 0..self.publishers {
             start(Job::Publish { workdir: workdir.clone(), in_flight: self.in_flight, pace })?;

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use pando::{Client, Envelope, Pattern, Topic, Workdir};
 use pando_ipc::Kind;
 use pando_ipc::client::{Delivery, Options};
-use tokio::runtime::Runtime;
 
 use super::{EPHEMERAL, payload, stamp};
 use crate::load::{Course, Deliveries, Pace, monotonic_ns, wait_until};
 use crate::plain::Stream;
+use crate::runtime::Threads;
 use crate::station::Station;
 use crate::{Failure, fleet};
 
@@ -19,13 +19,9 @@ const BURST: u32 = 256;
 /// How long it waits at a time.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-fn runtime() -> std::io::Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()
-}
-
 /// Publishes, at a pace or as fast as the sockets take it.
 pub(super) fn station(workdir: &Path, pace: Pace, ready: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
-    let runtime = runtime()?;
+    let runtime = Threads::Cores.runtime()?;
     let station = runtime.block_on(Station::open(Workdir::open(workdir)?))?;
     let topic = Topic::new(EPHEMERAL)?;
     let mut bare = Envelope::new("inst-bench", topic.clone(), payload(0, 0, 0));
@@ -71,12 +67,13 @@ pub(super) fn station(workdir: &Path, pace: Pace, ready: impl FnOnce() -> Result
 
 /// Receives until the time is over.
 pub(super) fn subscribe(
+    threads: Threads,
     workdir: &Path,
     topic: &str,
     pace: Pace,
     ready: impl FnOnce() -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let runtime = runtime()?;
+    let runtime = threads.runtime()?;
     let options = Options::new(format!("subscriber-{}", std::process::id()), Kind::Client);
     let client = runtime.block_on(Client::connect(Workdir::open(workdir)?, options))?;
     let mut subscription = runtime.block_on(client.subscribe(Pattern::new(topic)?))?;

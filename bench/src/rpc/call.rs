@@ -11,9 +11,10 @@ use rustix::event::epoll;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::{Caller, REQUEST_BYTES, Threads};
+use super::{Caller, REQUEST_BYTES};
 use crate::load::{Course, Outcome, Pace};
 use crate::plain::{Framing, Stream};
+use crate::runtime::Threads;
 use crate::station::ECHO;
 use crate::{Failure, fleet};
 
@@ -31,11 +32,7 @@ pub(super) fn pando(
     pace: Pace,
     ready: impl FnOnce(&str) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let mut runtime = match threads {
-        Threads::Cores => tokio::runtime::Builder::new_multi_thread(),
-        Threads::One => tokio::runtime::Builder::new_current_thread(),
-    };
-    let runtime = runtime.enable_all().build()?;
+    let runtime = threads.runtime()?;
     let workdir = Workdir::open(workdir)?;
     let mut linked = Vec::new();
     for number in 0..clients {

@@ -10,6 +10,7 @@ use pando::Workdir;
 
 use crate::load::{Course, Pace};
 use crate::plain::{self, LENGTH_BYTES};
+use crate::runtime::Threads;
 use crate::station::Station;
 use crate::{Failure, fleet};
 
@@ -22,7 +23,7 @@ pub(super) fn station(
     pace: Pace,
     ready: impl FnOnce(&str) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = Threads::Cores.runtime()?;
     let workdir = Workdir::open(workdir)?;
     let station = runtime.block_on(Station::open(workdir.clone()))?;
     let doors = pando_ipc::read_lock_for_path(&workdir)?.doors();
