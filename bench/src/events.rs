@@ -18,7 +18,6 @@ use crate::Failure;
 use crate::case::{Case, Contender, Context, Metrics, Rule, Target};
 use crate::fleet::{self, Fleet, Scratch};
 use crate::load::{self, Pace};
-use crate::runtime::Threads;
 
 /// Bytes of one event: topic, NUL and envelope.
 const EVENT_BYTES: usize = 300;
@@ -37,7 +36,7 @@ pub(crate) enum Job {
     /// Publishes durable events from a secondary, so many at once.
     Publish { workdir: PathBuf, in_flight: u32, pace: Pace },
     /// Receives with Pando's client.
-    Subscribe { threads: Threads, workdir: PathBuf, topic: String, pace: Pace },
+    Subscribe { workdir: PathBuf, topic: String, pace: Pace },
     /// Subscribes at this endpoint and reads nothing.
     Stall { endpoint: String, pace: Pace },
 }
@@ -47,9 +46,7 @@ pub(crate) fn work(job: Job, ready: impl FnOnce() -> Result<(), Failure>) -> Res
     match job {
         Job::Station { workdir, pace } => ephemeral::station(&workdir, pace, ready),
         Job::Stall { endpoint, pace } => ephemeral::stall(&endpoint, pace, ready),
-        Job::Subscribe { threads, workdir, topic, pace } => {
-            ephemeral::subscribe(threads, &workdir, &topic, pace, ready)
-        }
+        Job::Subscribe { workdir, topic, pace } => ephemeral::subscribe(&workdir, &topic, pace, ready),
         Job::Lead { workdir, durability, pace } => durable::lead(&workdir, durability, pace, ready),
         Job::Publish { workdir, in_flight, pace } => durable::publish(&workdir, in_flight, pace, ready),
     }
@@ -86,8 +83,8 @@ fn stamp(payload: &Json) -> Option<(u64, u64)> {
 /// Who subscribes to whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
-    /// Pando's client, in an application with this runtime, to Pando.
-    Pando(Threads),
+    /// Pando's client to Pando.
+    Pando,
     /// libzmq's SUB to Pando's native door.
     Door,
     /// libzmq's SUB to libzmq's PUB.
@@ -128,8 +125,8 @@ impl Stream {
             fleet.start(&fleet::Job::Events(job), None)?;
         }
         for _ in 0..self.subscribers {
-            if let Side::Pando(threads) = side {
-                let job = Job::Subscribe { threads, workdir: path.clone(), topic: EPHEMERAL.to_owned(), pace };
+            if side == Side::Pando {
+                let job = Job::Subscribe { workdir: path.clone(), topic: EPHEMERAL.to_owned(), pace };
                 fleet.start(&fleet::Job::Events(job), None)?;
             } else {
                 fleet.start_libzmq(context, pace, &["sub", &place])?;
@@ -145,8 +142,7 @@ impl Stream {
         let stalled = if self.has_stalled { ", and one that never reads" } else { "" };
         let who = match side {
             Side::Door => "libzmq's SUB on both sides, ours on the native door",
-            Side::Pando(Threads::One) => "native door, Pando's client in a runtime of one thread; libzmq over ipc",
-            Side::Pando(Threads::Cores) | Side::Libzmq => "native door, Pando's client; libzmq over ipc",
+            Side::Pando | Side::Libzmq => "native door, Pando's client; libzmq over ipc",
         };
         Case {
             name,
@@ -179,21 +175,17 @@ pub(crate) fn cases(context: &Context) -> Vec<Case> {
     let paced = |subscribers| Stream { subscribers, per_second: Some(1_000.0), has_stalled: false };
     let stalled = Stream { subscribers: 4, per_second: Some(20_000.0), has_stalled: true };
     let prompt = vec![Target::new("p50_ms", AtMost(0.1)), Target::new("p99_ms", AtMost(0.25)), whole];
-    let (own, thread) = (Side::Pando(Threads::Cores), Side::Pando(Threads::One));
     let mut cases = vec![
-        fast(1).case("ephemeral-1", own, context, vec![rate(1.1), whole]),
-        fast(4).case("ephemeral-4", own, context, vec![rate(1.1), whole]),
-        fast(most).case("ephemeral-16", own, context, vec![rate(1.5), whole]),
-        fast(1).case("ephemeral-1-thread", thread, context, vec![rate(1.1), whole]),
-        fast(4).case("ephemeral-4-thread", thread, context, vec![rate(1.1), whole]),
-        fast(most).case("ephemeral-16-thread", thread, context, vec![rate(1.5), whole]),
+        fast(1).case("ephemeral-1", Side::Pando, context, vec![rate(1.1), whole]),
+        fast(4).case("ephemeral-4", Side::Pando, context, vec![rate(1.1), whole]),
+        fast(most).case("ephemeral-16", Side::Pando, context, vec![rate(1.5), whole]),
         fast(1).case("door-1", Side::Door, context, vec![rate(1.1), whole]),
         fast(4).case("door-4", Side::Door, context, vec![rate(1.1), whole]),
         fast(most).case("door-16", Side::Door, context, vec![rate(1.5), whole]),
-        paced(1).case("paced-1", own, context, vec![whole]),
-        paced(4).case("paced-4", own, context, vec![whole]),
-        paced(most).case("paced-16", own, context, prompt),
-        stalled.case("stalled", own, context, vec![whole]),
+        paced(1).case("paced-1", Side::Pando, context, vec![whole]),
+        paced(4).case("paced-4", Side::Pando, context, vec![whole]),
+        paced(most).case("paced-16", Side::Pando, context, prompt),
+        stalled.case("stalled", Side::Pando, context, vec![whole]),
     ];
     cases.extend(durable::cases(context));
     cases

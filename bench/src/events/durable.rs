@@ -115,12 +115,7 @@ impl Flow {
         let mut start = |job| fleet.start(&fleet::Job::Events(job), None);
         start(Job::Lead { workdir: workdir.clone(), durability: self.durability, pace })?;
         for _ in 0..self.subscribers {
-            start(Job::Subscribe {
-                threads: Threads::Cores,
-                workdir: workdir.clone(),
-                topic: DURABLE.to_owned(),
-                pace,
-            })?;
+            start(Job::Subscribe { workdir: workdir.clone(), topic: DURABLE.to_owned(), pace })?;
         }
         for _ in 0..self.publishers {
             start(Job::Publish { workdir: workdir.clone(), in_flight: self.in_flight, pace })?;

@@ -67,13 +67,12 @@ pub(super) fn station(workdir: &Path, pace: Pace, ready: impl FnOnce() -> Result
 
 /// Receives until the time is over.
 pub(super) fn subscribe(
-    threads: Threads,
     workdir: &Path,
     topic: &str,
     pace: Pace,
     ready: impl FnOnce() -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let runtime = threads.runtime()?;
+    let runtime = Threads::Cores.runtime()?;
     let options = Options::new(format!("subscriber-{}", std::process::id()), Kind::Client);
     let client = runtime.block_on(Client::connect(Workdir::open(workdir)?, options))?;
     let mut subscription = runtime.block_on(client.subscribe(Pattern::new(topic)?))?;
