@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 pub(crate) enum Threads {
     /// As many as there are cores, as tokio's own.
     Cores,
-    /// One, as a small program would have, and as libzmq's peer calls and receives from.
+    /// One, as a small program may have, and from which libzmq's peer calls.
     One,
 }
 

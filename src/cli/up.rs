@@ -180,19 +180,8 @@ async fn serve(
         }
         if args.demo_load { load::run(instance).await } else { std::future::pending().await }
     };
-    // What is done once has then no more to say.
-    let ping = async {
-        if args.ping {
-            ping::run(instance).await?;
-        }
-        std::future::pending::<Result<(), Failure>>().await
-    };
-    let replace = async {
-        if args.replace {
-            replace::run(instance, workdir).await?;
-        }
-        std::future::pending::<Result<(), Failure>>().await
-    };
+    let ping = failure_of(args.ping, ping::run(instance));
+    let replace = failure_of(args.replace, replace::run(instance, workdir));
     tokio::pin!(load, ping, replace);
     loop {
         let role = roles.borrow_and_update().clone();
@@ -210,10 +199,18 @@ async fn serve(
             () = instance.stop_requested() => return End::Asked,
             end = signals.next() => return end,
             outcome = &mut load => return outcome.map_or_else(End::Failed, |()| End::Asked),
-            Err(failure) = &mut ping => return End::Failed(failure),
-            Err(failure) = &mut replace => return End::Failed(failure),
+            failure = &mut ping => return End::Failed(failure),
+            failure = &mut replace => return End::Failed(failure),
         }
     }
+}
+
+/// Does something once, if it is wanted; returns only when that failed.
+async fn failure_of(is_wanted: bool, work: impl Future<Output = Result<(), Failure>>) -> Failure {
+    if is_wanted && let Err(failure) = work.await {
+        return failure;
+    }
+    std::future::pending().await
 }
 
 /// The signals that end an instance in good order.

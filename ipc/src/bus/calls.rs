@@ -1,4 +1,4 @@
-//! From a request body to the answer in the caller's ring. Whoever runs this flushes the ring once there is nothing more to say at the moment.
+//! From a request body to the answer in the caller's ring. Whoever runs this flushes the ring now and then, and once there is nothing more to say at the moment.
 
 use std::pin::pin;
 use std::sync::atomic::Ordering::Relaxed;

@@ -173,10 +173,9 @@ impl Calls {
             // There is no link, or it is full, or will be.
             return Next::Wake;
         };
-        if self.is_gathering && outlet.ring().bytes() > GATHERED_BYTES {
-            Next::Write(Arc::clone(outlet.dealer()))
-        } else if self.is_gathering {
-            Next::Nothing
+        if self.is_gathering {
+            let is_much = outlet.ring().bytes() > GATHERED_BYTES;
+            if is_much { Next::Write(Arc::clone(outlet.dealer())) } else { Next::Nothing }
         } else if self.is_busy {
             self.is_gathering = true;
             Next::Wake
