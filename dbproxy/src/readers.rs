@@ -3,6 +3,7 @@
 mod turns;
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +16,7 @@ use pando_ipc::fault::Code;
 use pando_ipc::{Fault, Pattern, Timestamp};
 use rusqlite::{Connection, OpenFlags};
 use serde::{Deserialize, Serialize};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use uuid::Uuid;
 
 use crate::guard::{Guard, Mode};
@@ -30,6 +32,8 @@ use turns::Turns;
 
 /// How long a read waits for a lock; WAL readers wait only for a recovery.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest that a read may run on the caller's thread, which other tasks wait for; then it begins anew on a thread of its own.
+const INLINE_TIME: Duration = Duration::from_millis(1);
 /// Shortest and longest pause between two looks at the journal's head.
 const POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
@@ -171,8 +175,11 @@ struct Pool {
 struct Reader {
     connection: Connection,
     guard: Guard,
-    file: (u64, u64),
+    file: File,
 }
+
+/// A file, whatever its path: its device and its number there.
+type File = (u64, u64);
 
 impl Readers {
     /// Returns a pool of at most `count` connections to the database at `path`, which need not exist yet.
@@ -207,19 +214,28 @@ impl Readers {
         limits: QueryLimits,
     ) -> Result<QueryResult, ReadError> {
         let statement = Statement::new(sql, params);
-        self.with(move |reader| {
-            let runner = Runner {
-                connection: &reader.connection,
-                guard: &reader.guard,
-                mode: Mode::Read,
-                deadline: Instant::now() + limits.time,
-                limits: Limits { rows: limits.rows, bytes: limits.bytes },
-                method: "query",
-            };
-            let Ran { columns, rows } = runner.run(&statement)?;
-            Ok(QueryResult { columns, rows })
-        })
-        .await
+        if let Some(result) = self.query_here(&statement, limits) {
+            return result;
+        }
+        self.with(move |reader| Ok(reader.query(&statement, limits)?)).await
+    }
+
+    /// Runs it on this thread, unless it turns out to take its time, or something is to be waited for.
+    ///
+    /// For reads of this process: to hand one over and be woken takes longer than most of them. In a runtime of one thread everything else would wait.
+    fn query_here(&self, statement: &Statement, limits: QueryLimits) -> Option<Result<QueryResult, ReadError>> {
+        if self.source != OWN || Handle::current().runtime_flavor() != RuntimeFlavor::MultiThread {
+            return None;
+        }
+        let _turn = self.pool.turns.free()?;
+        let reader = self.pool.idle().ok()?.ok()?;
+        let wait = |time| reader.connection.busy_timeout(time).ok();
+        wait(Duration::ZERO)?;
+        let result = reader.query(statement, QueryLimits { time: limits.time.min(INLINE_TIME), ..limits });
+        wait(BUSY_TIMEOUT)?;
+        self.pool.put_back(reader);
+        let takes_time = matches!(&result, Err(fault) if fault.is(Code::Deadline) || fault.is(Code::Busy));
+        (!takes_time).then(|| Ok(result?))
     }
 
     /// Checks that the schema is the one that this binary knows; for an instance that follows, and so does not migrate.
@@ -345,24 +361,46 @@ impl Readers {
     }
 }
 
+impl Reader {
+    fn query(&self, statement: &Statement, limits: QueryLimits) -> Result<QueryResult, Fault> {
+        let runner = Runner {
+            connection: &self.connection,
+            guard: &self.guard,
+            mode: Mode::Read,
+            deadline: Instant::now() + limits.time,
+            limits: Limits { rows: limits.rows, bytes: limits.bytes },
+            method: "query",
+        };
+        let Ran { columns, rows } = runner.run(statement)?;
+        Ok(QueryResult { columns, rows })
+    }
+}
+
 impl Pool {
     fn put_back(&self, reader: Reader) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
     }
 
+    /// Returns an idle connection to the file that is at the path now, or that file.
+    fn idle(&self) -> io::Result<Result<Reader, File>> {
+        let meta = fs::metadata(&self.path)?;
+        let file = (meta.dev(), meta.ino());
+        loop {
+            match self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+                Some(reader) if reader.file == file => return Ok(Ok(reader)),
+                Some(_replaced) => {}
+                None => return Ok(Err(file)),
+            }
+        }
+    }
+
     /// Returns an idle connection to the file that is at the path now, or a new one.
     fn take(&self) -> Result<Reader, ReadError> {
         let not_ready = |why: String| ReadError::NotReady { path: self.path.clone(), why };
-        let meta = fs::metadata(&self.path).map_err(|why| not_ready(why.to_string()))?;
-        let file = (meta.dev(), meta.ino());
-        loop {
-            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            match idle {
-                Some(reader) if reader.file == file => return Ok(reader),
-                Some(_replaced) => {}
-                None => break,
-            }
-        }
+        let file = match self.idle().map_err(|why| not_ready(why.to_string()))? {
+            Ok(reader) => return Ok(reader),
+            Err(file) => file,
+        };
         let path = fs::canonicalize(&self.path).map_err(|why| not_ready(why.to_string()))?;
         connect(&path, file).map_err(|error| match error.sqlite_error_code() {
             Some(rusqlite::ErrorCode::CannotOpen) => not_ready(message_of(&error)),
@@ -371,7 +409,7 @@ impl Pool {
     }
 }
 
-fn connect(path: &Path, file: (u64, u64)) -> rusqlite::Result<Reader> {
+fn connect(path: &Path, file: File) -> rusqlite::Result<Reader> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;

@@ -21,10 +21,15 @@ impl Turns {
         Self { permits: Arc::new(Semaphore::new(count.max(1))), places: Mutex::default() }
     }
 
+    /// Returns a turn where nobody has to be waited for.
+    pub(super) fn free(&self) -> Option<OwnedSemaphorePermit> {
+        // One is free only while nobody stands in line.
+        Arc::clone(&self.permits).try_acquire_owned().ok()
+    }
+
     /// Waits for a turn of `source`, which lasts as long as the permit. May be dropped at any time.
     pub(super) async fn next(&self, source: u64) -> Result<OwnedSemaphorePermit, AcquireError> {
-        // One is free only while nobody stands in line.
-        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+        if let Some(permit) = self.free() {
             return Ok(permit);
         }
         let place = self.place(source);

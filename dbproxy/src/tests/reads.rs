@@ -1,9 +1,13 @@
 //! Local reads: only reading, limited, and never of a stale file.
 
+use std::pin::pin;
+use std::task::Poll;
+
 use pando_ipc::fault::Code;
+use tokio::runtime::{Builder, Runtime};
 
 use super::*;
-use crate::ReadError;
+use crate::{ReadError, SqlValue};
 
 #[tokio::test]
 async fn a_query_cannot_write_by_any_route() {
@@ -98,4 +102,63 @@ async fn a_wait_ends_when_the_event_is_there_or_says_how_far_it_came() {
         apply(&writer, session("b")).await;
     };
     assert_eq!(futures::future::join(wait, write).await.0, Ok(4));
+}
+
+/// Returns a runtime with one thread for what blocks, and what holds that thread until it is dropped.
+fn without_blocking_threads(mut builder: Builder) -> (Runtime, std::sync::mpsc::Sender<()>) {
+    let runtime = builder.max_blocking_threads(1).enable_all().build().unwrap();
+    let (held, free) = std::sync::mpsc::channel::<()>();
+    runtime.spawn_blocking(move || free.recv().unwrap_or_default());
+    (runtime, held)
+}
+
+#[test]
+fn a_small_read_waits_for_no_other_thread_and_a_long_one_goes_on_there() {
+    let bench = Bench::new();
+    let opener = Runtime::new().unwrap();
+    let _writer = opener.block_on(async { bench.writer() });
+    let readers = bench.readers();
+    let count = |rows: u32| {
+        let sql = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < ?1) SELECT count(*) FROM n";
+        let found = readers.query(sql, [rows], QueryLimits::default());
+        async move { found.await.unwrap().rows }
+    };
+    let counted = |rows: i64| vec![vec![SqlValue::Integer(rows)]];
+    opener.block_on(count(1));
+
+    let (runtime, held) = without_blocking_threads(Builder::new_multi_thread());
+    runtime.block_on(async {
+        assert_eq!(futures::poll!(pin!(count(2))), Poll::Ready(counted(2)));
+        let mut long = pin!(count(1_000_000));
+        assert_eq!(futures::poll!(&mut long), Poll::Pending, "it takes longer than the others here should wait");
+        drop(held);
+        assert_eq!(long.await, counted(1_000_000));
+    });
+
+    let (runtime, held) = without_blocking_threads(Builder::new_current_thread());
+    runtime.block_on(async {
+        let mut small = pin!(count(3));
+        assert_eq!(futures::poll!(&mut small), Poll::Pending, "everything else would wait for it");
+        drop(held);
+        assert_eq!(small.await, counted(3));
+    });
+}
+
+#[test]
+fn a_read_that_meets_a_lock_waits_for_it_on_a_thread_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("plain.db");
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other.execute_batch("CREATE TABLE t (a); INSERT INTO t VALUES (7)").unwrap();
+    let readers = Readers::open(&path, 1);
+    let read = || readers.query("SELECT a FROM t", (), QueryLimits::default());
+    let runtime = Runtime::new().unwrap();
+    runtime.block_on(async {
+        read().await.unwrap();
+        other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+        let mut reading = pin!(read());
+        assert_eq!(futures::poll!(&mut reading), Poll::Pending);
+        other.execute_batch("ROLLBACK").unwrap();
+        assert_eq!(reading.await.unwrap().rows, [[SqlValue::Integer(7)]]);
+    });
 }
