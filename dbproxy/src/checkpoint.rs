@@ -317,7 +317,9 @@ mod tests {
 
     impl Loaded {
         fn write(&self, megabytes: u32) {
-            self.writer.execute("INSERT INTO blobs VALUES (zeroblob(?1))", [megabytes << 20]).unwrap();
+            let sql = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
+                INSERT INTO blobs SELECT zeroblob(1 << 20) FROM n";
+            self.writer.execute(sql, [megabytes]).unwrap();
         }
 
         fn wal_bytes(&self) -> u64 {

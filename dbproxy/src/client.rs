@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
@@ -32,6 +32,15 @@ impl Default for State {
     }
 }
 
+impl State {
+    /// Tells whether the id is old by the wall clock, which goes on while a machine sleeps, and by which the primary forgets.
+    fn is_old(&self, now: SystemTime) -> bool {
+        let (seconds, _) = self.id.get_timestamp().map_or((0, 0), |time| time.to_unix());
+        let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        now.abs_diff(seconds) >= RENEWED_AFTER.as_secs()
+    }
+}
+
 /// A write that has begun. Dropped, nobody waits for its answer any more.
 #[derive(Debug)]
 pub(crate) struct Begun {
@@ -47,7 +56,7 @@ impl Client {
     /// Begins a write.
     pub(crate) fn begin(&self) -> Begun {
         let mut state = self.state();
-        if state.made.elapsed() >= RENEWED_AFTER {
+        if state.made.elapsed() >= RENEWED_AFTER || state.is_old(SystemTime::now()) {
             *state = State::default();
         }
         let (id, counter) = (state.id, state.next);
@@ -119,6 +128,14 @@ mod tests {
         assert_eq!(client.begin().acked, 1);
         client.close(&unknown);
         assert_eq!(client.begin().acked, 5);
+    }
+
+    #[test]
+    fn an_id_is_renewed_by_the_wall_clock_wherever_that_goes() {
+        let state = State::default();
+        let now = SystemTime::now();
+        assert!(!state.is_old(now) && !state.is_old(now + RENEWED_AFTER / 2));
+        assert!(state.is_old(now + RENEWED_AFTER * 2) && state.is_old(now - RENEWED_AFTER * 2));
     }
 
     #[test]

@@ -18,9 +18,10 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::named::Writes;
 use crate::recent::RecentStatements;
+use crate::refusal::too_large;
 use crate::wire;
 use crate::write::{Ack, Outcome, Work, WriteRequest};
-use crate::writer::Writer;
+use crate::writer::{MAX_WRITE_BYTES, Writer};
 
 /// Shortest and longest pause before a write is sent again on the same route.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
@@ -118,6 +119,12 @@ impl Deliver for Remote {
         Box::pin(async move {
             self.recent.note(&request.work, &self.writes);
             let (method, params) = wire::call(&request, &self.writes);
+            let bytes = params.as_str().len();
+            if bytes > MAX_WRITE_BYTES {
+                // The primary would end the connection, which all of this process's calls share.
+                let why = format!("the write has {bytes} bytes; the limit is {MAX_WRITE_BYTES}; nothing was sent");
+                return Err(DeliverError::Refused(too_large(request.work.label(), why)));
+            }
             let result = self.caller.call_by(method, params, Instant::from_std(request.deadline)).await?;
             wire::ack(&request, &result).map_err(DeliverError::Unknown)
         })

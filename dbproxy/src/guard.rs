@@ -19,8 +19,11 @@ pub(crate) const TRACKER: &str = "_pando_track_";
 pub(crate) const CHANGED: &str = "pando_changed";
 /// Longest statement, in bytes. A longer one is refused with `E_TOO_LARGE`.
 pub const MAX_SQL_BYTES: usize = 1 << 20;
-/// Largest text, blob or row that SQLite makes, in bytes. A larger one fails its statement with `E_TOO_LARGE`.
-pub const MAX_VALUE_BYTES: i32 = 64 << 20;
+/// Largest text, blob or row that SQLite makes, in bytes. A larger one fails its statement with `E_TOO_LARGE`. Nothing larger comes or leaves by the wire, and
+/// what one function takes, which nothing interrupts, grows with it.
+pub const MAX_VALUE_BYTES: i32 = 8 << 20;
+/// Most arguments of a function, for the same reason. More fail the statement with `E_SQL`.
+const MAX_ARGUMENTS: i32 = 127;
 /// Longest pattern of LIKE and GLOB, in bytes: their time grows with the product of text and pattern, and cannot be limited.
 pub const MAX_PATTERN_BYTES: i32 = 256;
 /// Most instructions of one prepared statement.
@@ -98,6 +101,7 @@ impl Guard {
         connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)?;
         connection.set_limit(Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, MAX_PATTERN_BYTES)?;
         connection.set_limit(Limit::SQLITE_LIMIT_VDBE_OP, MAX_INSTRUCTIONS)?;
+        connection.set_limit(Limit::SQLITE_LIMIT_FUNCTION_ARG, MAX_ARGUMENTS)?;
         functions::install(connection)?;
         let own = guard.clone();
         connection.authorizer(Some(move |context: AuthContext<'_>| own.judge(&context)))?;

@@ -67,7 +67,7 @@ pub use schema::{StoreError, tidy};
 pub use settings::Settings;
 pub use standby::{CALM, Standby};
 pub use store::{DbError, Querier};
-pub use track::MAX_ROW_EVENTS;
+pub use track::{MAX_COLUMNS_BYTES, MAX_ROW_EVENTS};
 pub use tracked::Tracked;
 pub use trouble::Trouble;
 pub use tx::Tx;

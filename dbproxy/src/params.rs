@@ -1,5 +1,7 @@
 //! The parameters of a statement: values, and what earlier statements of the same write made.
 
+use std::collections::HashSet;
+
 use pando_ipc::Fault;
 use pando_ipc::rpc::Raw;
 use serde::{Serialize, Serializer};
@@ -137,7 +139,14 @@ impl Params {
     pub fn from_json(method: &str, field: &str, value: Option<Raw<'_>>) -> Result<Self, Fault> {
         let Some(value) = value else { return Ok(Self::default()) };
         let read = |path: &dyn Fn() -> String, value: Raw<'_>| {
-            let param = value.read().map_err(|error| error.to_string()).and_then(|value| Param::from_json(&value));
+            let param = match value.as_str() {
+                // As a float it would be another number.
+                text if is_integer(text) && text.parse::<i64>().is_err() => {
+                    Err(format!("{text} is no integer of 64 bits; write it as text, or with a fraction"))
+                }
+                "-0" => Ok(Param::Value(SqlValue::Integer(0))),
+                _ => value.read().map_err(|error| error.to_string()).and_then(|value| Param::from_json(&value)),
+            };
             param.map_err(|why| invalid(method, &format!("{field}{}", path()), why))
         };
         if let Some(values) = value.elements() {
@@ -148,6 +157,13 @@ impl Params {
         let values =
             members.into_iter().map(|(name, value)| Ok((name.to_string(), read(&|| format!(".{name}"), value)?)));
         values.collect::<Result<_, _>>().map(Self::Named)
+    }
+
+    /// Returns a name that stands twice, with one value of the two nobody knows which.
+    pub(crate) fn repeated(&self) -> Option<&str> {
+        let Self::Named(values) = self else { return None };
+        let mut seen = HashSet::new();
+        values.iter().map(|(name, _)| name.as_str()).find(|name| !seen.insert(name.trim_start_matches([':', '@', '$'])))
     }
 
     pub(crate) fn weight(&self) -> usize {
@@ -185,6 +201,11 @@ impl Params {
             Self::Named(values) => values.iter().any(|(_, param)| refers(param)),
         }
     }
+}
+
+/// Tells whether JSON is a number without fraction and exponent.
+fn is_integer(json: &str) -> bool {
+    json.starts_with(|c: char| c == '-' || c.is_ascii_digit()) && !json.contains(['.', 'e', 'E'])
 }
 
 impl<T: Into<Param>> From<Vec<T>> for Params {
@@ -231,6 +252,20 @@ mod tests {
         let params = params.into();
         assert_eq!(serde_json::to_string(&params).unwrap(), expected);
         assert_eq!(Params::from_json("exec", "params", Some(Json::of(&params).raw())), Ok(params));
+    }
+
+    #[test]
+    fn an_integer_that_fits_nowhere_is_refused_and_not_rounded() {
+        let read = |text: &str| {
+            let params: Json = serde_json::from_str(&format!("[{text}]")).unwrap();
+            Params::from_json("exec", "params", Some(params.raw()))
+        };
+        for text in ["9223372036854775808", "18446744073709551616", "-9223372036854775809"] {
+            assert_eq!(read(text).unwrap_err().data.unwrap()["field"], "params[0]", "{text}");
+        }
+        assert_eq!(read("-9223372036854775808"), Ok([i64::MIN].into()));
+        assert_eq!(read("-0"), Ok([0].into()));
+        assert_eq!(read("1e19"), Ok([1e19].into()));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use pando_ipc::{Fault, Pattern, Timestamp};
 use rusqlite::{Connection, OpenFlags};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::coop::consume_budget;
 use uuid::Uuid;
 
 use crate::guard::{Guard, Mode};
@@ -214,6 +215,8 @@ impl Readers {
         limits: QueryLimits,
     ) -> Result<QueryResult, ReadError> {
         let statement = Statement::new(sql, params);
+        // Who reads on and on gives way now and then, as if each had been waited for.
+        consume_budget().await;
         if let Some(result) = self.query_here(&statement, limits) {
             return result;
         }

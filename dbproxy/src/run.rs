@@ -112,8 +112,11 @@ impl Runner<'_> {
                 let mut bound = vec![false; wanted];
                 for (name, value) in values {
                     let at = find(prepared, name)?.ok_or_else(|| Error::InvalidParameterName(name.clone()))?;
+                    if std::mem::replace(&mut bound[at - 1], true) {
+                        let why = format!("parameter {name} has two values");
+                        return Err(Failure::Refused(invalid(self.method, "params", why)));
+                    }
                     prepared.raw_bind_parameter(at, self.value(value)?)?;
-                    bound[at - 1] = true;
                 }
                 match bound.iter().position(|bound| !bound) {
                     None => Ok(()),

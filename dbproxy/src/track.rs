@@ -25,11 +25,14 @@ use crate::guard::{CHANGED, RESERVED, TRACKER, begins};
 use crate::tracked::Tracked;
 use crate::value::SqlValue;
 pub use collector::MAX_ROW_EVENTS;
-use collector::{Collector, Operation};
+use collector::{Collector, Key, Operation};
 pub(crate) use events::Author;
 
 /// Topic of the event that each write makes that changed rows.
 pub(crate) const SUMMARY: &str = "db.changed";
+
+/// Most bytes of the values that one event carries. Beyond it the event says that they are left out: it has to fit into a frame, escapes included.
+pub const MAX_COLUMNS_BYTES: usize = 512 << 10;
 
 /// What is known of the changes of a write.
 #[derive(Debug, Default)]
@@ -40,11 +43,19 @@ struct Seen {
     statement: Collector,
     /// What those before it have.
     write: Collector,
+    /// The row that the statement inserted last into each table, whoever's it is.
+    inserted: Vec<(String, i64)>,
 }
 
 impl Seen {
     /// Takes a call of the update hook.
-    fn note(&mut self, action: Action, database: &str, table: &str) {
+    fn note(&mut self, action: Action, database: &str, table: &str, rowid: i64) {
+        if action == Action::SQLITE_INSERT {
+            match self.inserted.iter_mut().find(|(known, _)| known == table) {
+                Some((_, last)) => *last = rowid,
+                None => self.inserted.push((table.to_owned(), rowid)),
+            }
+        }
         let operation = match action {
             Action::SQLITE_INSERT => Operation::Created,
             Action::SQLITE_UPDATE => Operation::Updated,
@@ -68,7 +79,7 @@ impl Track {
     pub(crate) fn install(connection: &mut Connection) -> rusqlite::Result<Self> {
         let track = Self { seen: Arc::default() };
         let seen = Arc::clone(&track.seen);
-        let note = move |action, database: &str, table: &str, _rowid| lock(&seen).note(action, database, table);
+        let note = move |action, database: &str, table: &str, rowid| lock(&seen).note(action, database, table, rowid);
         connection.update_hook(Some(note))?;
         let seen = Arc::clone(&track.seen);
         // Direct only: neither a view nor a trigger of the schema may call it.
@@ -101,6 +112,16 @@ impl Track {
             triggers(&mut script, number, table, !unhooked.contains(table), rows.as_ref());
         }
         connection.execute_batch(&script.concat())
+    }
+
+    /// Begins a statement.
+    pub(crate) fn begin_statement(&self) {
+        lock(&self.seen).inserted.clear();
+    }
+
+    /// Tells whether the statement has inserted a row of this id. An upsert that has updated one has not, and where there are no row ids nobody has.
+    pub(crate) fn has_inserted(&self, rowid: i64) -> bool {
+        lock(&self.seen).inserted.iter().any(|(_, last)| *last == rowid)
     }
 
     /// Ends a statement that began when its connection had made so many changes: what it changed belongs to the write, or is forgotten, for SQLite has
@@ -160,22 +181,24 @@ fn report(context: &Context<'_>, collector: &mut Collector) {
     let new = keys(4);
     let rest = 4 + if operation == Operation::Updated { 2 * count } else { count };
     let columns = (rest..context.len().saturating_sub(1)).step_by(2);
-    let columns: Map<_, _> = columns.map(|at| (text(at), value(at + 1).to_json())).collect();
+    let bytes: usize = columns.clone().map(|at| value(at + 1).weight()).sum();
+    let columns = (bytes <= MAX_COLUMNS_BYTES).then(|| columns.map(|at| (text(at), value(at + 1).to_json())).collect());
     if operation == Operation::Updated {
         let old = keys(4 + count);
         if new != old {
-            collector.push(&table, Operation::Deleted, old, session.clone(), Map::new());
+            collector.push(&table, Operation::Deleted, old, session.clone(), Some(Map::new()));
             return collector.push(&table, Operation::Created, new, session, columns);
         }
     }
     collector.push(&table, operation, new, session, columns);
 }
 
-/// Returns a row's key as text; several columns are a JSON array.
-fn key(columns: &[SqlValue]) -> String {
+/// Returns a row's key; several columns are a JSON array as text.
+fn key(columns: &[SqlValue]) -> Key {
+    let identity = Value::Array(columns.iter().map(SqlValue::to_json).collect()).to_string();
     match columns {
-        [single] => single.to_string(),
-        several => Value::Array(several.iter().map(SqlValue::to_json).collect()).to_string(),
+        [single] => Key { text: single.to_string(), identity },
+        _ => Key { text: identity.clone(), identity },
     }
 }
 

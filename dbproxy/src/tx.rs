@@ -166,8 +166,9 @@ impl<'a> Tx<'a> {
     pub(crate) fn run(&self, statement: &Statement) -> Result<StatementResult, Fault> {
         let connection = self.runner.connection;
         let before = connection.total_changes();
+        self.track.begin_statement();
         let ran = self.step(statement)?;
-        Ok(result(connection, before, statement, ran))
+        Ok(result(connection, self.track, before, statement, ran))
     }
 
     fn step(&self, statement: &Statement) -> Result<Ran, Fault> {
@@ -210,12 +211,19 @@ pub(crate) fn reserved_names(connection: &Connection) -> rusqlite::Result<i64> {
 }
 
 /// Returns what one statement did.
-fn result(connection: &Connection, changes_before: u64, statement: &Statement, ran: Ran) -> StatementResult {
+fn result(
+    connection: &Connection,
+    track: &Track,
+    changes_before: u64,
+    statement: &Statement,
+    ran: Ran,
+) -> StatementResult {
     let changed = connection.total_changes() > changes_before;
     let rows_affected = if changed { connection.changes() } else { 0 };
-    // SQLite keeps the last rowid for ever: after anything but an insert it would be a stranger's.
+    // SQLite keeps the last rowid for ever: where this statement did not insert it, it is a stranger's.
     let inserts = ["insert", "replace", "with"].contains(&first_word(&statement.sql).to_ascii_lowercase().as_str());
-    let last_insert_rowid = if rows_affected > 0 && inserts { connection.last_insert_rowid() } else { 0 };
+    let last = connection.last_insert_rowid();
+    let last_insert_rowid = if rows_affected > 0 && inserts && track.has_inserted(last) { last } else { 0 };
     let Ran { columns, rows } = ran;
     let returned = (!columns.is_empty()).then_some(QueryResult { columns, rows });
     StatementResult { rows_affected, last_insert_rowid, returned }

@@ -77,8 +77,10 @@ impl<'a> Fields<'a> {
     }
 
     fn number(&self, name: &str) -> Result<Option<u64>, Fault> {
-        let read = |value: Raw<'_>| value.read().map_err(|_| self.bad(name, "expected a number, 0 or more"));
-        self.get(name).map(read).transpose()
+        // SQLite's integers have a sign.
+        let read = |value: Raw<'_>| value.read().ok().filter(|number| i64::try_from(*number).is_ok());
+        let why = "expected a number from 0 to 2^63 - 1";
+        self.get(name).map(|value| read(value).ok_or_else(|| self.bad(name, why))).transpose()
     }
 
     /// Returns any value as it is, null when it is not there.
@@ -102,8 +104,9 @@ impl<'a> Fields<'a> {
         text.map(|text| Uuid::parse_str(&text).map_err(|_| self.bad("database", "expected a UUID"))).transpose()
     }
 
+    /// Reads an op id. An empty one is refused like all that cannot be, and not taken for none: then the write could not be sent again.
     fn op_id(&self, name: &str) -> Result<Option<OpId>, Fault> {
-        Ok(self.some_text(name)?.map(|text| OpId::parse(&text)))
+        Ok(self.text(name)?.map(|text| OpId::parse(&text)))
     }
 
     /// Returns the write that the fields frame. Without an op id it gets a new one: such a write cannot be retried.
@@ -184,7 +187,7 @@ pub fn parse_write(params: &Json, source: &str, writes: &Writes) -> Result<(Writ
     let work = writes.work(method, &outer.value("params")?)?;
     let source = meta.source(source)?;
     let op_id = match meta.op_id("op_id")? {
-        None => meta.op_id("request_id")?.map(|op_id| op_id.within(&source)),
+        None => meta.some_text("request_id")?.map(|text| OpId::parse(&text).within(&source)),
         given => given,
     };
     let request = meta.request(op_id, source, work)?;
@@ -452,6 +455,8 @@ mod tests {
         check(parse_exec(&json!({"statements": ["x"], "ddl": 1}).into(), "i"), "ddl");
         check(parse_exec(&json!({"statements": ["x"], "database": "x"}).into(), "i"), "database");
         check(parse_exec(&json!({"statements": ["x"], "op_id": "x".repeat(200)}).into(), "i"), "op_id");
+        check(parse_exec(&json!({"statements": ["x"], "op_id": ""}).into(), "i"), "op_id");
+        check(parse_exec(&json!({"statements": ["x"], "acked": u64::MAX}).into(), "i"), "acked");
         check(parse_write(&json!({"params": null}).into(), "i", &Writes::new()), "method");
         check(parse_write(&json!({"method": ""}).into(), "i", &Writes::new()), "method");
         check(parse_write(&json!({"method": "DeleteFile", "params": 7}).into(), "i", &Writes::new()), "params");

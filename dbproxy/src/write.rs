@@ -171,6 +171,12 @@ impl WriteRequest {
                 let why = format!("{} statements; the limit is {MAX_STATEMENTS}", statements.len());
                 return Err(invalid(method, "statements", why));
             }
+            for (at, statement) in statements.iter().enumerate() {
+                if let Some(name) = statement.params.repeated() {
+                    let field = format!("statements[{at}].params.{name}");
+                    return Err(invalid(method, &field, "the name stands twice"));
+                }
+            }
         }
         if let Work::Publish { payload, .. } = &work {
             check_payload(payload)?;
@@ -326,6 +332,9 @@ mod tests {
         let exec = |count| Work::Exec { statements: vec![Statement::new("SELECT 1", ()); count], ddl: false };
         let make = |op_id: &str, work| WriteRequest::new(op_id.into(), "i".into(), Instant::now(), work);
         assert!(make("x", exec(1)).is_ok());
+        let twice = Statement::new("SELECT :a", crate::Params::named([("a", 1), (":a", 2)]));
+        let fault = make("x", Work::Exec { statements: vec![twice], ddl: false }).unwrap_err();
+        assert_eq!(fault.data.unwrap()["field"], "statements[0].params.:a");
         for refused in [make("", exec(1)), make(&"x".repeat(129), exec(1)), make("x", exec(0)), make("x", exec(1_001))]
         {
             assert!(refused.unwrap_err().message.starts_with("dbproxy: INVALID_PARAMS (exec): "));

@@ -12,10 +12,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pando_ipc::methods::Sent;
+use pando_ipc::zmtp::MAX_MESSAGE_BYTES;
 use pando_ipc::{Fault, Recorded};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::coop::consume_budget;
 use uuid::Uuid;
 
 use crate::checkpoint::{Announce, Checkpointer, Pinned};
@@ -37,8 +39,8 @@ use thread::{Answer, Command, Desk, Job, Place, Signals};
 pub const QUEUE_WRITES: usize = 1_024;
 /// Bytes of the writes that wait. Beyond it a write is answered `E_BUSY_QUEUE` at once.
 pub const QUEUE_BYTES: usize = 64 << 20;
-/// Bytes of one write. A larger one is refused with `E_TOO_LARGE`.
-pub const MAX_WRITE_BYTES: usize = 16 << 20;
+/// Bytes of one write, on the primary as over the wire, whose messages have 4 MiB. A larger one is refused with `E_TOO_LARGE`.
+pub const MAX_WRITE_BYTES: usize = MAX_MESSAGE_BYTES - (64 << 10);
 /// What a refused client is told to wait at least.
 const RETRY_AFTER: Duration = Duration::from_millis(5);
 /// Size of the write-ahead log above which writes are answered `E_BUSY_QUEUE` while a reader keeps it from beginning anew, in bytes.
@@ -228,6 +230,8 @@ impl Writer {
     ///
     /// For writes of this process. In a runtime of one thread they are queued like all others, because everything else there would wait.
     pub async fn submit_here(&self, request: WriteRequest) -> Result<Ack, Fault> {
+        // Who writes on and on gives way now and then, as if each had been waited for.
+        consume_budget().await;
         self.timed(async {
             match self.commit_here(self.admit(request)?) {
                 Ok(result) => result,

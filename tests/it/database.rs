@@ -154,8 +154,8 @@ fn a_foreign_reader_that_pins_the_log_is_named_once_and_its_end_is_told() {
     let reader = sandbox.database();
     let held = reader.unchecked_transaction().unwrap();
     held.query_row("SELECT count(*) FROM kinds", [], |_| Ok(())).unwrap();
-    for _ in 0..3 {
-        write(&sandbox, "INSERT INTO blobs VALUES (zeroblob(40000000))");
+    for _ in 0..20 {
+        write(&sandbox, "INSERT INTO blobs VALUES (zeroblob(8000000))");
     }
     let pinned: Value = observer.wait_for("db.wal.pinned", SOON, |line| serde_json::from_str(&line.text).ok());
     assert_eq!(pinned["topic"], "db.wal.pinned");

@@ -163,7 +163,7 @@ fn bombs() -> Vec<String> {
     let numbers =
         |limit: u64| format!("WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < {limit})");
     let endless = numbers(u64::MAX >> 1);
-    let large = "hex(zeroblob(8000000))";
+    let large = "hex(zeroblob(4000000))";
     vec![
         format!("{endless} SELECT count(*) FROM n"),
         format!("{endless} SELECT max(x) FROM n, n AS m, n AS o"),
@@ -176,13 +176,14 @@ fn bombs() -> Vec<String> {
         "SELECT randomblob(2000000000)".into(),
         // Quadratic functions: an interrupt cannot reach into them.
         format!("{endless} SELECT count(instr(zeroblob(8000000), zeroblob(4000000) || x'01')) FROM n"),
-        format!("{endless} SELECT count(replace({large}, substr({large}, 1, 8000000) || '1', 'x')) FROM n"),
+        format!("{endless} SELECT count(replace({large}, substr({large}, 1, 4000000) || '1', 'x')) FROM n"),
         format!(
             "{} SELECT length(trim({large}, (SELECT group_concat(char(x + 100), '') FROM n) || '0')) FROM n, n AS m, n AS o",
             numbers(100_000)
         ),
         format!("SELECT {large} LIKE '%' || substr({large}, 1, 50000) || '1'"),
         format!("SELECT {large} GLOB '*' || substr({large}, 1, 50000) || '1'"),
+        format!("SELECT json_set('{{}}'{})", ", '$.a', 1".repeat(64)),
         "SELECT json_patch(zeroblob(10), zeroblob(10))".into(),
         format!("SELECT {}1{}", "(".repeat(100_000), ")".repeat(100_000)),
         format!("SELECT {}1", "1+".repeat(400_000)),

@@ -158,6 +158,18 @@ async fn at_its_deadline_a_write_says_what_is_known() {
 }
 
 #[tokio::test]
+async fn what_no_message_has_room_for_is_refused_alike_on_the_primary_and_before_it_is_sent() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let remote = Remote::new(Arc::new(OverTheWire::new(writer.clone(), Writes::new())), Writes::new());
+    for route in [Arc::new(remote) as Arc<dyn Deliver>, Arc::new(writer.clone())] {
+        let (db, _route) = db(&bench, Some(route), LONG);
+        let refused = db.execute("SELECT ?1", [vec![7_u8; 4 << 20]]).await.unwrap_err();
+        assert!(matches!(&refused, WriteError::Refused(fault) if fault.is(Code::TooLarge)), "{refused:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_is_final() {
     let bench = Bench::new();
     let writer = bench.writer();

@@ -203,6 +203,13 @@ async fn a_tracked_table_tells_the_columns_that_were_asked_for() {
         ]
     );
     bench.forget();
+    let most = crate::MAX_COLUMNS_BYTES;
+    apply(&writer, exec(&[&format!("INSERT INTO tasks (name, data) VALUES ('l', zeroblob({most}))")])).await;
+    let told_of = bench.events.lock().unwrap()[0].payload.read::<Value>().unwrap()["payload"].clone();
+    let expected = json!({"method": "exec", "table": "tasks", "key": "l", "columns_omitted": true});
+    assert_eq!(told_of, expected, "it would fit into no frame");
+    apply(&writer, exec(&["DELETE FROM tasks"])).await;
+    bench.forget();
     // A column that is renamed is another one; without a wish events are as before.
     let rename = ["ALTER TABLE tasks RENAME COLUMN data TO content", "INSERT INTO tasks (name, done) VALUES ('b', 1)"];
     apply(&writer, ddl(&rename)).await;

@@ -162,3 +162,28 @@ fn a_read_that_meets_a_lock_waits_for_it_on_a_thread_of_its_own() {
         assert_eq!(reading.await.unwrap().rows, [[SqlValue::Integer(7)]]);
     });
 }
+
+#[test]
+fn who_reads_or_writes_on_and_on_gives_way_to_others() {
+    let bench = Bench::new();
+    let runtime = Runtime::new().unwrap();
+    runtime.block_on(async {
+        let writer = bench.writer();
+        let readers = bench.readers();
+        bench.value("SELECT 1").await;
+        let reads = async {
+            for _ in 0..1_000 {
+                readers.query("SELECT 1", (), QueryLimits::default()).await.unwrap();
+            }
+        };
+        assert_eq!(futures::poll!(&mut pin!(reads)), Poll::Pending);
+        tokio::task::yield_now().await;
+        let writes = async {
+            for _ in 0..1_000 {
+                writer.submit_here(request(&fresh_op(), session(&fresh_op()))).await.unwrap();
+            }
+        };
+        assert_eq!(futures::poll!(&mut pin!(writes)), Poll::Pending);
+        writer.close().await;
+    });
+}

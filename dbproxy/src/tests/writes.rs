@@ -247,6 +247,58 @@ async fn a_write_beyond_all_room_is_refused_for_good() {
 }
 
 #[tokio::test]
+async fn a_write_whose_answer_would_not_fit_is_not_applied() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, ddl(&["CREATE TABLE t (v)"])).await;
+    let insert = |bytes: usize| exec(&[&format!("INSERT INTO t VALUES (hex(zeroblob({}))) RETURNING v", bytes / 2)]);
+    for bytes in [5 << 20, 4 << 20] {
+        let fault = submit(&writer, insert(bytes)).await.unwrap_err();
+        assert!(fault.is(Code::TooLarge) && !fault.is_retryable(), "{fault}");
+    }
+    assert_eq!(bench.value("SELECT count(*) FROM t").await, 0);
+    apply(&writer, insert(3 << 20)).await;
+    assert_eq!(bench.value("SELECT count(*) FROM t").await, 1);
+}
+
+#[tokio::test]
+async fn a_row_id_is_told_of_a_row_that_was_inserted_and_of_no_other() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let schema = [
+        "CREATE TABLE n (id INTEGER PRIMARY KEY, v UNIQUE, times DEFAULT 1)",
+        "CREATE TABLE w (id PRIMARY KEY) WITHOUT ROWID",
+        "CREATE TABLE log (what)",
+        "CREATE TRIGGER l AFTER INSERT ON n BEGIN INSERT INTO log VALUES (NEW.v), (NEW.v); END",
+    ];
+    apply(&writer, ddl(&schema)).await;
+    let upsert = |v| format!("INSERT INTO n (v) VALUES ('{v}') ON CONFLICT (v) DO UPDATE SET times = times + 1");
+    let statements = [
+        "INSERT INTO n (id, v) VALUES (777, 'a')",
+        &upsert("a"),
+        "WITH x AS (SELECT 1) UPDATE n SET times = 7",
+        "INSERT INTO w VALUES (1)",
+        &upsert("b"),
+        "WITH x (v) AS (VALUES ('c'), ('d')) INSERT INTO n (v) SELECT v FROM x",
+        "DELETE FROM n",
+    ];
+    let ack = apply(&writer, exec(&statements)).await.typed::<Vec<crate::StatementResult>>().unwrap();
+    let ids: Vec<i64> = ack.results.iter().map(|result| result.last_insert_rowid).collect();
+    assert_eq!(ids, [777, 0, 0, 0, 778, 780, 0]);
+}
+
+#[tokio::test]
+async fn a_fault_names_its_statement() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    for (sql, code) in [("SELECT ?", None), ("nonsense", Some(Code::Sql))] {
+        let fault = submit(&writer, exec(&["SELECT 1", sql])).await.unwrap_err();
+        assert!(code.is_none_or(|code| fault.is(code)), "{fault}");
+        assert_eq!(fault.data.unwrap()["statement"], 1);
+    }
+}
+
+#[tokio::test]
 async fn closing_answers_what_is_queued_and_refuses_the_rest() {
     let bench = Bench::new();
     let writer = bench.writer();

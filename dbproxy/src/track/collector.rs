@@ -1,7 +1,6 @@
 //! The rows that a write changed, in memory.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value};
 
@@ -38,10 +37,20 @@ pub(super) struct Row {
     /// The place of its table.
     pub(super) table: usize,
     pub(super) operation: Operation,
-    pub(super) key: String,
+    pub(super) key: Key,
     pub(super) session: String,
     /// Values that an application wishes to see, see [`Tracked`](crate::tracked::Tracked).
-    pub(super) columns: Map<String, Value>,
+    /// None where they are too large for an event.
+    pub(super) columns: Option<Map<String, Value>>,
+}
+
+/// What a row is told by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Key {
+    /// As events show it.
+    pub(super) text: String,
+    /// Another one for each row: the values with their types, as JSON.
+    pub(super) identity: String,
 }
 
 #[derive(Debug)]
@@ -57,9 +66,11 @@ pub(super) struct Table {
 #[derive(Debug, Default)]
 pub(crate) struct Collector {
     pub(super) tables: Vec<Table>,
-    pub(super) rows: Vec<Row>,
-    /// Where each row that was seen stands in `rows`.
-    seen: HashMap<(usize, Operation, String), usize>,
+    /// By their place in the order in which they are told.
+    pub(super) rows: BTreeMap<usize, Row>,
+    /// The place of what was last done to each row, by operation.
+    seen: HashMap<(usize, String), [Option<usize>; 3]>,
+    next: usize,
 }
 
 impl Collector {
@@ -81,9 +92,9 @@ impl Collector {
         &mut self,
         name: &str,
         operation: Operation,
-        key: String,
+        key: Key,
         session: String,
-        columns: Map<String, Value>,
+        columns: Option<Map<String, Value>>,
     ) {
         let table = self.place(name);
         self.keep(Row { table, operation, key, session, columns });
@@ -94,21 +105,25 @@ impl Collector {
         if table.rows > MAX_ROW_EVENTS {
             return;
         }
-        match self.seen.entry((row.table, row.operation, row.key.clone())) {
+        let places = self.seen.entry((row.table, row.key.identity.clone())).or_default();
+        let (place, latest) = (places[row.operation as usize], places.iter().flatten().max().copied());
+        match place {
             // The event tells of the row as the write leaves it.
-            Entry::Occupied(known) => {
-                if let Some(known) = self.rows.get_mut(*known.get()) {
+            Some(place) if latest == Some(place) => {
+                if let Some(known) = self.rows.get_mut(&place) {
                     known.columns = row.columns;
                 }
+                return;
             }
-            Entry::Vacant(unknown) => {
-                table.rows += 1;
-                unknown.insert(self.rows.len());
-                if table.rows <= MAX_ROW_EVENTS {
-                    self.rows.push(row);
-                }
-            }
+            // The last event of a row says whether it is there.
+            Some(place) => drop(self.rows.remove(&place)),
+            None => table.rows += 1,
         }
+        places[row.operation as usize] = Some(self.next);
+        if table.rows <= MAX_ROW_EVENTS {
+            self.rows.insert(self.next, row);
+        }
+        self.next += 1;
     }
 
     /// Adds what was changed after all of this.
@@ -129,7 +144,7 @@ impl Collector {
             }
             places.push(place);
         }
-        for row in later.rows {
+        for row in later.rows.into_values() {
             self.keep(Row { table: places[row.table], ..row });
         }
     }

@@ -52,9 +52,11 @@ impl Serialize for Change<'_> {
         match self.detail {
             Detail::Row(table, row) => {
                 map.serialize_entry("table", &table.name)?;
-                map.serialize_entry("key", &row.key)?;
-                if !row.columns.is_empty() {
-                    map.serialize_entry("columns", &row.columns)?;
+                map.serialize_entry("key", &row.key.text)?;
+                match &row.columns {
+                    Some(columns) if columns.is_empty() => {}
+                    Some(columns) => map.serialize_entry("columns", columns)?,
+                    None => map.serialize_entry("columns_omitted", &true)?,
                 }
             }
             Detail::Bulk(table) => {
@@ -94,10 +96,10 @@ impl Table {
 }
 
 impl Collector {
-    /// Returns the change events of the write: rows in the order in which they changed first, and the summary; none when no row changed.
+    /// Returns the change events of the write: rows in an order in which the last one of each tells what became of it, and the summary; none when no row changed.
     pub(crate) fn events<'a>(&'a self, author: Author<'a>) -> impl Iterator<Item = Envelope<Body<'a>>> {
         let Self { tables, rows, .. } = self;
-        let single = rows.iter().filter(|row| tables[row.table].rows <= MAX_ROW_EVENTS).map(|row| {
+        let single = rows.values().filter(|row| tables[row.table].rows <= MAX_ROW_EVENTS).map(|row| {
             let table = &tables[row.table];
             (topic(&table.name, row.operation.as_str()), row.session.as_str(), Detail::Row(table, row))
         });
@@ -114,7 +116,7 @@ impl Collector {
 
     /// Returns the session that all changed rows belong to, if they do.
     fn session(&self) -> &str {
-        let mut sessions = self.rows.iter().map(|row| row.session.as_str());
+        let mut sessions = self.rows.values().map(|row| row.session.as_str());
         sessions.next().filter(|first| sessions.all(|session| session == *first)).unwrap_or_default()
     }
 }

@@ -161,6 +161,28 @@ fn many_rows_of_a_table_become_one_event_with_counts() {
     assert_eq!(changes[1], ("db.t.bulk".to_owned(), counts));
 }
 
+#[test]
+fn the_last_event_of_a_row_says_whether_it_is_there() {
+    let insert = "INSERT INTO t VALUES ('a', 1)";
+    for (sql, expected) in [
+        (format!("{insert}; DELETE FROM t; {insert}"), ["db.t.deleted a", "db.t.created a"]),
+        (
+            format!("REPLACE INTO t VALUES ('a', 1); REPLACE INTO t VALUES ('a', 2)"),
+            ["db.t.deleted a", "db.t.created a"],
+        ),
+        (format!("{insert}; DELETE FROM t; {insert}; DELETE FROM t"), ["db.t.created a", "db.t.deleted a"]),
+    ] {
+        check("CREATE TABLE t (k PRIMARY KEY, v)", &sql, &expected);
+    }
+}
+
+#[test]
+fn rows_whose_keys_look_alike_are_told_apart() {
+    let keys = "INSERT INTO t VALUES (1), ('1'), (x'31'), ('NULL'), (NULL)";
+    let expected = ["db.t.created 1", "db.t.created 1", "db.t.created 31", "db.t.created NULL", "db.t.created NULL"];
+    check("CREATE TABLE t (k PRIMARY KEY)", keys, &expected);
+}
+
 /// Tables of every kind: keys, cascades, triggers, conflicts that replace, no rowid, a virtual table with shadows.
 const SCHEMA: &str = "
     CREATE TABLE p (id INTEGER PRIMARY KEY, a UNIQUE, b NOT NULL DEFAULT 0 CHECK (b < 6));
@@ -266,9 +288,23 @@ proptest! {
             counts.map(|(operation, count)| (format!("{} {}", table.name, operation.as_str()), count))
         });
         let counts: BTreeMap<_, _> = counts.filter(|(_, count)| *count > 0).collect();
-        let rows: BTreeSet<_> = collected.rows.iter().map(|row| {
-            format!("{} {} {}", collected.tables[row.table].name, row.operation.as_str(), row.key)
+        let rows: BTreeSet<_> = collected.rows.values().map(|row| {
+            format!("{} {} {}", collected.tables[row.table].name, row.operation.as_str(), row.key.text)
         }).collect();
+        // Who follows the events of rows has the rows.
+        let mut followed = BTreeSet::new();
+        for row in collected.rows.values() {
+            let name = format!("{} {}", collected.tables[row.table].name, row.key.text);
+            match row.operation {
+                Operation::Deleted => followed.remove(&name),
+                Operation::Created | Operation::Updated => followed.insert(name),
+            };
+        }
+        let there = wished.iter().flat_map(|table| {
+            let column = if *table == "n" { "rowid" } else { "id" };
+            strings(&told, &format!("SELECT ?1 || ' ' || {column} FROM {table}"), table).unwrap()
+        });
+        let there: BTreeSet<_> = there.collect();
         let mut seen_rows: BTreeSet<String> =
             strings(&witness, "SELECT DISTINCT what FROM witness_row WHERE what <> ?1", "").unwrap().into_iter().collect();
         seen_rows.retain(|row| wished.iter().any(|table| row.split(' ').next() == Some(*table)));
@@ -277,6 +313,7 @@ proptest! {
             seen.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().collect::<Result<_, _>>().unwrap();
         if is_certain {
             prop_assert_eq!((counts, rows), (seen, seen_rows), "{:?}", statements);
+            prop_assert_eq!(followed, there, "{:?}", statements);
         } else {
             // A trigger may have changed rows before its statement failed: then SQLite does not say whether they are still there.
             let missed = seen.iter().find(|(what, count)| counts.get(*what).is_none_or(|told| told < count));

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::time::Instant;
 
+use pando_ipc::bus::MAX_OUTGOING_BYTES;
 use pando_ipc::fault::Code;
 use pando_ipc::rpc::Json;
 use pando_ipc::{Envelope, Fault, Recorded};
@@ -11,7 +12,7 @@ use super::dedup::{self, Found, Stored};
 use super::thread::Desk;
 use crate::guard::Mode;
 use crate::migrate::MIGRATE;
-use crate::refusal::{Word, expired, from_sqlite, refuse};
+use crate::refusal::{Word, expired, from_sqlite, refuse, too_large};
 use crate::run::{Limits, Runner};
 use crate::track::Author;
 use crate::tx::{Published, Tx, after_schema_change};
@@ -19,8 +20,8 @@ use crate::write::{Ack, Outcome, Statement, Work, WriteRequest, check_payload};
 
 /// Most rows that the statements of one write return. More are refused with `E_TOO_LARGE`.
 pub(super) const RETURNED_ROWS: usize = 10_000;
-/// Most bytes that they return. More are refused with `E_TOO_LARGE`.
-pub(super) const RETURNED_BYTES: usize = 8 << 20;
+/// Most bytes of what a write returns, as JSON: it fits into an answer, whoever asks. More are refused with `E_TOO_LARGE`, and the write is not applied.
+pub(super) const RETURNED_BYTES: usize = MAX_OUTGOING_BYTES - (64 << 10);
 
 /// A write that is applied, but not yet committed.
 pub(super) enum Applied {
@@ -66,6 +67,11 @@ impl Desk {
         }
         self.track.clear();
         let (results, published) = self.work(request)?;
+        let bytes = results.as_str().len();
+        if bytes > RETURNED_BYTES {
+            let why = format!("the write returns {bytes} bytes; the limit is {RETURNED_BYTES}; nothing was applied");
+            return Err(too_large(label, why));
+        }
         let (collected, mut events) = (self.track.take(), Vec::new());
         let author = Author { source: &request.source, path: &self.path, method: label };
         // The last event keeps the op.
@@ -146,6 +152,7 @@ impl Desk {
         let limit = match &request.work {
             // A schema changes once; its sender says how long that may take.
             Work::Named { method, .. } if method == MIGRATE => request.deadline,
+            Work::Exec { ddl: true, .. } => request.deadline,
             _ => Instant::now() + self.tuning.write_time,
         };
         let deadline = request.deadline.min(limit);
@@ -174,12 +181,12 @@ impl Desk {
         for statement in statements {
             let result = if statement.params.refers() {
                 let mut statement = statement.clone();
-                statement.params.resolve(tx.method(), &results)?;
-                tx.run(&statement)?
+                statement.params.resolve(tx.method(), &results).and_then(|()| tx.run(&statement))
             } else {
-                tx.run(statement)?
+                tx.run(statement)
             };
-            results.push(result);
+            // Whoever sent several wants to know which.
+            results.push(result.map_err(|fault| fault.with("statement", results.len()))?);
             if ddl {
                 after_schema_change(&self.connection, &self.track, self.reserved, tx.method())?;
             }

@@ -145,7 +145,8 @@ impl Ops {
         self.load(connection)?;
         let below = self.below(connection, client)?;
         let client = self.clients.entry(*client).or_default();
-        (client.below, client.acked) = (Some(below), client.acked.max(acked));
+        // Nobody has the answer to a write that is still to come.
+        (client.below, client.acked) = (Some(below), client.acked.max(acked.min(*counter)));
         if let Some(place) = client.rows.get(counter) {
             let found = match place {
                 Place::Row(n) => connection.prepare_cached(KEPT_BY_ROW)?.query_row([n], stored),

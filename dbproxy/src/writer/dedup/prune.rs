@@ -26,7 +26,9 @@ impl Ops {
         let gone = statement.query_map(params![before, PRUNE_CHUNK], |row| row.get::<_, [u8; 16]>(0))?;
         let gone = gone.collect::<rusqlite::Result<Vec<_>>>()?;
         if let Some(youngest) = gone.into_iter().map(|client| made(&Uuid::from_bytes(client))).max() {
-            set_meta(connection, CLIENTS_FORGOTTEN, youngest)?;
+            // One whose clock is ahead is no reason to refuse those that are still to be made.
+            let until = youngest.min(u64::try_from(now).unwrap_or(0) * 1_000 + 999);
+            set_meta(connection, CLIENTS_FORGOTTEN, until)?;
             self.reload();
         }
         Ok(())

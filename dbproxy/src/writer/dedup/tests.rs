@@ -327,6 +327,30 @@ fn a_forgotten_client_is_not_taken_for_a_new_one() {
 }
 
 #[test]
+fn a_client_whose_clock_is_ahead_keeps_nobody_out() {
+    let connection = migrated();
+    let ahead =
+        Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, made(&Uuid::now_v7()) / 1_000 + 86_400 * 365, 0));
+    raise(&connection, &ahead, 7, Timestamp::now().unix_seconds() - 2 * seconds(KEPT_CLIENTS_FOR)).unwrap();
+    let mut ops = Ops::default();
+    ops.prune(&connection, KEEP, 0).unwrap();
+    let until = meta(&connection, CLIENTS_FORGOTTEN).unwrap().unwrap();
+    assert!(until <= made(&Uuid::now_v7()) + 1_000, "{until}");
+    let later = Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, until / 1_000 + 1, 0));
+    assert_eq!(ops.find(&connection, &counted(later, 0), 0).unwrap(), Found::New);
+}
+
+#[test]
+fn nobody_has_the_answer_to_what_is_still_to_come() {
+    let connection = migrated();
+    let (mut ops, client) = (Ops::default(), Uuid::now_v7());
+    assert_eq!(ops.find(&connection, &counted(client, 1), u64::MAX).unwrap(), Found::New);
+    ops.prune(&connection, KEEP, 0).unwrap();
+    assert_eq!(ops.find(&connection, &counted(client, 0), 0).unwrap(), Found::Forgotten);
+    assert_eq!(ops.find(&connection, &counted(client, 2), 0).unwrap(), Found::New);
+}
+
+#[test]
 fn op_ids_of_the_first_schema_are_found_after_the_migration() {
     let connection = fresh();
     let client = Uuid::now_v7();
