@@ -6,6 +6,9 @@
 //! Being TEMP, triggers leave no trace in the schema. Both report what a failed statement took back: [`Track::end_statement`] forgets it,
 //! unless the statement had changed rows by triggers of the schema before it failed: then SQLite does not say what stayed, and all is told.
 //!
+//! SQLite fires the triggers of a row that REPLACE removes with `recursive_triggers` alone, by which a trigger that changes its own table would start itself
+//! again. Where the schema has triggers of its own the setting is therefore off, but for statements that may replace.
+//!
 //! Each write that changed rows makes one [`SUMMARY`] with the tables and the operations. A table that is tracked has an event for each
 //! row besides, before it.
 
@@ -22,7 +25,7 @@ use rusqlite::hooks::Action;
 use serde_json::{Map, Value};
 
 use crate::guard::{CHANGED, RESERVED, TRACKER, begins};
-use crate::tracked::Tracked;
+use crate::tracked::{AGENT_STORE_TRIGGERS, Tracked};
 use crate::value::SqlValue;
 pub use collector::MAX_ROW_EVENTS;
 use collector::{Collector, Key, Operation};
@@ -34,6 +37,9 @@ pub(crate) const SUMMARY: &str = "db.changed";
 /// Most bytes of the values that one event carries. Beyond it the event says that they are left out: it has to fit into a frame, escapes included.
 pub const MAX_COLUMNS_BYTES: usize = 512 << 10;
 
+/// What stands in a statement that may replace rows, among others.
+const REPLACE: &[u8] = b"replace";
+
 /// What is known of the changes of a write.
 #[derive(Debug, Default)]
 struct Seen {
@@ -43,6 +49,10 @@ struct Seen {
     statement: Collector,
     /// What those before it have.
     write: Collector,
+    /// Whether `recursive_triggers` is off, but for statements that may replace.
+    recurses_on_demand: bool,
+    /// The schema was looked at in a transaction that is still open.
+    is_schema_open: bool,
     /// The row that the statement inserted last into each table, whoever's it is.
     inserted: Vec<(String, i64)>,
 }
@@ -104,6 +114,12 @@ impl Track {
         }
         let listed = |filter| format!("SELECT name FROM pragma_table_list WHERE schema = ?1 AND {filter}");
         lock(&self.seen).shadows = strings(connection, &listed("type = 'shadow'"), "main")?.into_iter().collect();
+        let on_demand = recurses_on_demand(connection)?;
+        script.push(format!("PRAGMA recursive_triggers = {};", if on_demand { "OFF" } else { "ON" }));
+        {
+            let mut seen = lock(&self.seen);
+            (seen.recurses_on_demand, seen.is_schema_open) = (on_demand, !connection.is_autocommit());
+        }
         let tables = strings(connection, &listed("type = 'table'"), "main")?;
         let unhooked = strings(connection, &listed("type = 'table' AND wr"), "main")?;
         for (number, table) in tables.iter().filter(|table| !is_internal(table)).enumerate() {
@@ -114,9 +130,26 @@ impl Track {
         connection.execute_batch(&script.concat())
     }
 
-    /// Begins a statement.
-    pub(crate) fn begin_statement(&self) {
-        lock(&self.seen).inserted.clear();
+    /// Looks at the schema anew where a transaction that changed it was taken back.
+    pub(crate) fn schema_was_taken_back(&self, connection: &Connection) -> rusqlite::Result<()> {
+        if lock(&self.seen).is_schema_open { self.renew(connection) } else { Ok(()) }
+    }
+
+    /// Notes that the schema stays as it is.
+    pub(crate) fn schema_is_committed(&self) {
+        lock(&self.seen).is_schema_open = false;
+    }
+
+    /// Begins a statement. Until what it returns is dropped, the triggers of what it replaces are fired.
+    pub(crate) fn begin_statement<'c>(&self, connection: &'c Connection, sql: &str) -> rusqlite::Result<Recursion<'c>> {
+        let mut seen = lock(&self.seen);
+        seen.inserted.clear();
+        let may_replace = || sql.as_bytes().windows(REPLACE.len()).any(|word| word.eq_ignore_ascii_case(REPLACE));
+        if !(seen.recurses_on_demand && may_replace()) {
+            return Ok(Recursion(None));
+        }
+        connection.execute_batch("PRAGMA recursive_triggers = ON")?;
+        Ok(Recursion(Some(connection)))
     }
 
     /// Tells whether the statement has inserted a row of this id. An upsert that has updated one has not, and where there are no row ids nobody has.
@@ -148,6 +181,29 @@ impl Track {
         self.settle(true);
         std::mem::take(&mut lock(&self.seen).write)
     }
+}
+
+/// Whether triggers start themselves again, for one statement.
+#[derive(Debug)]
+pub(crate) struct Recursion<'c>(Option<&'c Connection>);
+
+impl Drop for Recursion<'_> {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0
+            && let Err(error) = connection.execute_batch("PRAGMA recursive_triggers = OFF")
+        {
+            tracing::error!(%error, "triggers start themselves again from now on");
+        }
+    }
+}
+
+/// Tells whether the schema has triggers that may start themselves again, and nothing that replaces by itself.
+fn recurses_on_demand(connection: &Connection) -> rusqlite::Result<bool> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT 1 FROM main.sqlite_schema WHERE type = 'trigger' AND name NOT IN ({AGENT_STORE_TRIGGERS}))
+             AND NOT EXISTS (SELECT 1 FROM main.sqlite_schema WHERE type IN ('table', 'trigger') AND sql LIKE '%replace%')"
+    );
+    connection.query_row(&sql, [], |row| row.get(0))
 }
 
 /// Tells whether nobody is told of a table's rows, for they are ours or SQLite's.

@@ -22,6 +22,11 @@ pub const MAX_TRACKED_COLUMNS: usize = 32;
 const AGENT_STORE: &[&str] =
     &["sessions", "messages", "files", "projects", "prompt_templates", "session_scores", "skills"];
 
+/// The triggers of the agent store. None of them starts itself again.
+pub(crate) const AGENT_STORE_TRIGGERS: &str =
+    "'messages_count_up', 'messages_count_down', 'messages_count_moved', 'sessions_touch', 'messages_touch',
+    'files_touch', 'projects_touch', 'prompt_templates_touch', 'skills_touch'";
+
 /// Asks for an event for each row of a table that changes, and says what it carries besides the row's key: the primary key or the rowid.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tracked {

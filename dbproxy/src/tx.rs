@@ -166,7 +166,6 @@ impl<'a> Tx<'a> {
     pub(crate) fn run(&self, statement: &Statement) -> Result<StatementResult, Fault> {
         let connection = self.runner.connection;
         let before = connection.total_changes();
-        self.track.begin_statement();
         let ran = self.step(statement)?;
         Ok(result(connection, self.track, before, statement, ran))
     }
@@ -175,6 +174,8 @@ impl<'a> Tx<'a> {
         let Limits { rows, bytes } = self.left.get();
         let connection = self.runner.connection;
         let before = connection.total_changes();
+        let recursion = self.track.begin_statement(connection, &statement.sql);
+        let _recursion = recursion.map_err(|error| from_sqlite(self.runner.method, &error, None))?;
         let ran = Runner { limits: self.left.get(), ..self.runner }.run(statement);
         self.track.end_statement(connection, before, ran.is_ok());
         let ran = ran?;

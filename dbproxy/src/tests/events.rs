@@ -224,3 +224,39 @@ async fn a_tracked_table_tells_the_columns_that_were_asked_for() {
     }
     bench.check_journal().await;
 }
+
+#[tokio::test]
+async fn triggers_do_what_they_do_in_sqlite_and_replaced_rows_are_told() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let told = || {
+        let events = bench.events.lock().unwrap();
+        let tables = events.iter().filter(|event| event.topic.as_str() == "db.changed");
+        let last = tables.last().unwrap().payload.read::<Value>().unwrap();
+        last["payload"]["tables"].clone()
+    };
+    apply(&writer, ddl(&["CREATE TABLE notes (id INTEGER PRIMARY KEY, text UNIQUE, at)", "CREATE TABLE n (n)"])).await;
+    apply(
+        &writer,
+        exec(&["INSERT INTO notes (text) VALUES ('a'), ('b')", "REPLACE INTO notes (id, text) VALUES (7, 'a')"]),
+    )
+    .await;
+    assert_eq!(told(), json!({"notes": {"created": 3, "deleted": 1}}));
+    let triggers = [
+        "CREATE TRIGGER touch AFTER UPDATE ON notes BEGIN UPDATE notes SET at = 1 WHERE id = NEW.id; END",
+        "CREATE TRIGGER more AFTER INSERT ON n BEGIN INSERT INTO n SELECT NEW.n + 1 WHERE NEW.n < 3; END",
+    ];
+    let broken = [&triggers[..], &["CREATE TABLE notes (a)"]].concat();
+    submit(&writer, ddl(&broken)).await.unwrap_err();
+    apply(&writer, exec(&["REPLACE INTO notes (id, text) VALUES (8, 'a')"])).await;
+    assert_eq!(told(), json!({"notes": {"created": 1, "deleted": 1}}), "the triggers were taken back");
+    apply(&writer, ddl(&triggers)).await;
+    for _ in 0..2 {
+        apply(&writer, exec(&["UPDATE notes SET text = text || 'x'", "INSERT INTO n VALUES (0)"])).await;
+        assert_eq!(told(), json!({"notes": {"updated": 4}, "n": {"created": 2}}), "none of them starts itself again");
+        apply(&writer, exec(&["INSERT OR Replace INTO notes (id, text) SELECT id + 10, text FROM notes"])).await;
+        assert_eq!(told(), json!({"notes": {"created": 2, "deleted": 2}}));
+    }
+    apply(&writer, ddl(&["DROP TRIGGER touch", "DROP TRIGGER more"])).await;
+    bench.check_journal().await;
+}

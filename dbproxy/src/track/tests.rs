@@ -167,7 +167,7 @@ fn the_last_event_of_a_row_says_whether_it_is_there() {
     for (sql, expected) in [
         (format!("{insert}; DELETE FROM t; {insert}"), ["db.t.deleted a", "db.t.created a"]),
         (
-            format!("REPLACE INTO t VALUES ('a', 1); REPLACE INTO t VALUES ('a', 2)"),
+            "REPLACE INTO t VALUES ('a', 1); REPLACE INTO t VALUES ('a', 2)".to_owned(),
             ["db.t.deleted a", "db.t.created a"],
         ),
         (format!("{insert}; DELETE FROM t; {insert}; DELETE FROM t"), ["db.t.created a", "db.t.deleted a"]),

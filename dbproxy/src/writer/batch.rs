@@ -156,6 +156,7 @@ impl Desk {
                 self.unchanged = self.data_version();
                 self.journal.commit();
                 self.ops.commit();
+                self.track.schema_is_committed();
                 Attempt::Committed { taken, events }
             }
             Err(error) => {
@@ -192,7 +193,7 @@ impl Desk {
         if applied.is_err() && !self.connection.is_autocommit() {
             let back = self.control("ROLLBACK TO pando_write").and_then(|()| self.control("RELEASE pando_write"));
             self.take_back(mark);
-            if let Err(error) = back {
+            if let Err(error) = back.and_then(|()| self.track.schema_was_taken_back(&self.connection)) {
                 // The savepoint cannot be trusted: all of the transaction goes, which the caller notices.
                 tracing::error!(%error, "rolling back a savepoint failed");
                 self.abandon(mark);
@@ -239,6 +240,9 @@ impl Desk {
         }
         self.take_back(start);
         self.track.clear();
+        if let Err(error) = self.track.schema_was_taken_back(&self.connection) {
+            tracing::error!(%error, "the triggers of a schema that was taken back may still be there");
+        }
     }
 
     /// Returns a number that is another one as soon as anybody's commit is seen. Inside a transaction that is everybody's.
