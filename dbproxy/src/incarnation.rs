@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use pando_ipc::{Envelope, Topic, topic};
@@ -45,6 +45,30 @@ impl Standing {
     /// Returns a standing behind all that a database may have become after this copy of it was made.
     pub(crate) fn far_behind(self) -> Self {
         Self { epoch: self.epoch + UNKNOWN_JUMP, seq: self.seq + UNKNOWN_JUMP, ..self }
+    }
+}
+
+/// A file that was at a path.
+#[derive(Debug)]
+pub(crate) struct FilePlace {
+    path: PathBuf,
+    /// None where there was none.
+    file: Option<(u64, u64)>,
+}
+
+impl FilePlace {
+    /// Returns what is at the path now.
+    pub(crate) fn of(path: PathBuf) -> Self {
+        let file = fs::symlink_metadata(&path).ok().map(|meta| (meta.dev(), meta.ino()));
+        Self { path, file }
+    }
+
+    /// Tells whether it is still there, as far as the system says.
+    pub(crate) fn is_in_place(&self) -> bool {
+        match fs::symlink_metadata(&self.path) {
+            Ok(meta) => self.file == Some((meta.dev(), meta.ino())),
+            Err(error) => self.file.is_none() || error.kind() != io::ErrorKind::NotFound,
+        }
     }
 }
 

@@ -107,6 +107,9 @@ pub enum Fenced {
     /// The path leads to another file than the open one.
     #[error("the database file was moved, removed or replaced")]
     Replaced,
+    /// The path of the write-ahead log leads to another file than the open one, which nobody else would find again.
+    #[error("the write-ahead log was moved, removed or replaced")]
+    LogReplaced,
     /// The writer's thread died.
     #[error("the writer thread ended unexpectedly")]
     Died,

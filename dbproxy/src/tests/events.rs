@@ -231,8 +231,8 @@ async fn triggers_do_what_they_do_in_sqlite_and_replaced_rows_are_told() {
     let writer = bench.writer();
     let told = || {
         let events = bench.events.lock().unwrap();
-        let tables = events.iter().filter(|event| event.topic.as_str() == "db.changed");
-        let last = tables.last().unwrap().payload.read::<Value>().unwrap();
+        let mut tables = events.iter().filter(|event| event.topic.as_str() == "db.changed");
+        let last = tables.next_back().unwrap().payload.read::<Value>().unwrap();
         last["payload"]["tables"].clone()
     };
     apply(&writer, ddl(&["CREATE TABLE notes (id INTEGER PRIMARY KEY, text UNIQUE, at)", "CREATE TABLE n (n)"])).await;

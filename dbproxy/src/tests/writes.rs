@@ -203,6 +203,24 @@ async fn a_replaced_file_fences_the_writer() {
 }
 
 #[tokio::test]
+async fn a_log_that_is_removed_fences_the_writer_and_takes_nothing_along() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, session("a")).await;
+    std::fs::remove_file(bench.path().with_extension("db-wal")).unwrap();
+    let fault = submit(&writer, session("b")).await.unwrap_err();
+    assert!(fault.is(Code::Fenced) && fault.is_retryable(), "{fault}");
+    assert_eq!(writer.fenced().await, Fenced::LogReplaced);
+    writer.close().await;
+    let next = bench.writer();
+    apply(&next, session("b")).await;
+    assert_eq!(bench.value("SELECT count(*) FROM sessions").await, 2);
+    assert_eq!(next.epoch(), 2);
+    bench.check_journal().await;
+    next.close().await;
+}
+
+#[tokio::test]
 async fn a_full_queue_answers_at_once() {
     let bench = Bench::new();
     let (gate, opened) = mpsc::channel::<()>();

@@ -264,6 +264,8 @@ impl Desk {
         let asked = self.connection.file_control(DEFAULT_NAME, FileControl::HasMoved(&mut moved));
         if asked.is_ok() && moved != 0 {
             self.fence(Fenced::Replaced);
+        } else if !self.log.is_in_place() {
+            self.fence(Fenced::LogReplaced);
         } else if self.unchanged.is_none() || self.unchanged != self.data_version() {
             match journal::epoch(&self.connection) {
                 Ok(Some(epoch)) if epoch == self.epoch => {}

@@ -24,11 +24,12 @@ use super::dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR, Keep, MAX_OPS, Ops}
 use super::{Fenced, OnCommit, QUEUE_WRITES, WriterOptions};
 use crate::checkpoint::Checkpointer;
 use crate::guard::Guard;
+use crate::incarnation::FilePlace;
 use crate::journal::{Journal, Retention};
 use crate::meter::WriterMeter;
 use crate::named::Writes;
 use crate::refusal::died;
-use crate::schema::Opened;
+use crate::schema::{Opened, beside};
 use crate::standby::{Begun, Tracking};
 use crate::track::Track;
 use crate::write::{Ack, Durability, WriteRequest};
@@ -177,6 +178,8 @@ pub(super) struct Desk {
     pub(super) reserved: i64,
     /// The data version that the last commit left behind: while it stays, nobody else has written, and the epoch is ours.
     pub(super) unchanged: Option<u32>,
+    /// What is committed is in this file, and nowhere else at first.
+    pub(super) log: FilePlace,
     /// How many of the next writes go in a transaction of their own.
     pub(super) alone: usize,
     on_commit: OnCommit,
@@ -203,7 +206,7 @@ impl Desk {
         retention: Retention,
     ) -> rusqlite::Result<Self> {
         let Begun { opened, tracking, ops, calm } = begun;
-        let Opened { mut connection, guard, database, epoch, durability, .. } = opened;
+        let Opened { mut connection, guard, path, database, epoch, durability } = opened;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         checkpointer.watch(&mut connection)?;
         let Tracking { track, reserved, .. } = tracking;
@@ -225,6 +228,7 @@ impl Desk {
             tuning,
             reserved,
             unchanged: None,
+            log: FilePlace::of(beside(&path, "-wal")),
             alone: 0,
             on_commit: options.on_commit,
             checkpointer,
