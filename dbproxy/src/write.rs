@@ -332,7 +332,7 @@ mod tests {
         let exec = |count| Work::Exec { statements: vec![Statement::new("SELECT 1", ()); count], ddl: false };
         let make = |op_id: &str, work| WriteRequest::new(op_id.into(), "i".into(), Instant::now(), work);
         assert!(make("x", exec(1)).is_ok());
-        let twice = Statement::new("SELECT :a", crate::Params::named([("a", 1), (":a", 2)]));
+        let twice = Statement::new("SELECT :a", Params::named([("a", 1), (":a", 2)]));
         let fault = make("x", Work::Exec { statements: vec![twice], ddl: false }).unwrap_err();
         assert_eq!(fault.data.unwrap()["field"], "statements[0].params.:a");
         for refused in [make("", exec(1)), make(&"x".repeat(129), exec(1)), make("x", exec(0)), make("x", exec(1_001))]
