@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
+use pando_ipc::Timestamp;
 use uuid::Uuid;
 
 use crate::op::OpId;
@@ -34,10 +35,9 @@ impl Default for State {
 
 impl State {
     /// Tells whether the id is old by the wall clock, which goes on while a machine sleeps, and by which the primary forgets.
-    fn is_old(&self, now: SystemTime) -> bool {
-        let (seconds, _) = self.id.get_timestamp().map_or((0, 0), |time| time.to_unix());
-        let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        now.abs_diff(seconds) >= RENEWED_AFTER.as_secs()
+    fn is_old(&self, now: i64) -> bool {
+        let (made, _) = self.id.get_timestamp().map_or((0, 0), |time| time.to_unix());
+        u64::try_from(now).unwrap_or(0).abs_diff(made) >= RENEWED_AFTER.as_secs()
     }
 }
 
@@ -56,7 +56,7 @@ impl Client {
     /// Begins a write.
     pub(crate) fn begin(&self) -> Begun {
         let mut state = self.state();
-        if state.made.elapsed() >= RENEWED_AFTER || state.is_old(SystemTime::now()) {
+        if state.made.elapsed() >= RENEWED_AFTER || state.is_old(Timestamp::now().unix_seconds()) {
             *state = State::default();
         }
         let (id, counter) = (state.id, state.next);
@@ -133,9 +133,9 @@ mod tests {
     #[test]
     fn an_id_is_renewed_by_the_wall_clock_wherever_that_goes() {
         let state = State::default();
-        let now = SystemTime::now();
-        assert!(!state.is_old(now) && !state.is_old(now + RENEWED_AFTER / 2));
-        assert!(state.is_old(now + RENEWED_AFTER * 2) && state.is_old(now - RENEWED_AFTER * 2));
+        let (now, day) = (Timestamp::now().unix_seconds(), 86_400);
+        assert!(!state.is_old(now) && !state.is_old(now + day / 2));
+        assert!(state.is_old(now + day * 2) && state.is_old(now - day * 2));
     }
 
     #[test]
