@@ -3,12 +3,14 @@
 mod turns;
 
 use std::fs;
+use std::hash::Hasher;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use fnv::{FnvHashSet, FnvHasher};
 use futures::future::BoxFuture;
 use pando_ipc::client::{History, HistoryError, Page};
 use pando_ipc::cursor::Bookmark;
@@ -33,8 +35,11 @@ use turns::Turns;
 
 /// How long a read waits for a lock; WAL readers wait only for a recovery.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest that a read may run on the caller's thread, which other tasks wait for; then it begins anew on a thread of its own.
+/// Longest that a read is to run on the caller's thread, which other tasks wait for; then it begins anew on a thread of its own. Nothing interrupts SQLite within
+/// a function, or where it counts a whole table: a statement runs there once it has been seen to take no longer.
 const INLINE_TIME: Duration = Duration::from_millis(1);
+/// Statements that are known to be quick. When there are more, they are forgotten.
+const MOST_QUICK: usize = 1_024;
 /// Shortest and longest pause between two looks at the journal's head.
 const POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
@@ -170,6 +175,8 @@ struct Pool {
     /// Who waits for one waits at most for one read of each other source, and those have time limits.
     turns: Turns,
     idle: Mutex<Vec<Reader>>,
+    /// Hashes of statements that took no longer than [`INLINE_TIME`] when they last ran.
+    quick: Mutex<FnvHashSet<u64>>,
 }
 
 #[derive(Debug)]
@@ -185,7 +192,8 @@ type File = (u64, u64);
 impl Readers {
     /// Returns a pool of at most `count` connections to the database at `path`, which need not exist yet.
     pub fn open(path: impl Into<PathBuf>, count: usize) -> Self {
-        let pool = Pool { path: path.into(), turns: Turns::new(count), idle: Mutex::default() };
+        let pool =
+            Pool { path: path.into(), turns: Turns::new(count), idle: Mutex::default(), quick: Mutex::default() };
         Self { pool: Arc::new(pool), source: OWN }
     }
 
@@ -220,7 +228,8 @@ impl Readers {
         if let Some(result) = self.query_here(&statement, limits) {
             return result;
         }
-        self.with(move |reader| Ok(reader.query(&statement, limits)?)).await
+        let pool = Arc::clone(&self.pool);
+        self.with(move |reader| Ok(pool.query(reader, &statement, limits)?)).await
     }
 
     /// Runs it on this thread, unless it turns out to take its time, or something is to be waited for.
@@ -230,11 +239,14 @@ impl Readers {
         if self.source != OWN || Handle::current().runtime_flavor() != RuntimeFlavor::MultiThread {
             return None;
         }
+        if !self.pool.is_quick(statement) {
+            return None;
+        }
         let _turn = self.pool.turns.free()?;
         let reader = self.pool.idle().ok()?.ok()?;
         let wait = |time| reader.connection.busy_timeout(time).ok();
         wait(Duration::ZERO)?;
-        let result = reader.query(statement, QueryLimits { time: limits.time.min(INLINE_TIME), ..limits });
+        let result = self.pool.query(&reader, statement, QueryLimits { time: limits.time.min(INLINE_TIME), ..limits });
         wait(BUSY_TIMEOUT)?;
         self.pool.put_back(reader);
         let takes_time = matches!(&result, Err(fault) if fault.is(Code::Deadline) || fault.is(Code::Busy));
@@ -364,22 +376,40 @@ impl Readers {
     }
 }
 
-impl Reader {
-    fn query(&self, statement: &Statement, limits: QueryLimits) -> Result<QueryResult, Fault> {
+impl Pool {
+    /// Runs a statement, and notes whether it was quick.
+    fn query(&self, reader: &Reader, statement: &Statement, limits: QueryLimits) -> Result<QueryResult, Fault> {
+        let began = Instant::now();
         let runner = Runner {
-            connection: &self.connection,
-            guard: &self.guard,
+            connection: &reader.connection,
+            guard: &reader.guard,
             mode: Mode::Read,
-            deadline: Instant::now() + limits.time,
+            deadline: began + limits.time,
             limits: Limits { rows: limits.rows, bytes: limits.bytes },
             method: "query",
         };
-        let Ran { columns, rows } = runner.run(statement)?;
+        let ran = runner.run(statement);
+        self.note(statement, began.elapsed() <= INLINE_TIME);
+        let Ran { columns, rows } = ran?;
         Ok(QueryResult { columns, rows })
     }
-}
 
-impl Pool {
+    fn is_quick(&self, statement: &Statement) -> bool {
+        self.quick.lock().unwrap_or_else(PoisonError::into_inner).contains(&hash(statement))
+    }
+
+    fn note(&self, statement: &Statement, is_quick: bool) {
+        let mut quick = self.quick.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_quick {
+            quick.remove(&hash(statement));
+            return;
+        }
+        if quick.len() >= MOST_QUICK {
+            quick.clear();
+        }
+        quick.insert(hash(statement));
+    }
+
     fn put_back(&self, reader: Reader) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
     }
@@ -410,6 +440,13 @@ impl Pool {
             _ => ReadError::Refused(from_sqlite("query", &error, None)),
         })
     }
+}
+
+/// Returns a number for a statement's text. Two texts of one number are taken for one another, which costs time and nothing else.
+fn hash(statement: &Statement) -> u64 {
+    let mut hasher = FnvHasher::default();
+    hasher.write(statement.sql.as_bytes());
+    hasher.finish()
 }
 
 fn connect(path: &Path, file: File) -> rusqlite::Result<Reader> {

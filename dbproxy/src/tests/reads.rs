@@ -131,8 +131,11 @@ fn a_small_read_waits_for_no_other_thread_and_a_long_one_goes_on_there() {
         assert_eq!(futures::poll!(pin!(count(2))), Poll::Ready(counted(2)));
         let mut long = pin!(count(1_000_000));
         assert_eq!(futures::poll!(&mut long), Poll::Pending, "it takes longer than the others here should wait");
+        let mut next = pin!(count(2));
+        assert_eq!(futures::poll!(&mut next), Poll::Pending, "what took long before is handed over at once");
         drop(held);
         assert_eq!(long.await, counted(1_000_000));
+        assert_eq!(next.await, counted(2));
     });
 
     let (runtime, held) = without_blocking_threads(Builder::new_current_thread());
@@ -170,7 +173,7 @@ fn who_reads_or_writes_on_and_on_gives_way_to_others() {
     runtime.block_on(async {
         let writer = bench.writer();
         let readers = bench.readers();
-        bench.value("SELECT 1").await;
+        readers.query("SELECT 1", (), QueryLimits::default()).await.unwrap();
         let reads = async {
             for _ in 0..1_000 {
                 readers.query("SELECT 1", (), QueryLimits::default()).await.unwrap();
