@@ -4,8 +4,8 @@ use std::io::{self, IsTerminal};
 use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use pando_dbproxy::StoreError;
 use pando_dbproxy::backup::{CopyError, OnStep, Step};
+use pando_dbproxy::{StoreError, Trouble};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::context::Context;
@@ -56,6 +56,11 @@ fn failure(error: &CopyError) -> Failure {
         CopyError::File { source, .. } => {
             Failure { message: text, ..Failure::io("copy", source) }.hint("name a file in a directory you may write to")
         }
+        CopyError::InUse { path } => Failure::new(Kind::Conflict, text)
+            .hint(format!("end who reads it, find it: 'fuser -v {}'; nothing was changed", path.display())),
+        CopyError::Unsettled { path, .. } => Failure::new(Kind::Failed, text)
+            .hint(error.trouble().map_or("nothing was changed", Trouble::next_step))
+            .hint(format!("or move it away with its log, 'mv {}* elsewhere', and restore again", path.display())),
         CopyError::Sqlite { .. } => Failure::new(Kind::Failed, text).hint("check the original: 'pando db check'"),
         CopyError::Damaged { .. } => Failure::new(Kind::Failed, text).hint("use another copy; nothing was changed"),
         CopyError::Foreign { .. } => {
