@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -68,6 +68,22 @@ pub enum CopyError {
     Itself {
         /// The file.
         path: PathBuf,
+    },
+    /// The copy would lie among Pando's own files.
+    #[error("{path} lies in {dir}, which is for Pando's own files")]
+    Inside {
+        /// Where the copy should go.
+        path: PathBuf,
+        /// The directory of the database.
+        dir: PathBuf,
+    },
+    /// The copy would replace something else than a file.
+    #[error("{path} is {what}, not a file")]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
     },
     /// Somebody still reads or writes the database that is to be replaced. Nothing was changed.
     #[error("somebody still reads {path}, so its log cannot be moved into it")]
@@ -140,7 +156,8 @@ impl CopyError {
 /// Copies the database at `database` to `to`, as it is at one moment, while others write. Blocks.
 ///
 /// The copy is one file of mode 0600 without free pages. It gets its name once it is verified and on disk; a file that is there
-/// stays as it was unless `overwrite` is set. The copy is a long read: the write-ahead log grows meanwhile.
+/// stays as it was unless `overwrite` is set. Nothing but a file is replaced, and nothing in the directory of the database, which is
+/// Pando's own. The copy is a long read: the write-ahead log grows meanwhile.
 pub fn back_up(
     database: &Path,
     to: &Path,
@@ -153,6 +170,7 @@ pub fn back_up(
     if identity(&to).is_some_and(|id| Some(id) == identity(database)) {
         return Err(CopyError::Itself { path: to });
     }
+    check_target(database, &to)?;
     if !overwrite && fs::symlink_metadata(&to).is_ok() {
         return Err(CopyError::Exists { path: to });
     }
@@ -163,6 +181,27 @@ pub fn back_up(
     sync_directory_of(&to)?;
     let bytes = fs::metadata(&to).map_err(|source| file("look at", &to, source))?.len();
     Ok(Copied { path: to, bytes, standing })
+}
+
+/// Checks that a copy may go there.
+fn check_target(database: &Path, to: &Path) -> Result<(), CopyError> {
+    let directory = |path: &Path| path.parent().and_then(|dir| fs::canonicalize(dir).ok());
+    if let (Some(own), Some(dir)) = (directory(database), directory(to))
+        && dir.starts_with(&own)
+    {
+        return Err(CopyError::Inside { path: to.to_owned(), dir: own });
+    }
+    // What is wrong with a path that leads nowhere is said by whoever makes the copy.
+    let Ok(kind) = fs::symlink_metadata(to).map(|meta| meta.file_type()) else { return Ok(()) };
+    let what = match kind {
+        _ if kind.is_file() => return Ok(()),
+        _ if kind.is_dir() => "a directory",
+        _ if kind.is_symlink() => "a symbolic link",
+        _ if kind.is_block_device() || kind.is_char_device() => "a device",
+        _ if kind.is_fifo() => "a pipe",
+        _ => "a socket",
+    };
+    Err(CopyError::NotAFile { path: to.to_owned(), what })
 }
 
 /// Checks that a file is a sound database of Pando's that this binary understands.

@@ -133,6 +133,12 @@ fn a_restore_waits_for_nobody_and_names_who_is_there() {
     hint: name another file, or replace it with '--force'
     exit 6
     ");
+    assert_snapshot!(pando(&sandbox, &["db", "backup", "--force", ".pando/ipc.lock"]), @r"
+    $ pando db backup --force .pando/ipc.lock
+    error: [workdir]/.pando/ipc.lock lies in [workdir]/.pando, which is for Pando's own files
+    hint: name a file outside of [workdir]/.pando
+    exit 2
+    ");
     let mut observer = tail(&sandbox, &["db.*", "--since", "all"]);
     observer.wait_for("what was deleted", SOON, |line| line.text.contains("\"kinds\":{\"deleted\"").then_some(()));
     // Somebody whose read keeps the log: not all of it can be moved into the database.

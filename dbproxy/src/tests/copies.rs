@@ -95,6 +95,33 @@ async fn a_backup_replaces_nothing_unless_told_and_never_the_database() {
 }
 
 #[tokio::test]
+async fn a_backup_replaces_neither_files_of_pandos_own_nor_what_is_no_file() {
+    let bench = Bench::new();
+    apply(&bench.writer(), session("s")).await;
+    let at = |name: &str| bench.dir.path().join(name);
+    let over = |to: &Path| back_up(&bench.path(), to, true, &CancellationToken::new(), &quiet());
+    fs::create_dir(at(".pando/run")).unwrap();
+    fs::write(at(".pando/settings.json"), "{}").unwrap();
+    std::os::unix::fs::symlink(at(".pando"), at("alias")).unwrap();
+    for own in [".pando/pando.db-wal", ".pando/settings.json", ".pando/new", ".pando/run/new", "alias/settings.json"] {
+        let refused = over(&at(own));
+        assert!(matches!(refused, Err(CopyError::Inside { .. })), "{own}: {refused:?}");
+    }
+    assert_eq!(fs::read(at(".pando/settings.json")).unwrap(), b"{}");
+    fs::create_dir(at("dir")).unwrap();
+    let pipe = |path: &Path| rustix::fs::mkfifoat(rustix::fs::CWD, path, 0o600.into()).unwrap();
+    pipe(&at("pipe"));
+    std::os::unix::fs::symlink(at("nowhere"), at("link")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+    for (name, is) in [("dir", "a directory"), ("pipe", "a pipe"), ("link", "a symbolic link"), ("socket", "a socket")]
+    {
+        let refused = over(&at(name));
+        assert!(matches!(refused, Err(CopyError::NotAFile { what, .. }) if what == is), "{name}: {refused:?}");
+    }
+    assert_eq!(beside(&bench, "partial"), [""; 0]);
+}
+
+#[tokio::test]
 async fn a_cancelled_backup_leaves_nothing() {
     let bench = Bench::new();
     let writer = bench.writer();

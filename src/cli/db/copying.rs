@@ -56,6 +56,10 @@ fn failure(error: &CopyError) -> Failure {
         CopyError::File { source, .. } => {
             Failure { message: text, ..Failure::io("copy", source) }.hint("name a file in a directory you may write to")
         }
+        CopyError::Inside { dir, .. } => {
+            Failure::new(Kind::Usage, text).hint(format!("name a file outside of {}", dir.display()))
+        }
+        CopyError::NotAFile { .. } => Failure::new(Kind::Usage, text).hint("name a file, or a new one"),
         CopyError::InUse { path } => Failure::new(Kind::Conflict, text)
             .hint(format!("end who reads it, find it: 'fuser -v {}'; nothing was changed", path.display())),
         CopyError::Unsettled { path, .. } => Failure::new(Kind::Failed, text)
