@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, RenameFlags, link, renameat_with, unlink};
 use rustix::io::Errno;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -312,10 +312,19 @@ impl Drop for Draft {
 
 fn rename(from: &Path, to: &Path, how: RenameFlags) -> Result<(), CopyError> {
     let renamed = renameat_with(CWD, from, CWD, to, how);
+    let renamed = if how == RenameFlags::NOREPLACE { or_link(renamed, from, to) } else { renamed };
     renamed.map_err(|error| match error {
         Errno::EXIST => CopyError::Exists { path: to.to_owned() },
         error => file("rename a copy to", to, error.into()),
     })
+}
+
+/// Links and unlinks where a file system (NFS is one) cannot rename without replacing: that never replaces either.
+fn or_link(renamed: rustix::io::Result<()>, from: &Path, to: &Path) -> rustix::io::Result<()> {
+    match renamed {
+        Err(Errno::INVAL | Errno::NOSYS) => link(from, to).and_then(|()| unlink(from)),
+        renamed => renamed,
+    }
 }
 
 fn bytes_of(connection: &Connection) -> rusqlite::Result<u64> {
@@ -347,6 +356,22 @@ pub(crate) fn sqlite(what: &'static str, path: &Path, source: rusqlite::Error) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_gets_its_name_without_replacing_where_the_file_system_cannot_rename_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let [copy, taken, free] = ["copy", "taken", "free"].map(|name| dir.path().join(name));
+        fs::write(&copy, "copy").unwrap();
+        fs::write(&taken, "precious").unwrap();
+        for answer in [Errno::INVAL, Errno::NOSYS] {
+            assert_eq!(or_link(Err(answer), &copy, &taken), Err(Errno::EXIST));
+            assert_eq!(fs::read(&taken).unwrap(), b"precious");
+            or_link(Err(answer), &copy, &free).unwrap();
+            assert!(!copy.exists());
+            fs::rename(&free, &copy).unwrap();
+        }
+        assert_eq!(or_link(Err(Errno::ACCESS), &copy, &free), Err(Errno::ACCESS));
+    }
 
     #[test]
     fn an_unfinished_copy_goes_with_its_journal() {
