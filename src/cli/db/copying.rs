@@ -65,7 +65,10 @@ fn failure(error: &CopyError) -> Failure {
         CopyError::Unsettled { path, .. } => Failure::new(Kind::Failed, text)
             .hint(error.trouble().map_or("nothing was changed", Trouble::next_step))
             .hint(format!("or move it away with its log, 'mv {}* elsewhere', and restore again", path.display())),
-        CopyError::Sqlite { .. } => Failure::new(Kind::Failed, text).hint("check the original: 'pando db check'"),
+        CopyError::Sqlite { .. } => {
+            let next = error.trouble().map_or("check the original: 'pando db check'", Trouble::next_step);
+            Failure::new(Kind::Failed, text).hint(next)
+        }
         CopyError::Damaged { .. } => Failure::new(Kind::Failed, text).hint("use another copy; nothing was changed"),
         CopyError::Foreign { .. } => {
             Failure::new(Kind::Failed, text).hint("name a file that 'pando db backup' made; nothing was changed")
@@ -73,5 +76,22 @@ fn failure(error: &CopyError) -> Failure {
         CopyError::Schema(error @ StoreError::NewerSchema { .. }) => Failure::store(error).hint("nothing was changed"),
         CopyError::Schema(error) => Failure::new(Kind::Failed, error.to_string()).hint("nothing was changed"),
         CopyError::Cancelled => Failure::interrupted(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_with_the_disk_names_its_own_next_step() {
+        let hint = |code| {
+            let source = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+            let path = "/w/pando.db".into();
+            failure(&CopyError::Sqlite { what: "copy", path, source }).hints.remove(0)
+        };
+        assert_eq!(hint(rusqlite::ffi::SQLITE_FULL), Trouble::Full.next_step());
+        assert_eq!(hint(rusqlite::ffi::SQLITE_CORRUPT), Trouble::Damaged.next_step());
+        assert_eq!(hint(rusqlite::ffi::SQLITE_ERROR), "check the original: 'pando db check'");
     }
 }
