@@ -40,6 +40,8 @@ pub(crate) enum Kind {
     LostElection,
     /// Ctrl-C.
     Interrupted,
+    /// SIGTERM, of a command that cleans up behind itself; others just end.
+    Terminated,
     /// Who reads our output has seen enough: no failure.
     ReaderGone,
 }
@@ -59,6 +61,7 @@ impl Kind {
             Self::Warned => 8,
             Self::LostElection => 75,
             Self::Interrupted => 130,
+            Self::Terminated => 143,
         }
     }
 }
@@ -94,6 +97,11 @@ impl Failure {
     /// Returns the end by Ctrl-C, which says nothing.
     pub(crate) fn interrupted() -> Self {
         Self::new(Kind::Interrupted, "interrupted")
+    }
+
+    /// Returns the end by SIGTERM, which says nothing.
+    pub(crate) fn terminated() -> Self {
+        Self::new(Kind::Terminated, "terminated")
     }
 
     /// Returns the failure to read or write `what`.

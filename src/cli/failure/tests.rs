@@ -25,6 +25,7 @@ fn exit_codes_are_the_documented_ones() {
         (Kind::Warned, 8),
         (Kind::LostElection, 75),
         (Kind::Interrupted, 130),
+        (Kind::Terminated, 143),
     ];
     let (_, help) = AFTER_HELP.split_once("Exit codes:").unwrap();
     let (_, readme) = include_str!("../../../README.md").split_once("Exit codes: ").unwrap();
