@@ -57,8 +57,8 @@ pub(crate) fn run() -> ExitCode {
     match block_on(cli.command, &context) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // Ctrl-C and a closed pipe are what the reader did, and warnings are printed already: nobody needs telling.
-            if !matches!(failure.kind, Kind::ReaderGone | Kind::Interrupted | Kind::Warned) {
+            // Ctrl-C, SIGTERM and a closed pipe are what the reader did, and warnings are printed already: nobody needs telling.
+            if !matches!(failure.kind, Kind::ReaderGone | Kind::Interrupted | Kind::Terminated | Kind::Warned) {
                 report(&failure.render(context.stderr_palette(), as_json));
             }
             failure.exit_code()
@@ -74,9 +74,9 @@ fn block_on(command: Command, context: &Context) -> Result<(), Failure> {
     let outcome = runtime.block_on(async {
         // Heard, so that a limit on file sizes (`ulimit -f`) is an error of the write and not the end of the process.
         let _too_large = signal(SignalKind::from_raw(Signal::XFSZ.as_raw()));
-        // An instance leaves in good order first; all others can stop where they are.
-        if let Command::Up(args) = command {
-            return up::run(args, context).await;
+        // An instance leaves in good order first, and a copy takes away what it has begun; all others can stop where they are.
+        if matches!(command, Command::Up(_) | Command::Db(db::Command::Backup(_) | db::Command::Restore(_))) {
+            return dispatch(command, context).await;
         }
         tokio::select! {
             outcome = dispatch(command, context) => outcome,

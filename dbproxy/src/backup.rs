@@ -3,13 +3,14 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, RenameFlags, link, renameat_with, unlink};
+use rustix::io::Errno;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -17,9 +18,12 @@ use uuid::Uuid;
 use crate::catalog::{self, Depth};
 use crate::incarnation::Standing;
 use crate::schema::{self, StoreError};
+use crate::trouble::Trouble;
 
 /// Instructions of SQLite's machine between two looks at how far a copy is.
 const TICK: i32 = 100_000;
+/// Follows the name of a copy until it is complete; what makes it unique comes behind.
+const PARTIAL: &str = ".partial-";
 
 /// Where a copy stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +69,36 @@ pub enum CopyError {
         /// The file.
         path: PathBuf,
     },
+    /// The copy would lie among Pando's own files.
+    #[error("{path} lies in {dir}, which is for Pando's own files")]
+    Inside {
+        /// Where the copy should go.
+        path: PathBuf,
+        /// The directory of the database.
+        dir: PathBuf,
+    },
+    /// The copy would replace something else than a file.
+    #[error("{path} is {what}, not a file")]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// Somebody still reads or writes the database that is to be replaced. Nothing was changed.
+    #[error("somebody still reads {path}, so its log cannot be moved into it")]
+    InUse {
+        /// The database.
+        path: PathBuf,
+    },
+    /// The disk keeps the log of the database that is to be replaced from being moved into it. Nothing was changed.
+    #[error("cannot move the log of {path} into it: {source}")]
+    Unsettled {
+        /// The database.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
     /// The file system refused.
     #[error("cannot {what} {path}: {source}")]
     File {
@@ -109,10 +143,21 @@ pub enum CopyError {
     Cancelled,
 }
 
+impl CopyError {
+    /// Returns what the disk has to do with it.
+    pub fn trouble(&self) -> Option<Trouble> {
+        match self {
+            Self::Sqlite { source, .. } | Self::Unsettled { source, .. } => Trouble::of(source),
+            _ => None,
+        }
+    }
+}
+
 /// Copies the database at `database` to `to`, as it is at one moment, while others write. Blocks.
 ///
 /// The copy is one file of mode 0600 without free pages. It gets its name once it is verified and on disk; a file that is there
-/// stays as it was unless `overwrite` is set. The copy is a long read: the write-ahead log grows meanwhile.
+/// stays as it was unless `overwrite` is set. Nothing but a file is replaced, and nothing in the directory of the database, which is
+/// Pando's own. The copy is a long read: the write-ahead log grows meanwhile.
 pub fn back_up(
     database: &Path,
     to: &Path,
@@ -125,21 +170,49 @@ pub fn back_up(
     if identity(&to).is_some_and(|id| Some(id) == identity(database)) {
         return Err(CopyError::Itself { path: to });
     }
+    check_target(database, &to)?;
     if !overwrite && fs::symlink_metadata(&to).is_ok() {
         return Err(CopyError::Exists { path: to });
     }
     let draft = Draft::copy(database, &to, stop, on_step)?;
     on_step(Step::Verifying);
-    let standing = verify(&draft.path)?;
-    draft.name(&to, if overwrite { RenameFlags::empty() } else { RenameFlags::NOREPLACE })?;
+    let standing = verify(&draft.path, stop)?;
+    draft.place(&to, if overwrite { RenameFlags::empty() } else { RenameFlags::NOREPLACE })?;
+    sync_directory_of(&to)?;
     let bytes = fs::metadata(&to).map_err(|source| file("look at", &to, source))?.len();
     Ok(Copied { path: to, bytes, standing })
 }
 
+/// Checks that a copy may go there.
+fn check_target(database: &Path, to: &Path) -> Result<(), CopyError> {
+    let directory = |path: &Path| path.parent().and_then(|dir| fs::canonicalize(dir).ok());
+    if let (Some(own), Some(dir)) = (directory(database), directory(to))
+        && dir.starts_with(&own)
+    {
+        return Err(CopyError::Inside { path: to.to_owned(), dir: own });
+    }
+    // What is wrong with a path that leads nowhere is said by whoever makes the copy.
+    let Ok(kind) = fs::symlink_metadata(to).map(|meta| meta.file_type()) else { return Ok(()) };
+    let what = match kind {
+        _ if kind.is_file() => return Ok(()),
+        _ if kind.is_dir() => "a directory",
+        _ if kind.is_symlink() => "a symbolic link",
+        _ if kind.is_block_device() || kind.is_char_device() => "a device",
+        _ if kind.is_fifo() => "a pipe",
+        _ => "a socket",
+    };
+    Err(CopyError::NotAFile { path: to.to_owned(), what })
+}
+
 /// Checks that a file is a sound database of Pando's that this binary understands.
-pub(crate) fn verify(path: &Path) -> Result<Standing, CopyError> {
-    let connection = open(path)?;
-    let health = catalog::check(&connection, Depth::Full).map_err(|source| sqlite("check", path, source))?;
+pub(crate) fn verify(path: &Path, stop: &CancellationToken) -> Result<Standing, CopyError> {
+    let mut connection = open(path)?;
+    let stopped = stop.clone();
+    let watched = connection.progress_handler(TICK, Some(move || stopped.is_cancelled()));
+    let health = watched.and_then(|()| catalog::check(&connection, Depth::Full));
+    let health = health.map_err(|source| cut_off("check", path, source))?;
+    // What is left takes no time.
+    connection.progress_handler(0, None::<fn() -> bool>).map_err(|source| sqlite("check", path, source))?;
     if !health.ok {
         return Err(CopyError::Damaged { path: path.to_owned(), problems: health.problems });
     }
@@ -165,6 +238,10 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self { path, kept: false }
+    }
+
     /// Copies a database into a new file in the directory of `place`, and brings it to the disk.
     pub(crate) fn copy(
         from: &Path,
@@ -173,11 +250,11 @@ impl Draft {
         on_step: &OnStep,
     ) -> Result<Self, CopyError> {
         let mut source = open(from)?;
-        let path = schema::beside(place, &format!(".partial-{}", Uuid::new_v4().simple()));
+        let path = schema::beside(place, &format!("{PARTIAL}{}", Uuid::new_v4().simple()));
         // Made by us for its mode; SQLite takes an empty file as it is.
         let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let made = made.map_err(|source| file("make", &path, source))?;
-        let draft = Self { path, kept: false };
+        let draft = Self::at(path);
         let of = bytes_of(&source).map_err(|error| sqlite("read", from, error))?;
         let (told, stopped, seen) = (Arc::clone(on_step), stop.clone(), draft.path.clone());
         let look = move || {
@@ -188,36 +265,65 @@ impl Draft {
             let into = ToSqlOutput::Borrowed(ValueRef::Text(draft.path.as_os_str().as_bytes()));
             source.execute("VACUUM INTO ?1", [into])
         });
-        match copied {
-            Ok(_) => {}
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => {
-                return Err(CopyError::Cancelled);
-            }
-            Err(error) => return Err(sqlite("copy", from, error)),
-        }
+        copied.map_err(|error| cut_off("copy", from, error))?;
         // SQLite does not sync what it vacuums into.
         made.sync_all().map_err(|source| file("write", &draft.path, source))?;
         Ok(draft)
     }
 
-    /// Gives the copy its name, in one step.
-    pub(crate) fn name(mut self, to: &Path, how: RenameFlags) -> Result<(), CopyError> {
-        renameat_with(CWD, &self.path, CWD, to, how).map_err(|error| match error {
-            rustix::io::Errno::EXIST => CopyError::Exists { path: to.to_owned() },
-            error => file("rename a copy to", to, error.into()),
-        })?;
+    /// Returns the unfinished copies of a database of this name, with what SQLite left beside them.
+    pub(crate) fn left_beside(place: &Path) -> Vec<PathBuf> {
+        let (Some(dir), Some(name)) = (place.parent(), place.file_name()) else { return vec![] };
+        let start = [name.as_bytes(), PARTIAL.as_bytes()].concat();
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_name().as_bytes().starts_with(&start)).map(|entry| entry.path()).collect()
+    }
+
+    /// Gives the copy a name that nothing has, and that is not its last one.
+    pub(crate) fn rename(&mut self, to: &Path) -> Result<(), CopyError> {
+        rename(&self.path, to, RenameFlags::NOREPLACE)?;
+        to.clone_into(&mut self.path);
+        Ok(())
+    }
+
+    /// Gives the copy its place, in one step.
+    pub(crate) fn place(mut self, to: &Path, how: RenameFlags) -> Result<(), CopyError> {
+        rename(&self.path, to, how)?;
         self.kept = true;
-        sync_directory_of(to)
+        Ok(())
     }
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        if !self.kept
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            tracing::warn!(path = %self.path.display(), %error, "an unfinished copy stays behind");
+        if self.kept {
+            return;
         }
+        for path in [schema::beside(&self.path, "-journal"), self.path.clone()] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "an unfinished copy stays behind");
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn rename(from: &Path, to: &Path, how: RenameFlags) -> Result<(), CopyError> {
+    let renamed = renameat_with(CWD, from, CWD, to, how);
+    let renamed = if how == RenameFlags::NOREPLACE { or_link(renamed, from, to) } else { renamed };
+    renamed.map_err(|error| match error {
+        Errno::EXIST => CopyError::Exists { path: to.to_owned() },
+        error => file("rename a copy to", to, error.into()),
+    })
+}
+
+/// Links and unlinks where a file system (NFS is one) cannot rename without replacing: that never replaces either.
+fn or_link(renamed: rustix::io::Result<()>, from: &Path, to: &Path) -> rustix::io::Result<()> {
+    match renamed {
+        Err(Errno::INVAL | Errno::NOSYS) => link(from, to).and_then(|()| unlink(from)),
+        renamed => renamed,
     }
 }
 
@@ -235,6 +341,46 @@ pub(crate) fn file(what: &'static str, path: &Path, source: io::Error) -> CopyEr
     CopyError::File { what, path: path.to_owned(), source }
 }
 
+/// Returns what an error means to a copy that may have been cancelled.
+fn cut_off(what: &'static str, path: &Path, source: rusqlite::Error) -> CopyError {
+    match source.sqlite_error_code() {
+        Some(ErrorCode::OperationInterrupted) => CopyError::Cancelled,
+        _ => sqlite(what, path, source),
+    }
+}
+
 pub(crate) fn sqlite(what: &'static str, path: &Path, source: rusqlite::Error) -> CopyError {
     CopyError::Sqlite { what, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_gets_its_name_without_replacing_where_the_file_system_cannot_rename_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let [copy, taken, free] = ["copy", "taken", "free"].map(|name| dir.path().join(name));
+        fs::write(&copy, "copy").unwrap();
+        fs::write(&taken, "precious").unwrap();
+        for answer in [Errno::INVAL, Errno::NOSYS] {
+            assert_eq!(or_link(Err(answer), &copy, &taken), Err(Errno::EXIST));
+            assert_eq!(fs::read(&taken).unwrap(), b"precious");
+            or_link(Err(answer), &copy, &free).unwrap();
+            assert!(!copy.exists());
+            fs::rename(&free, &copy).unwrap();
+        }
+        assert_eq!(or_link(Err(Errno::ACCESS), &copy, &free), Err(Errno::ACCESS));
+    }
+
+    #[test]
+    fn an_unfinished_copy_goes_with_its_journal() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("copy");
+        for path in [&path, &schema::beside(&path, "-journal")] {
+            fs::write(path, "").unwrap();
+        }
+        drop(Draft::at(path));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
 }

@@ -76,11 +76,13 @@ fn request(op_id: &str, work: Work) -> WriteRequest {
 
 impl Bench {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), events: Arc::default() }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join(".pando")).unwrap();
+        Self { dir, events: Arc::default() }
     }
 
     fn path(&self) -> PathBuf {
-        self.dir.path().join("pando.db")
+        self.dir.path().join(".pando/pando.db")
     }
 
     fn options(&self) -> WriterOptions {

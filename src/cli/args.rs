@@ -28,7 +28,7 @@ Examples:
 Exit codes:
   0 ok   1 failed   2 usage   3 no primary or unreachable   4 not authorised
   5 timeout   6 conflict or fenced   7 version mismatch   8 'doctor' has warnings, no faults
-  75 lost the election (--require-primary)   130 interrupted";
+  75 lost the election (--require-primary)   130 interrupted   143 terminated";
 
 /// The whole command line.
 #[derive(Debug, Parser)]

@@ -40,6 +40,8 @@ pub(crate) enum Kind {
     LostElection,
     /// Ctrl-C.
     Interrupted,
+    /// SIGTERM, of a command that cleans up behind itself; others just end.
+    Terminated,
     /// Who reads our output has seen enough: no failure.
     ReaderGone,
 }
@@ -59,6 +61,7 @@ impl Kind {
             Self::Warned => 8,
             Self::LostElection => 75,
             Self::Interrupted => 130,
+            Self::Terminated => 143,
         }
     }
 }
@@ -94,6 +97,11 @@ impl Failure {
     /// Returns the end by Ctrl-C, which says nothing.
     pub(crate) fn interrupted() -> Self {
         Self::new(Kind::Interrupted, "interrupted")
+    }
+
+    /// Returns the end by SIGTERM, which says nothing.
+    pub(crate) fn terminated() -> Self {
+        Self::new(Kind::Terminated, "terminated")
     }
 
     /// Returns the failure to read or write `what`.
@@ -223,6 +231,9 @@ impl Failure {
         let known = KINDS.iter().find(|(code, ..)| fault.is(*code));
         // The primary may know better what to do.
         let next = fault.data.as_ref().and_then(|data| data["next"].as_str()).map(str::to_owned);
+        let next = next.or_else(|| {
+            fault.data.as_ref().and_then(|data| data["readers"].as_array().map(|readers| end_of_read(readers)))
+        });
         let failure = match known {
             Some((_, kind, hint)) => Self::new(*kind, fault.message).hint(next.unwrap_or((*hint).to_owned())),
             None if fault.code == fault::INVALID_PARAMS => {
@@ -396,6 +407,17 @@ impl Failure {
 
 /// What to do about a directory that is another user's.
 const WORK_ELSEWHERE: &str = "run as its owner, or work in a directory of your own with '--workdir DIR'";
+
+/// Returns what to do about reads that keep the write-ahead log from beginning anew.
+fn end_of_read(readers: &[Value]) -> String {
+    let pids = readers.iter().filter_map(|reader| reader["pid"].as_u64()).map(|pid| pid.to_string());
+    let pids = pids.collect::<Vec<_>>().join(",");
+    if pids.is_empty() {
+        "end the read that keeps the log, find it: 'fuser -v .pando/pando.db'".to_owned()
+    } else {
+        format!("end the read of pid {pids}, see what it is: 'ps -p {pids}'; writing goes on by itself then")
+    }
+}
 
 /// What to do with a holder that stays silent.
 const END_IT: &str = "if it stays silent, end it and another instance takes over: 'pando ipc evict'";

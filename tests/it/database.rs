@@ -133,10 +133,29 @@ fn a_restore_waits_for_nobody_and_names_who_is_there() {
     hint: name another file, or replace it with '--force'
     exit 6
     ");
+    assert_snapshot!(pando(&sandbox, &["db", "backup", "--force", ".pando/ipc.lock"]), @r"
+    $ pando db backup --force .pando/ipc.lock
+    error: [workdir]/.pando/ipc.lock lies in [workdir]/.pando, which is for Pando's own files
+    hint: name a file outside of [workdir]/.pando
+    exit 2
+    ");
     let mut observer = tail(&sandbox, &["db.*", "--since", "all"]);
     observer.wait_for("what was deleted", SOON, |line| line.text.contains("\"kinds\":{\"deleted\"").then_some(()));
+    // Somebody whose read keeps the log: not all of it can be moved into the database.
+    let reader = sandbox.database();
+    let held = reader.unchecked_transaction().unwrap();
+    held.query_row("SELECT count(*) FROM kinds", [], |_| Ok(())).unwrap();
+    write(&sandbox, "INSERT INTO kinds VALUES (7, 'in the log')");
     check_done(pando(&sandbox, &["down"]));
     instance.end(SOON);
+    assert_snapshot!(pando(&sandbox, &["db", "restore", "copy.db"]), @r"
+    $ pando db restore copy.db
+    error: somebody still reads [workdir]/.pando/pando.db, so its log cannot be moved into it
+    hint: end who reads it, find it: 'fuser -v [workdir]/.pando/pando.db'; nothing was changed
+    exit 6
+    ");
+    assert_eq!(sandbox.count("SELECT count(*) FROM kinds"), 1);
+    drop(held);
     check_done(pando(&sandbox, &["db", "restore", "copy.db"]));
     assert_eq!(sandbox.count("SELECT count(*) FROM kinds"), 5);
     let (_next, role) = PandoProcess::primary(&sandbox);

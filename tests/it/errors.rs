@@ -203,6 +203,18 @@ fn a_lock_whose_holder_is_silent_is_no_primary() {
 }
 
 #[test]
+fn an_empty_op_id_is_a_usage_error() {
+    let sandbox = Sandbox::new();
+    assert_snapshot!(check_fails(&sandbox, 2, &["db", "exec", "--op-id", "", "SELECT 1"]), @r"
+    $ pando db exec --op-id  SELECT 1
+    error: invalid value '' for '--op-id <ID>': it is empty; name the write, or leave '--op-id' out
+
+    For more information, try '--help'.
+    exit 2
+    ");
+}
+
+#[test]
 fn params_that_are_not_json_are_a_usage_error() {
     let sandbox = Sandbox::new();
     assert_snapshot!(check_fails(&sandbox, 2, &["ipc", "call", "session.get", "{id: 1}"]), @r#"

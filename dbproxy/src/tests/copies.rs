@@ -31,9 +31,11 @@ fn put_back(bench: &Bench, from: &str) -> Result<Restored, CopyError> {
     restore(&lease(bench), &from, &bench.path(), &CancellationToken::new(), &quiet())
 }
 
-/// Files beside the database whose names hold this.
+/// Files of the workdir and beside the database whose names hold this.
 fn beside(bench: &Bench, part: &str) -> Vec<String> {
-    let names = fs::read_dir(bench.dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let dirs = [bench.dir.path().to_owned(), bench.dir.path().join(".pando")];
+    let names = dirs.iter().flat_map(|dir| fs::read_dir(dir).unwrap());
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<_> = names.filter(|name| name.contains(part)).collect();
     names.sort();
     names
@@ -90,6 +92,33 @@ async fn a_backup_replaces_nothing_unless_told_and_never_the_database() {
     }
     let nowhere = over(Path::new("/nowhere/at/all")).unwrap_err();
     assert!(nowhere.to_string().contains("/nowhere/at/all"), "{nowhere}");
+}
+
+#[tokio::test]
+async fn a_backup_replaces_neither_files_of_pandos_own_nor_what_is_no_file() {
+    let bench = Bench::new();
+    apply(&bench.writer(), session("s")).await;
+    let at = |name: &str| bench.dir.path().join(name);
+    let over = |to: &Path| back_up(&bench.path(), to, true, &CancellationToken::new(), &quiet());
+    fs::create_dir(at(".pando/run")).unwrap();
+    fs::write(at(".pando/settings.json"), "{}").unwrap();
+    std::os::unix::fs::symlink(at(".pando"), at("alias")).unwrap();
+    for own in [".pando/pando.db-wal", ".pando/settings.json", ".pando/new", ".pando/run/new", "alias/settings.json"] {
+        let refused = over(&at(own));
+        assert!(matches!(refused, Err(CopyError::Inside { .. })), "{own}: {refused:?}");
+    }
+    assert_eq!(fs::read(at(".pando/settings.json")).unwrap(), b"{}");
+    fs::create_dir(at("dir")).unwrap();
+    let pipe = |path: &Path| rustix::fs::mkfifoat(rustix::fs::CWD, path, 0o600.into()).unwrap();
+    pipe(&at("pipe"));
+    std::os::unix::fs::symlink(at("nowhere"), at("link")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+    for (name, is) in [("dir", "a directory"), ("pipe", "a pipe"), ("link", "a symbolic link"), ("socket", "a socket")]
+    {
+        let refused = over(&at(name));
+        assert!(matches!(refused, Err(CopyError::NotAFile { what, .. }) if what == is), "{name}: {refused:?}");
+    }
+    assert_eq!(beside(&bench, "partial"), [""; 0]);
 }
 
 #[tokio::test]
@@ -151,6 +180,64 @@ async fn what_is_restored_is_a_database_of_its_own() {
     let behind = followed(1).await;
     assert_eq!(behind.resync.map(|gone| (gone.from, gone.to)), Some((2, head)));
     assert_eq!(behind.events[0].topic.as_str(), "db.restored");
+}
+
+#[tokio::test]
+async fn a_database_that_somebody_reads_is_not_replaced_and_keeps_its_log() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, session("kept")).await;
+    backup(&bench, "copy").unwrap();
+    let reader = rusqlite::Connection::open(bench.path()).unwrap();
+    let read = reader.unchecked_transaction().unwrap();
+    assert_eq!(read.query_row("SELECT count(*) FROM sessions", [], |row| row.get::<_, i64>(0)).unwrap(), 1);
+    apply(&writer, session("later")).await;
+    writer.close().await;
+    let log = crate::schema::beside(&bench.path(), "-wal");
+    assert_ne!(fs::metadata(&log).unwrap().len(), 0, "what the reader has not seen is in the log");
+    let refused = put_back(&bench, "copy");
+    assert!(matches!(refused, Err(CopyError::InUse { .. })), "{refused:?}");
+    assert_ne!(fs::metadata(&log).unwrap().len(), 0);
+    assert_eq!((beside(&bench, "partial"), beside(&bench, "replaced")), (vec![], vec![]));
+    assert_eq!(one::<i64>(&bench.path(), "SELECT count(*) FROM sessions"), 2);
+    drop(read);
+    let former = put_back(&bench, "copy").unwrap().former.unwrap();
+    assert_eq!(one::<i64>(&former, "SELECT count(*) FROM sessions"), 2);
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_read_is_put_aside_with_its_log_and_no_log_meets_the_copy() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, session("kept")).await;
+    backup(&bench, "copy").unwrap();
+    writer.close().await;
+    let log = crate::schema::beside(&bench.path(), "-wal");
+    fs::write(bench.path(), "no database at all, but some bytes are there").unwrap();
+    fs::write(&log, "a log that goes with it").unwrap();
+    let former = put_back(&bench, "copy").unwrap().former.unwrap();
+    assert!(fs::read(&former).unwrap().starts_with(b"no database"));
+    assert!(fs::read(crate::schema::beside(&former, "-wal")).unwrap().starts_with(b"a log"));
+    fs::remove_file(bench.path()).unwrap();
+    fs::write(&log, "a log that was left").unwrap();
+    assert_eq!(put_back(&bench, "copy").unwrap().former, None);
+    assert!(!log.exists());
+}
+
+#[tokio::test]
+async fn a_restore_removes_what_killed_ones_left() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, session("kept")).await;
+    backup(&bench, "copy").unwrap();
+    writer.close().await;
+    let partial = |name: &str| crate::schema::beside(&bench.path(), &format!(".partial-{name}"));
+    fs::rename(bench.dir.path().join("copy"), partial("restored")).unwrap();
+    for left in ["left", "left-journal"] {
+        fs::write(partial(left), "").unwrap();
+    }
+    put_back(&bench, ".pando/pando.db.partial-restored").unwrap();
+    assert_eq!(beside(&bench, "partial"), ["pando.db.partial-restored"], "what is restored stays");
 }
 
 #[tokio::test]

@@ -80,8 +80,7 @@ async fn readers_wait_for_a_database_and_follow_a_replaced_one() {
     assert_eq!(first, writer.database());
     writer.close().await;
     for suffix in ["", "-wal", "-shm"] {
-        let path = bench.dir.path().join(format!("pando.db{suffix}"));
-        drop(std::fs::remove_file(path));
+        drop(std::fs::remove_file(crate::schema::beside(&bench.path(), suffix)));
     }
     let writer = bench.writer();
     assert_eq!(readers.head().await.unwrap().seq, 0);

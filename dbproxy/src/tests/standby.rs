@@ -156,7 +156,7 @@ async fn another_file_in_its_place_makes_it_unfit() {
     first.close().await;
     std::fs::rename(bench.path(), bench.dir.path().join("away.db")).unwrap();
     for suffix in ["-wal", "-shm"] {
-        std::fs::remove_file(bench.dir.path().join(format!("pando.db{suffix}"))).unwrap();
+        std::fs::remove_file(schema::beside(&bench.path(), suffix)).unwrap();
     }
     let (second, was_used) = elected(&bench, standby);
     assert!(!was_used);

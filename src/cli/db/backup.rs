@@ -12,7 +12,7 @@ use crate::cli::output;
 /// Copy the database into a file, consistent while others write
 ///
 /// The copy is the database at one moment, in one file, checked; it appears under its name once it is complete and on disk. Works
-/// without a primary too.
+/// without a primary too. Files in '.pando' and what is no regular file are never replaced.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   pando db backup yesterday.db

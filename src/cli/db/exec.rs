@@ -37,10 +37,15 @@ pub(crate) struct Args {
     #[arg(long)]
     ddl: bool,
     /// Name the write, so that running this command again does not apply it again [default: a new one]
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = parse_op_id)]
     op_id: Option<String>,
     #[command(flatten)]
     format: Format,
+}
+
+/// Reads an op id. An empty one would be a new write each time: what a script passes whose variable is not set.
+fn parse_op_id(text: &str) -> Result<String, &'static str> {
+    if text.is_empty() { Err("it is empty; name the write, or leave '--op-id' out") } else { Ok(text.to_owned()) }
 }
 
 /// What `db.exec` answers.

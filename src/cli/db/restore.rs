@@ -17,8 +17,8 @@ const SECOND_TRY: Duration = Duration::from_millis(30);
 
 /// Put a copy in the place of the database; the former one is kept beside it
 ///
-/// Needs a workdir where no instance runs, so that no write is lost. The restored database gets an id of its own: a write that was meant
-/// for the former one is refused, and every follower is told to read anew.
+/// Needs a workdir where no instance runs and nobody reads, so that no write is lost. The restored database gets an id of its own: a write
+/// that was meant for the former one is refused, and every follower is told to read anew.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   pando down && pando db restore yesterday.db")]

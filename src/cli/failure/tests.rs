@@ -25,6 +25,7 @@ fn exit_codes_are_the_documented_ones() {
         (Kind::Warned, 8),
         (Kind::LostElection, 75),
         (Kind::Interrupted, 130),
+        (Kind::Terminated, 143),
     ];
     let (_, help) = AFTER_HELP.split_once("Exit codes:").unwrap();
     let (_, readme) = include_str!("../../../README.md").split_once("Exit codes: ").unwrap();
@@ -89,6 +90,16 @@ fn a_failure_is_also_one_json_line() {
     {"error":{"kind":"conflict","message":"UNIQUE constraint failed: sessions.id","hints":["read the row that is there, then decide"],"data":{"rpc_code":-32000,"data":{"code":"E_CONFLICT","retryable":false}},"exit":6}}
     "#);
     assert_eq!(Failure::from_stderr(&text), Some(failure));
+}
+
+#[test]
+fn a_write_that_waits_for_a_reader_says_to_end_that_read() {
+    let full = || Fault::new(Code::BusyQueue, "the log is full");
+    let hint = |fault: Fault| Failure::refused(fault).hints.remove(0);
+    let readers = json!([{"pid": 7, "executable": "/bin/x", "instance_id": null}, {"pid": 9}]);
+    insta::assert_snapshot!(hint(full().with("readers", readers)), @"end the read of pid 7,9, see what it is: 'ps -p 7,9'; writing goes on by itself then");
+    insta::assert_snapshot!(hint(full().with("readers", json!([]))), @"end the read that keeps the log, find it: 'fuser -v .pando/pando.db'");
+    insta::assert_snapshot!(hint(full()), @"try again in a moment: the write queue is full");
 }
 
 pub(crate) fn look(palette: Palette, _columns: Option<usize>) -> String {
