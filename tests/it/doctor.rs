@@ -166,6 +166,17 @@ fn a_database_that_is_none_or_has_two_names_is_found() {
 }
 
 #[test]
+fn settings_that_nobody_can_lead_with_are_found() {
+    let sandbox = after_a_primary();
+    check_finds(&sandbox, "workdir.settings", "skipped", "as usual");
+    let path = sandbox.workdir().pando_dir().join("settings.json");
+    fs::write(&path, r#"{"durability": "os"}"#).unwrap();
+    check_finds(&sandbox, "workdir.settings", "ok", "durability os");
+    fs::write(&path, r#"{"durabilty": "os"}"#).unwrap();
+    check_finds(&sandbox, "workdir.settings", "fault", "durabilty");
+}
+
+#[test]
 fn a_large_log_and_who_reads_it_are_found() {
     let sandbox = after_a_primary();
     let path = sandbox.workdir().database_path();
