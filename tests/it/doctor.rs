@@ -177,6 +177,18 @@ fn settings_that_nobody_can_lead_with_are_found() {
 }
 
 #[test]
+fn a_schema_of_another_release_is_found() {
+    let sandbox = after_a_primary();
+    let foreign = rusqlite::Connection::open(sandbox.workdir().database_path()).unwrap();
+    let newest = sandbox.count("SELECT max(id) FROM _pando_migration");
+    foreign.execute("INSERT INTO _pando_migration VALUES (99, 'later', 1, 'now', '9.9.9')", []).unwrap();
+    check_finds(&sandbox, "database.opens", "fault", "99, made by pando 9.9.9");
+    check_finds(&sandbox, "database.opens", "fault", &format!("knows up to {newest}"));
+    foreign.execute("DELETE FROM _pando_migration WHERE id IN (99, ?1)", [newest]).unwrap();
+    check_finds(&sandbox, "database.opens", "ok", &format!("to schema {newest}"));
+}
+
+#[test]
 fn a_large_log_and_who_reads_it_are_found() {
     let sandbox = after_a_primary();
     let path = sandbox.workdir().database_path();

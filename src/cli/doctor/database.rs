@@ -47,11 +47,19 @@ pub(super) fn file(room: &Room) -> Finding {
     }
 }
 
-/// It can be read.
+/// It can be read, and its schema is one that a primary of this release can work with.
 pub(super) fn opens(room: &Room) -> Finding {
+    let later = match &room.schema {
+        Err(error @ (StoreError::NewerSchema { .. } | StoreError::MigrationDiffers { .. })) => return refused(error),
+        Err(StoreError::OlderSchema { needed, .. }) => {
+            format!("; a primary of this release brings it to schema {needed}")
+        }
+        // What else is wrong keeps the counts from being read, too.
+        Ok(()) | Err(_) => String::new(),
+    };
     match &room.stats {
         None => Finding::skipped("there is no database yet"),
-        Some(Ok(stats)) => Finding::ok(format!("epoch {}, schema {}", stats.epoch, stats.schema_version)),
+        Some(Ok(stats)) => Finding::ok(format!("epoch {}, schema {}{later}", stats.epoch, stats.schema_version)),
         Some(Err(ReadError::NotReady { why, .. })) => Finding::fault(
             format!("it is no database of ours: {why}"),
             "move it away, and the next primary makes one: 'pando up'",

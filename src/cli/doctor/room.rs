@@ -26,6 +26,8 @@ pub(super) struct Room {
     pub(super) answer: Option<Result<Value, CallError>>,
     /// Sizes and counts; `None` when there is no database file.
     pub(super) stats: Option<Result<Stats, ReadError>>,
+    /// Whether this release can work with the schema.
+    pub(super) schema: Result<(), StoreError>,
     pub(super) settings: Result<Settings, StoreError>,
     pub(super) last_event: Option<Envelope>,
     pub(super) cursors: Result<Vec<Cursor>, CursorError>,
@@ -45,6 +47,7 @@ impl Room {
         };
         let readers = Readers::open(workdir.database_path(), 1);
         let stats = if workdir.database_path().exists() { Some(readers.stats().await) } else { None };
+        let schema = if stats.is_some() { readers.check_schema().await } else { Ok(()) };
         let last_event = match &stats {
             Some(Ok(stats)) if stats.head > 0 => {
                 let page = readers.since(stats.head - 1, &[Pattern::All], 1).await;
@@ -58,6 +61,7 @@ impl Room {
             info: read_lock_for_path(workdir).ok(),
             answer,
             stats,
+            schema,
             settings: Settings::of(&workdir.database_path()),
             last_event,
             cursors: Cursors::of(workdir).list(),
