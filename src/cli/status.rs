@@ -94,7 +94,7 @@ struct Report {
     database: Option<Stats>,
     /// With --diag: who led when, and the last connections.
     diag: Option<Diag>,
-    /// The kind of file system that the workdir lies on.
+    /// The kind of file system that the database lies on, or would.
     file_system: Option<String>,
     problem: Option<String>,
     hints: Vec<String>,
@@ -160,7 +160,7 @@ fn in_place_of_the_last(text: &str, rows: Option<usize>) -> String {
 /// Looks at the lock and asks the primary.
 async fn look(workdir: &Workdir, context: &Context, diag: bool) -> Result<(Report, Option<Failure>), Failure> {
     let mut report = Report { diag: diag.then(Diag::default), ..Report::empty(workdir.path()) };
-    if let Ok(FileSystem { name, objection }) = FileSystem::of(workdir.path()) {
+    if let Ok(FileSystem { name, objection }) = FileSystem::of(&place(workdir)) {
         report.problem = objection.map(|why| format!("no primary can lead on this file system ({name}): {why}"));
         report.file_system = Some(name);
     }
@@ -207,6 +207,12 @@ async fn look(workdir: &Workdir, context: &Context, diag: bool) -> Result<(Repor
     }
     report.hints.extend(view::next_steps(&report));
     Ok((report, failure))
+}
+
+/// Returns the directory in which the database lies, or would: another file system than the workdir's may be mounted there.
+pub(crate) fn place(workdir: &Workdir) -> PathBuf {
+    let own = workdir.pando_dir();
+    if own.is_dir() { own } else { workdir.path().to_owned() }
 }
 
 /// Returns the end of the lifecycle log, oldest first.

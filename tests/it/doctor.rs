@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use pando_dbproxy::file_system::FileSystem;
 use pando_ipc::ports_for_path;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -186,6 +188,22 @@ fn a_schema_of_another_release_is_found() {
     check_finds(&sandbox, "database.opens", "fault", &format!("knows up to {newest}"));
     foreign.execute("DELETE FROM _pando_migration WHERE id IN (99, ?1)", [newest]).unwrap();
     check_finds(&sandbox, "database.opens", "ok", &format!("to schema {newest}"));
+}
+
+#[test]
+fn the_file_system_that_counts_is_that_of_the_database() {
+    let sandbox = Sandbox::new();
+    let of = |path: &Path| FileSystem::of(path).unwrap().name;
+    let told = || {
+        let status: Value = pando(&sandbox, &["--json", "status"]).json();
+        [examine(&sandbox, "host.filesystem")["details"]["name"].clone(), status["file_system"].clone()]
+    };
+    assert_eq!(told(), [of(sandbox.path()), of(sandbox.path())], "there is no .pando yet");
+    // A file system on which nobody has a workdir, so that it is another one wherever this runs.
+    let other = Path::new("/proc");
+    assert_ne!(of(other), of(sandbox.path()));
+    symlink(other, sandbox.workdir().pando_dir()).unwrap();
+    assert_eq!(told(), [of(other), of(other)]);
 }
 
 #[test]
