@@ -14,6 +14,7 @@ mod duration;
 mod environment;
 mod failure;
 mod ipc;
+mod lifecycle;
 #[cfg(test)]
 mod looks;
 mod man;

@@ -159,6 +159,8 @@ pub(crate) struct Shared {
     pub(crate) agents: Agents,
     routes: Routes,
     role: watch::Sender<Role>,
+    /// Why the last attempt to begin a term failed, until one begins.
+    failure: watch::Sender<Option<String>>,
     stop_requested: CancellationToken,
     /// How often this instance became the primary.
     terms: AtomicU64,
@@ -166,6 +168,25 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Takes a role. Whoever leads or follows has begun a term: what was in the way of that is over.
+    fn take_role(&self, role: Role) {
+        if role != Role::Seeking {
+            self.failure.send_if_modified(|why| why.take().is_some());
+        }
+        self.role.send_replace(role);
+    }
+
+    /// Takes note of why a term could not begin. Tells whether that is news.
+    fn note_failure(&self, why: &str) -> bool {
+        self.failure.send_if_modified(|last| {
+            let is_news = last.as_deref() != Some(why);
+            if is_news {
+                *last = Some(why.to_owned());
+            }
+            is_news
+        })
+    }
+
     /// Makes the hub start behind `head` the first time that a head is known; from then on it goes on where it is.
     fn place_hub(&self, head: u64) {
         if !self.placed.swap(true, Ordering::AcqRel) {
@@ -241,6 +262,7 @@ impl Instance {
             agents: Agents::default(),
             routes,
             role: watch::Sender::new(Role::Seeking),
+            failure: watch::Sender::new(None),
             stop_requested: CancellationToken::new(),
             terms: AtomicU64::new(0),
             placed: AtomicBool::new(false),

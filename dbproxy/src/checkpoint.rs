@@ -280,7 +280,7 @@ impl Worker {
 
     fn look_at_readers(&mut self, wal_bytes: u64) {
         let incident = self.incident.get_or_insert_with(Incident::new);
-        if let Some(alarm) = incident.look(&self.path, &self.instance, wal_bytes) {
+        if let Some(alarm) = incident.look(log_readers(&self.path), &self.instance, wal_bytes) {
             tracing::warn!(?alarm, "a long read keeps the WAL from beginning anew");
             self.untold.push_back(alarm);
         }

@@ -1,10 +1,14 @@
 //! How a workdir is run, where it is not run as usual: `settings.json` beside the database.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::marker::PhantomData;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::journal::Retention;
 use crate::schema::StoreError;
@@ -22,7 +26,32 @@ pub struct Settings {
     /// How sure an acknowledged write is.
     pub durability: Durability,
     /// How much the journal keeps.
+    #[serde(deserialize_with = "object")]
     pub journal: Retention,
+}
+
+/// Reads an object, and nothing else: serde would take a list, too, as the values of the keys in the order in which they stand here.
+fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    struct Object<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+    deserializer.deserialize_map(Object(PhantomData))
+}
+
+fn read(text: &[u8]) -> serde_json::Result<Settings> {
+    let mut reader = serde_json::Deserializer::from_slice(text);
+    let settings = object(&mut reader)?;
+    reader.end()?;
+    Ok(settings)
 }
 
 impl Settings {
@@ -31,7 +60,7 @@ impl Settings {
         let path = database.with_file_name(FILE);
         let failed = |why: String| StoreError::Settings { path: path.clone(), why };
         match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).map_err(|why| failed(why.to_string())),
+            Ok(text) => read(&text).map_err(|why| failed(why.to_string())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(failed(error.to_string())),
         }
@@ -77,5 +106,15 @@ mod tests {
             error.contains("settings.json") && error.contains("max_evnts") && error.contains("max_events"),
             "{error}"
         );
+    }
+    #[test]
+    fn a_list_is_no_settings_however_well_it_would_fit() {
+        let dir = tempfile::tempdir().unwrap();
+        for text in ["[]", r#"["os"]"#, r#"{"journal": [5]}"#, "7", "{} {}"] {
+            fs::write(dir.path().join(FILE), text).unwrap();
+            let error = Settings::of(&dir.path().join("pando.db")).unwrap_err().to_string();
+            let why = if text == "{} {}" { "trailing characters" } else { "expected an object" };
+            assert!(error.contains("settings.json") && error.contains(why), "{text}: {error}");
+        }
     }
 }

@@ -29,6 +29,11 @@ impl ProcessId {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned();
         Some(Self { boot_id, start_ticks: Stat::read(pid)?.start_ticks })
     }
+
+    /// Tells whether the process that this names together with `pid` has not ended, as far as the system says.
+    pub fn is_alive(&self, pid: u32) -> bool {
+        ProcessState::of(pid).is_some_and(|state| state != ProcessState::Ended) && Self::of(pid).as_ref() == Some(self)
+    }
 }
 
 /// What a process does, as the kernel says: field 3 of `/proc/PID/stat`.
@@ -186,16 +191,18 @@ mod tests {
         let id = ProcessId::of(pid).unwrap();
         assert_eq!(ProcessId::of(pid), Some(id.clone()));
         assert_ne!(ProcessId::of(std::process::id()), Some(id.clone()));
+        assert!(id.is_alive(pid));
         let earlier = ProcessId { start_ticks: id.start_ticks - 1, ..id.clone() };
         let other_boot = ProcessId { boot_id: "another".into(), ..id.clone() };
         for other in [earlier, other_boot] {
-            assert!(Handle::open(pid, &other).unwrap().is_none(), "{other:?}");
+            assert!(Handle::open(pid, &other).unwrap().is_none() && !other.is_alive(pid), "{other:?}");
         }
         let handle = Handle::open(pid, &id).unwrap().unwrap();
         assert!(!handle.ended(Duration::from_millis(1)).await);
         handle.signal(Signal::KILL).unwrap();
         assert!(handle.ended(Duration::from_secs(10)).await);
         assert_eq!(ProcessState::of(pid), Some(ProcessState::Ended), "a zombie until it is waited for");
+        assert!(!id.is_alive(pid));
         child.wait().unwrap();
         handle.signal(Signal::KILL).unwrap();
         assert!(Handle::open(pid, &id).unwrap().is_none());

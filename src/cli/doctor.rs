@@ -90,12 +90,13 @@ impl Finding {
 type Check = fn(&Room) -> Finding;
 
 /// All checks, in the order in which one thing builds on the other.
-const CHECKS: [(&str, Check); 18] = [
+const CHECKS: [(&str, Check); 19] = [
     ("host.filesystem", host::filesystem),
     ("host.space", host::space),
     ("host.descriptors", host::descriptors),
     ("host.clock", host::clock),
     ("workdir.permissions", lock::permissions),
+    ("workdir.settings", database::settings),
     ("lock.file", lock::file),
     ("lock.inode", lock::inode),
     ("primary.answers", lock::answers),

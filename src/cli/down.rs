@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::completions::live;
 use super::context::Context;
 use super::failure::{Failure, Kind};
+use super::lifecycle::Stuck;
 use super::output;
 use super::standing::Standing;
 
@@ -57,7 +58,11 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let deadline = Instant::now() + context.timeout();
     let workdir = context.workdir()?;
     if let Ok(Standing::Free(_)) = Standing::of(&workdir) {
-        return say(context, &[], &nobody(workdir.path()));
+        return match Stuck::of(&workdir) {
+            // It is here, and nobody can ask it to leave.
+            Some(_) => Err(Failure::no_primary(&workdir)),
+            None => say(context, &[], &nobody(workdir.path())),
+        };
     }
     let client = context.client(&workdir, PeerKind::Client).await?;
     let params = args.instance.as_ref().map_or_else(|| json!({}), |id| json!({"instance_id": id}));

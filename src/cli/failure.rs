@@ -13,6 +13,7 @@ use pando_ipc::{Code, Fault, Holder, LockError, Workdir, WorkdirError, fault};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::lifecycle::Stuck;
 use super::output::Palette;
 use super::standing::Standing;
 
@@ -190,8 +191,12 @@ impl Failure {
                 format!("no primary answers in {path} (its lock is held, by whom is not said)"),
             )
             .hint(format!("find the holder: 'fuser -v {}'", workdir.lock_path().display())),
-            Ok(Standing::Free(_)) => Self::new(Kind::Unreachable, format!("no primary in {path} (lock is free)"))
-                .hint("start one with 'pando up'"),
+            Ok(Standing::Free(_)) => match Stuck::of(workdir) {
+                Some(stuck) => Self::new(Kind::Unreachable, format!("no primary in {path} (lock is free): {stuck}"))
+                    .hint(stuck.next_step()),
+                None => Self::new(Kind::Unreachable, format!("no primary in {path} (lock is free)"))
+                    .hint("start one with 'pando up'"),
+            },
             Err(error) => Self::lock(&error),
         }
     }

@@ -3,7 +3,7 @@
 use clap::CommandFactory;
 
 use super::args::Cli;
-use super::output::{NEXT, Palette};
+use super::output::{NEXT, PROBLEM, Palette};
 use super::{db, demo, doctor, down, failure, ipc, metrics, status, up};
 
 /// Returns an output with samples in it.
@@ -83,7 +83,8 @@ fn every_output_looks_as_it_did() {
 fn what_is_cut_is_no_wider_than_the_terminal() {
     for (command, case, _, look) in OUTPUTS.into_iter().filter(|(_, _, long, _)| *long == Cut) {
         for columns in COLUMNS {
-            for line in look(Palette::plain(), Some(columns)).lines().filter(|line| !line.starts_with(NEXT)) {
+            let text = look(Palette::plain(), Some(columns));
+            for line in text.lines().filter(|line| ![NEXT, PROBLEM].iter().any(|whole| line.starts_with(whole))) {
                 assert!(line.chars().count() <= columns, "{command} {case}, {columns}: {line}");
             }
         }

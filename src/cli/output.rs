@@ -300,13 +300,15 @@ pub(crate) fn facts(facts: &[(&str, String)], palette: Palette) -> String {
 
 /// A fact of this name is a command to copy: it is never cut.
 pub(crate) const NEXT: &str = "next";
+/// A fact of this name says what is wrong, and the end of that says it best: it is never cut.
+pub(crate) const PROBLEM: &str = "problem";
 
 /// Names and values below each other, no line wider than `columns`: values are cut, which `…` shows.
 pub(crate) fn facts_within(facts: &[(&str, String)], palette: Palette, columns: Option<usize>) -> String {
     let width = facts.iter().map(|(name, _)| name.chars().count()).max().unwrap_or_default();
     let room = columns.map_or(usize::MAX, |columns| columns.saturating_sub(width + GAP.len()));
     let line = |(name, value): &(&str, String)| {
-        let value = if *name == NEXT { printable(value) } else { cut(printable(value), room) };
+        let value = if [NEXT, PROBLEM].contains(name) { printable(value) } else { cut(printable(value), room) };
         format!("{}{GAP}{value}", palette.heading(&format!("{name:<width$}")))
     };
     facts.iter().map(line).collect::<Vec<_>>().join("\n")

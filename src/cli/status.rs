@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::context::Context;
 use super::failure::Failure;
+use super::lifecycle::{self, Stuck};
 use super::output;
 use super::standing::Standing;
 
@@ -93,7 +94,7 @@ struct Report {
     database: Option<Stats>,
     /// With --diag: who led when, and the last connections.
     diag: Option<Diag>,
-    /// The kind of file system that the workdir lies on.
+    /// The kind of file system that the database lies on, or would.
     file_system: Option<String>,
     problem: Option<String>,
     hints: Vec<String>,
@@ -159,7 +160,7 @@ fn in_place_of_the_last(text: &str, rows: Option<usize>) -> String {
 /// Looks at the lock and asks the primary.
 async fn look(workdir: &Workdir, context: &Context, diag: bool) -> Result<(Report, Option<Failure>), Failure> {
     let mut report = Report { diag: diag.then(Diag::default), ..Report::empty(workdir.path()) };
-    if let Ok(FileSystem { name, objection }) = FileSystem::of(workdir.path()) {
+    if let Ok(FileSystem { name, objection }) = FileSystem::of(&place(workdir)) {
         report.problem = objection.map(|why| format!("no primary can lead on this file system ({name}): {why}"));
         report.file_system = Some(name);
     }
@@ -167,9 +168,13 @@ async fn look(workdir: &Workdir, context: &Context, diag: bool) -> Result<(Repor
     match Standing::of(workdir).map_err(|error| Failure::lock(&error))? {
         Standing::Free(last) => {
             report.last_holder = last;
-            report.hints.push(match &report.problem {
-                None => "start a primary with 'pando up'".to_owned(),
-                Some(_) => "work in a directory on a disk of this machine".to_owned(),
+            report.hints.push(match (&report.problem, Stuck::of(workdir)) {
+                (Some(_), _) => "work in a directory on a disk of this machine".to_owned(),
+                (None, Some(stuck)) => {
+                    report.problem = Some(stuck.to_string());
+                    stuck.next_step()
+                }
+                (None, None) => "start a primary with 'pando up'".to_owned(),
             });
         }
         Standing::Held(_) => {
@@ -198,16 +203,21 @@ async fn look(workdir: &Workdir, context: &Context, diag: bool) -> Result<(Repor
     // The file is read whoever leads; only a database of another make has no such counts.
     report.database = Readers::open(workdir.database_path(), 1).stats().await.ok();
     if let Some(diag) = &mut report.diag {
-        diag.lifecycle = lifecycle(workdir);
+        diag.lifecycle = lifecycle_end(workdir);
     }
     report.hints.extend(view::next_steps(&report));
     Ok((report, failure))
 }
 
+/// Returns the directory in which the database lies, or would: another file system than the workdir's may be mounted there.
+pub(crate) fn place(workdir: &Workdir) -> PathBuf {
+    let own = workdir.pando_dir();
+    if own.is_dir() { own } else { workdir.path().to_owned() }
+}
+
 /// Returns the end of the lifecycle log, oldest first.
-pub(crate) fn lifecycle(workdir: &Workdir) -> Vec<Value> {
-    let text = std::fs::read_to_string(workdir.pando_dir().join("lifecycle.log")).unwrap_or_default();
-    let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+pub(crate) fn lifecycle_end(workdir: &Workdir) -> Vec<Value> {
+    let lines = lifecycle::lines(workdir);
     lines[lines.len().saturating_sub(SHOWN_LINES)..].to_vec()
 }
 

@@ -85,7 +85,7 @@ pub(super) async fn follow(
                 failed.take();
                 let role = role_of(link.borrow_and_update().as_ref());
                 let is_led = matches!(role, Role::Secondary { .. });
-                shared.role.send_replace(role);
+                shared.take_role(role);
                 if is_led {
                     warm.look(&tasks);
                 }

@@ -298,7 +298,7 @@ async fn begin(
     if let Ok((_, bus)) = &begun {
         shared.routes.set(Route::Local(bus.methods().clone()), Some(Arc::new(writer.clone())));
         let (epoch, ports, endpoints) = (writer.epoch(), bus.ports(), bus.endpoints());
-        shared.role.send_replace(Role::Primary { epoch, ports, endpoints });
+        shared.take_role(Role::Primary { epoch, ports, endpoints });
     } else {
         // The lock goes next: nothing is written any more then.
         shared.routes.clear();

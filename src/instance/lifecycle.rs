@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use pando_ipc::process::ProcessId;
 use pando_ipc::{Timestamp, Workdir};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -17,29 +18,46 @@ const MAX_BYTES: u64 = 256 << 10;
 /// The file in `.pando`: one JSON object per line.
 pub(super) const FILE: &str = "lifecycle.log";
 
-/// Writes down what an instance is, until it leaves. Roles that follow each other at once may be told as one.
+/// Writes down what an instance is and why it cannot lead, until it leaves. What follows each other at once may be told as one.
 pub(super) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
-    let mut role = shared.role.subscribe();
+    let (mut role, mut failure) = (shared.role.subscribe(), shared.failure.subscribe());
+    let mut told = (Role::Seeking, None);
     let mut is_here = false;
-    while let Some(Ok(())) = stop.run_until_cancelled(role.changed()).await {
-        let now = role.borrow_and_update().clone();
-        if !is_here && now == Role::Seeking {
+    loop {
+        let changed = async {
+            tokio::select! {
+                changed = role.changed() => changed,
+                changed = failure.changed() => changed,
+            }
+        };
+        let Some(Ok(())) = stop.run_until_cancelled(changed).await else { break };
+        let now = (role.borrow_and_update().clone(), failure.borrow_and_update().clone());
+        if now == told {
             continue;
         }
         if !std::mem::replace(&mut is_here, true) {
             note(&shared, "joined", json!({}));
         }
-        match now {
-            Role::Seeking => note(&shared, "seeking", json!({})),
-            Role::Secondary { primary, epoch } => {
-                note(&shared, "secondary", json!({"epoch": epoch, "primary": primary}));
-            }
-            Role::Primary { epoch, .. } => note(&shared, "primary", json!({"epoch": epoch})),
+        if now.0 != told.0 {
+            note_role(&shared, &now.0);
         }
+        if let Some(why) = now.1.as_ref().filter(|_| now.1 != told.1) {
+            // Named by its start, too, so that nobody takes another process of that pid for it.
+            note(&shared, "failed", json!({"why": why, "process": ProcessId::of(std::process::id())}));
+        }
+        told = now;
     }
-    // Who never had a role was never here: its command says why.
+    // Who never had a role, nor tried for one again, was never here: its command says why.
     if is_here {
         note(&shared, "left", json!({}));
+    }
+}
+
+fn note_role(shared: &Shared, role: &Role) {
+    match role {
+        Role::Seeking => note(shared, "seeking", json!({})),
+        Role::Secondary { primary, epoch } => note(shared, "secondary", json!({"epoch": epoch, "primary": primary})),
+        Role::Primary { epoch, .. } => note(shared, "primary", json!({"epoch": epoch})),
     }
 }
 

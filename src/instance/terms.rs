@@ -30,7 +30,6 @@ pub(super) enum Ended {
 /// Leads or follows, term after term, until `stop`. When the very first term cannot begin, says why and ends.
 pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, failed: oneshot::Sender<JoinError>) {
     let mut failed = Some(failed);
-    let mut said = String::new();
     let mut claim = first_claim(&shared).await;
     loop {
         let ended = match claim {
@@ -38,13 +37,10 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, failed: on
             Ok(None) => follow::follow(&shared, &stop, &mut failed).await,
             Err(error) => Err(error),
         };
-        shared.role.send_replace(Role::Seeking);
+        shared.take_role(Role::Seeking);
         claim = match ended {
             Ok(Ended::Stopped) => break,
-            Ok(Ended::Elected(opened)) => {
-                said.clear();
-                Ok(Some(opened))
-            }
+            Ok(Ended::Elected(opened)) => Ok(Some(opened)),
             // Whoever else waits for the lock comes first; where nobody does, following ends at once.
             Ok(Ended::Deposed | Ended::HandedOver) => Ok(None),
             Err(error) => {
@@ -54,9 +50,8 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, failed: on
                 }
                 // Again and again for the same reason, such as a workdir that was moved away, is said once.
                 let why = error.to_string();
-                if why != said {
+                if shared.note_failure(&why) {
                     tracing::error!(error = why, "the term could not begin; trying again every {FAILED_TERM_PAUSE:?}");
-                    said = why;
                 }
                 if stop.run_until_cancelled(tokio::time::sleep(FAILED_TERM_PAUSE)).await.is_none() {
                     break;

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use pando_dbproxy::file_system::FileSystem;
 use pando_ipc::ports_for_path;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -163,6 +165,45 @@ fn a_database_that_is_none_or_has_two_names_is_found() {
     sandbox.workdir().prepare().unwrap();
     fs::write(sandbox.workdir().database_path(), "no database at all, but long enough to look like one").unwrap();
     check_finds(&sandbox, "database.opens", "fault", "");
+}
+
+#[test]
+fn settings_that_nobody_can_lead_with_are_found() {
+    let sandbox = after_a_primary();
+    check_finds(&sandbox, "workdir.settings", "skipped", "as usual");
+    let path = sandbox.workdir().pando_dir().join("settings.json");
+    fs::write(&path, r#"{"durability": "os"}"#).unwrap();
+    check_finds(&sandbox, "workdir.settings", "ok", "durability os");
+    fs::write(&path, r#"{"durabilty": "os"}"#).unwrap();
+    check_finds(&sandbox, "workdir.settings", "fault", "durabilty");
+}
+
+#[test]
+fn a_schema_of_another_release_is_found() {
+    let sandbox = after_a_primary();
+    let foreign = rusqlite::Connection::open(sandbox.workdir().database_path()).unwrap();
+    let newest = sandbox.count("SELECT max(id) FROM _pando_migration");
+    foreign.execute("INSERT INTO _pando_migration VALUES (99, 'later', 1, 'now', '9.9.9')", []).unwrap();
+    check_finds(&sandbox, "database.opens", "fault", "99, made by pando 9.9.9");
+    check_finds(&sandbox, "database.opens", "fault", &format!("knows up to {newest}"));
+    foreign.execute("DELETE FROM _pando_migration WHERE id IN (99, ?1)", [newest]).unwrap();
+    check_finds(&sandbox, "database.opens", "ok", &format!("to schema {newest}"));
+}
+
+#[test]
+fn the_file_system_that_counts_is_that_of_the_database() {
+    let sandbox = Sandbox::new();
+    let of = |path: &Path| FileSystem::of(path).unwrap().name;
+    let told = || {
+        let status: Value = pando(&sandbox, &["--json", "status"]).json();
+        [examine(&sandbox, "host.filesystem")["details"]["name"].clone(), status["file_system"].clone()]
+    };
+    assert_eq!(told(), [of(sandbox.path()), of(sandbox.path())], "there is no .pando yet");
+    // A file system on which nobody has a workdir, so that it is another one wherever this runs.
+    let other = Path::new("/proc");
+    assert_ne!(of(other), of(sandbox.path()));
+    symlink(other, sandbox.workdir().pando_dir()).unwrap();
+    assert_eq!(told(), [of(other), of(other)]);
 }
 
 #[test]

@@ -33,6 +33,7 @@ mod schemas;
 mod shapes;
 mod skew;
 mod sleep;
+mod stuck;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "shared with the fault tests, which need more of it")]
 mod support;

@@ -67,6 +67,8 @@ pub(super) struct Incident {
     since: Instant,
     /// Seen at every look: who only passed by is struck.
     suspects: BTreeSet<u32>,
+    /// Whether there was a look: whom the first one finds may be passing by.
+    looked: bool,
     /// Largest size seen.
     wal_bytes: u64,
     alarmed: bool,
@@ -74,16 +76,17 @@ pub(super) struct Incident {
 
 impl Incident {
     pub(super) fn new() -> Self {
-        Self { since: Instant::now(), suspects: BTreeSet::new(), wal_bytes: 0, alarmed: false }
+        Self { since: Instant::now(), suspects: BTreeSet::new(), looked: false, wal_bytes: 0, alarmed: false }
     }
 
-    /// Takes another look at who reads. Returns the alarm, once.
-    pub(super) fn look(&mut self, database: &Path, instance: &str, wal_bytes: u64) -> Option<News> {
-        let now = readers_of(&beside(database, "-shm"));
+    /// Takes another look: `now` are those who read. Returns the alarm, once, and not before it can name who was there at two looks in a row.
+    pub(super) fn look(&mut self, now: BTreeSet<u32>, instance: &str, wal_bytes: u64) -> Option<News> {
         let lasting: BTreeSet<u32> = self.suspects.intersection(&now).copied().collect();
+        // Where nobody is to be seen, the system does not tell, and there is nobody to wait for.
+        let is_known = std::mem::replace(&mut self.looked, true) && (!lasting.is_empty() || now.is_empty());
         self.suspects = if lasting.is_empty() { now } else { lasting };
         self.wal_bytes = self.wal_bytes.max(wal_bytes);
-        if self.alarmed || wal_bytes < PINNED_BYTES {
+        if self.alarmed || !is_known || wal_bytes < PINNED_BYTES {
             return None;
         }
         self.alarmed = true;
@@ -151,5 +154,23 @@ mod tests {
         ] {
             assert_eq!(reader(line, 77), expected, "{line}");
         }
+    }
+
+    #[test]
+    fn only_who_was_there_at_two_looks_is_accused() {
+        let accused = |looks: &[&[u32]]| {
+            let mut incident = Incident::new();
+            looks.iter().find_map(|readers| {
+                match incident.look(readers.iter().copied().collect(), "inst-A", PINNED_BYTES)? {
+                    News::Pinned(pinned) => Some(pinned.readers.iter().map(|it| it.pid).collect::<Vec<_>>()),
+                    News::Released { .. } => None,
+                }
+            })
+        };
+        assert_eq!(accused(&[&[1, 2]]), None, "each may be on its way out");
+        assert_eq!(accused(&[&[1, 2], &[2, 3]]), Some(vec![2]));
+        assert_eq!(accused(&[&[1, 2], &[3], &[3, 4]]), Some(vec![3]), "the first ones only came by");
+        assert_eq!(accused(&[&[]]), None);
+        assert_eq!(accused(&[&[], &[]]), Some(vec![]), "the system does not tell");
     }
 }

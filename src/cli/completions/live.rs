@@ -64,7 +64,7 @@ pub(crate) fn instances() -> Vec<CompletionCandidate> {
 /// Returns whom the lock file and the lifecycle log name, the latest first.
 fn last_here(workdir: &Workdir) -> Vec<Value> {
     let holder = read_lock_for_path(workdir).ok().map(|info| json!(info));
-    holder.into_iter().chain(status::lifecycle(workdir).into_iter().rev()).collect()
+    holder.into_iter().chain(status::lifecycle_end(workdir).into_iter().rev()).collect()
 }
 
 /// Returns the newest sessions.

@@ -3,15 +3,33 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use pando_dbproxy::{PINNED_BYTES, ReadError, log_readers};
+use pando_dbproxy::{PINNED_BYTES, ReadError, Retention, StoreError, log_readers};
 use pando_ipc::process::executable_of;
+use serde_json::json;
 
 use super::Finding;
 use super::room::Room;
+use crate::cli::failure::Failure;
 use crate::cli::output;
 
 /// The first release of SQLite that does not corrupt a log with two writers.
 const SOUND_SQLITE: (u32, u32, u32) = (3, 51, 3);
+
+/// The settings can be read: with others nobody can lead.
+pub(super) fn settings(room: &Room) -> Finding {
+    let path = room.workdir.database_path().with_file_name(pando_dbproxy::settings::FILE);
+    match &room.settings {
+        Ok(_) if !path.exists() => Finding::skipped("nothing is set; all is as usual"),
+        Ok(settings) => Finding::ok(format!("durability {}", output::cell(&json!(settings.durability)))),
+        Err(error) => refused(error),
+    }
+}
+
+/// The fault of what keeps a primary from opening the database, with the step that the primary would name.
+fn refused(error: &StoreError) -> Finding {
+    let Failure { message, hints, .. } = Failure::store(error);
+    Finding::fault(message, hints.join("; "))
+}
 
 /// The database is one ordinary file: an alias would have a log of its own.
 pub(super) fn file(room: &Room) -> Finding {
@@ -29,11 +47,19 @@ pub(super) fn file(room: &Room) -> Finding {
     }
 }
 
-/// It can be read.
+/// It can be read, and its schema is one that a primary of this release can work with.
 pub(super) fn opens(room: &Room) -> Finding {
+    let later = match &room.schema {
+        Err(error @ (StoreError::NewerSchema { .. } | StoreError::MigrationDiffers { .. })) => return refused(error),
+        Err(StoreError::OlderSchema { needed, .. }) => {
+            format!("; a primary of this release brings it to schema {needed}")
+        }
+        // What else is wrong keeps the counts from being read, too.
+        Ok(()) | Err(_) => String::new(),
+    };
     match &room.stats {
         None => Finding::skipped("there is no database yet"),
-        Some(Ok(stats)) => Finding::ok(format!("epoch {}, schema {}", stats.epoch, stats.schema_version)),
+        Some(Ok(stats)) => Finding::ok(format!("epoch {}, schema {}{later}", stats.epoch, stats.schema_version)),
         Some(Err(ReadError::NotReady { why, .. })) => Finding::fault(
             format!("it is no database of ours: {why}"),
             "move it away, and the next primary makes one: 'pando up'",
@@ -88,7 +114,8 @@ pub(super) fn wal(room: &Room) -> Finding {
 pub(super) fn retention(room: &Room) -> Finding {
     let Some(stats) = room.stats() else { return Finding::skipped("there is no journal yet") };
     let kept = if stats.head == 0 { 0 } else { stats.head + 1 - stats.oldest_event };
-    let limit = room.settings.journal.max_events;
+    // Settings that cannot be read are a fault of their own.
+    let limit = room.settings.as_ref().map_or_else(|_| Retention::default(), |it| it.journal).max_events;
     Finding::ok(format!("{kept} of at most {limit} events, seq {} to {}", stats.oldest_event, stats.head))
         .with("events", kept)
         .with("oldest", stats.oldest_event)

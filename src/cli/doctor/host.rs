@@ -9,6 +9,7 @@ use rustix::process::{Resource, getrlimit};
 use super::Finding;
 use super::room::Room;
 use crate::cli::output;
+use crate::cli::status::place;
 
 /// Less free room than this is worth a warning, in bytes; without any, writes are refused.
 const LITTLE_BYTES: u64 = 256 << 20;
@@ -20,7 +21,7 @@ const AHEAD: TimeDelta = TimeDelta::seconds(5);
 
 /// Locks and the database's shared memory need a local file system.
 pub(super) fn filesystem(room: &Room) -> Finding {
-    match FileSystem::of(room.workdir.path()) {
+    match FileSystem::of(&place(&room.workdir)) {
         Err(error) => Finding::skipped(format!("the system does not tell: {error}")),
         Ok(FileSystem { name, objection }) => judge(objection, &name).with("name", name),
     }
@@ -38,8 +39,8 @@ fn judge(objection: Option<&str>, name: &str) -> Finding {
 
 /// Writes need room.
 pub(super) fn space(room: &Room) -> Finding {
-    let path = room.workdir.path();
-    let stat = match rustix::fs::statvfs(path) {
+    let path = place(&room.workdir);
+    let stat = match rustix::fs::statvfs(&path) {
         Ok(stat) => stat,
         Err(error) => return Finding::skipped(format!("the system does not tell: {error}")),
     };

@@ -100,7 +100,12 @@ pub(super) fn answers(room: &Room) -> Finding {
                 format!("look at it: 'ls -l {}'", room.workdir.lock_path().display()),
             );
         }
-        Ok(Standing::Free(_)) => return Finding::skipped("nobody leads; start one with 'pando up'"),
+        Ok(Standing::Free(_)) => {
+            return match &room.stuck {
+                Some(stuck) => Finding::fault(format!("nobody leads: {stuck}"), stuck.next_step()),
+                None => Finding::skipped("nobody leads; start one with 'pando up'"),
+            };
+        }
         Ok(Standing::Held(holder)) => holder,
     };
     let cause = match &room.answer {

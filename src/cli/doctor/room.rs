@@ -1,15 +1,15 @@
 //! What the checks look at, gathered once.
 
-use std::fs;
 use std::time::Duration;
 
 use pando_dbproxy::catalog::Stats;
-use pando_dbproxy::{ReadError, Readers, Settings};
+use pando_dbproxy::{ReadError, Readers, Settings, StoreError};
 use pando_ipc::client::{CallError, Client, Options};
 use pando_ipc::cursor::{Cursor, CursorError, Cursors};
 use pando_ipc::{Envelope, Kind, LockError, LockInfo, Pattern, Workdir, read_lock_for_path};
 use serde_json::{Value, json};
 
+use crate::cli::lifecycle::{self, Stuck};
 use crate::cli::standing::Standing;
 
 /// How long the primary has to answer: long enough to know that it is silent.
@@ -26,11 +26,15 @@ pub(super) struct Room {
     pub(super) answer: Option<Result<Value, CallError>>,
     /// Sizes and counts; `None` when there is no database file.
     pub(super) stats: Option<Result<Stats, ReadError>>,
-    pub(super) settings: Settings,
+    /// Whether this release can work with the schema.
+    pub(super) schema: Result<(), StoreError>,
+    pub(super) settings: Result<Settings, StoreError>,
     pub(super) last_event: Option<Envelope>,
     pub(super) cursors: Result<Vec<Cursor>, CursorError>,
     /// Lines of the lifecycle log, oldest first.
     pub(super) lifecycle: Vec<Value>,
+    /// Who lives and cannot lead.
+    pub(super) stuck: Option<Stuck>,
 }
 
 impl Room {
@@ -43,6 +47,7 @@ impl Room {
         };
         let readers = Readers::open(workdir.database_path(), 1);
         let stats = if workdir.database_path().exists() { Some(readers.stats().await) } else { None };
+        let schema = if stats.is_some() { readers.check_schema().await } else { Ok(()) };
         let last_event = match &stats {
             Some(Ok(stats)) if stats.head > 0 => {
                 let page = readers.since(stats.head - 1, &[Pattern::All], 1).await;
@@ -50,15 +55,18 @@ impl Room {
             }
             _ => None,
         };
+        let lifecycle = lifecycle::lines(workdir);
         Self {
             standing,
             info: read_lock_for_path(workdir).ok(),
             answer,
             stats,
-            settings: Settings::of(&workdir.database_path()).unwrap_or_default(),
+            schema,
+            settings: Settings::of(&workdir.database_path()),
             last_event,
             cursors: Cursors::of(workdir).list(),
-            lifecycle: lifecycle(workdir),
+            stuck: Stuck::among(&lifecycle),
+            lifecycle,
             workdir: workdir.clone(),
         }
     }
@@ -81,11 +89,4 @@ async fn ask(workdir: &Workdir) -> Result<Value, CallError> {
     let answer = client.call("instance.info", json!({})).await;
     client.close().await;
     answer
-}
-
-fn lifecycle(workdir: &Workdir) -> Vec<Value> {
-    let dir = workdir.pando_dir();
-    let text = |name| fs::read_to_string(dir.join(name)).unwrap_or_default();
-    let lines = [text("lifecycle.log.1"), text("lifecycle.log")].concat();
-    lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }

@@ -40,7 +40,7 @@ pub(super) fn human(report: &Report, trouble: Trouble, palette: Palette, columns
     // What is wrong goes to stderr as the command's failure, with the next step; where there is no failure both belong here.
     let is_told_here = trouble == Trouble::Here || !matches!(report.state, State::Silent);
     if let Some(problem) = report.problem.as_ref().filter(|_| is_told_here) {
-        facts.push(("problem", problem.clone()));
+        facts.push((output::PROBLEM, problem.clone()));
     }
     if let Some(stats) = report.database.as_ref().filter(|_| !matches!(report.state, State::Led)) {
         facts.push(("head", format!("seq {}, epoch {}", stats.head, stats.epoch)));
