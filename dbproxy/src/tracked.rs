@@ -35,7 +35,7 @@ pub struct Tracked {
     /// Columns that stand for the row in place of its primary key; none for that.
     #[serde(default)]
     pub key: Vec<String>,
-    /// Columns whose values the events carry: the new ones, and the last ones of a deleted row. Such a column cannot be dropped; one that is renamed is no
+    /// Columns whose values the events carry: the new ones, and the last ones of a deleted row; none for the old key of a row whose key changed. Such a column cannot be dropped; one that is renamed is no
     /// longer carried.
     #[serde(default)]
     pub columns: Vec<String>,

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -305,7 +306,17 @@ impl Failure {
     /// Returns the failure to open the database.
     pub(crate) fn store(error: &StoreError) -> Self {
         if let Some(trouble) = error.trouble().filter(|trouble| *trouble != Trouble::Foreign) {
-            return Self::new(Kind::Failed, error.to_string()).hint(trouble.next_step());
+            let failure = Self::new(Kind::Failed, error.to_string()).hint(trouble.next_step());
+            return match error {
+                StoreError::Sqlite { path, .. } if trouble == Trouble::Damaged && log_of(path).exists() => {
+                    let log = log_of(path);
+                    failure.hint(format!(
+                        "or, if you put it there by hand: the log beside it is another database's, move it away, {}",
+                        log.display()
+                    ))
+                }
+                _ => failure,
+            };
         }
         let (kind, hint) = match error {
             StoreError::Sqlite { path, .. } | StoreError::MigrationFailed { path, .. } if error.is_busy() => (
@@ -412,6 +423,13 @@ impl Failure {
 
 /// What to do about a directory that is another user's.
 const WORK_ELSEWHERE: &str = "run as its owner, or work in a directory of your own with '--workdir DIR'";
+
+/// Returns where the write-ahead log of a database is.
+fn log_of(database: &Path) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push("-wal");
+    path.into()
+}
 
 /// Returns what to do about reads that keep the write-ahead log from beginning anew.
 fn end_of_read(readers: &[Value]) -> String {

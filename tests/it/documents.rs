@@ -91,6 +91,7 @@ fn limits_in_the_wire_document_are_the_ones_in_force() {
         ("subscriptions of a peer", number(zmtp::MAX_SUBSCRIPTIONS)),
         ("subscriptions of a peer", bytes(zmtp::MAX_SUBSCRIPTION_BYTES)),
         ("an answer", bytes(bus::MAX_OUTGOING_BYTES)),
+        ("the values in the `columns`", bytes(pando_dbproxy::MAX_COLUMNS_BYTES)),
         ("an event", bytes(bus::MAX_OUTGOING_BYTES)),
         ("bytes queued for a subscriber", bytes(bus::EVENT_RING_BYTES)),
         ("bytes queued for a caller |", bytes(bus::REPLY_RING_BYTES)),

@@ -260,3 +260,19 @@ async fn triggers_do_what_they_do_in_sqlite_and_replaced_rows_are_told() {
     apply(&writer, ddl(&["DROP TRIGGER touch", "DROP TRIGGER more"])).await;
     bench.check_journal().await;
 }
+
+#[tokio::test]
+async fn a_summary_names_a_session_where_all_rows_are_known_to_have_it() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, ddl(&["CREATE TABLE k (a)"])).await;
+    apply(&writer, session("s")).await;
+    let update = "UPDATE sessions SET title = 'x'";
+    for (sql, session) in [(vec![update], "s"), (vec![update, "INSERT INTO k VALUES (1)"], "")] {
+        bench.forget();
+        apply(&writer, exec(&sql)).await;
+        let events = bench.events.lock().unwrap();
+        let summary = events.iter().find(|event| event.topic.as_str() == "db.changed").unwrap();
+        assert_eq!(summary.session_id, session);
+    }
+}

@@ -114,8 +114,11 @@ impl Collector {
         })
     }
 
-    /// Returns the session that all changed rows belong to, if they do.
+    /// Returns the session that all changed rows belong to, if they do: of rows that have no event nobody knows.
     fn session(&self) -> &str {
+        if self.tables.iter().any(|table| table.rows == 0 || table.rows > MAX_ROW_EVENTS) {
+            return "";
+        }
         let mut sessions = self.rows.values().map(|row| row.session.as_str());
         sessions.next().filter(|first| sessions.all(|session| session == *first)).unwrap_or_default()
     }

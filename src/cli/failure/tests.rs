@@ -1,7 +1,5 @@
 //! What a failure says, and with which code it ends.
 
-use std::path::PathBuf;
-
 use super::*;
 use crate::cli::args::AFTER_HELP;
 
@@ -44,6 +42,19 @@ fn a_workdir_behind_a_closed_door_is_not_missing() {
     let missing = |kind: io::ErrorKind| WorkdirError::Missing { path: PathBuf::from("/w"), source: kind.into() };
     assert_eq!(Failure::workdir(&missing(io::ErrorKind::PermissionDenied)).kind, Kind::NotAuthorised);
     assert_eq!(Failure::workdir(&missing(io::ErrorKind::NotFound)).kind, Kind::Usage);
+}
+
+#[test]
+fn a_damaged_database_beside_a_log_may_be_another_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pando.db");
+    let hints = || {
+        let source = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), None);
+        Failure::store(&StoreError::Sqlite { path: path.clone(), source }).hints
+    };
+    assert_eq!(hints().len(), 1);
+    std::fs::write(dir.path().join("pando.db-wal"), "").unwrap();
+    assert!(hints()[1].ends_with("pando.db-wal"), "{:?}", hints());
 }
 
 #[test]
