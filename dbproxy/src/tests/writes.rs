@@ -211,7 +211,8 @@ async fn a_log_that_is_removed_fences_the_writer_and_takes_nothing_along() {
     let fault = submit(&writer, session("b")).await.unwrap_err();
     assert!(fault.is(Code::Fenced) && fault.is_retryable(), "{fault}");
     assert_eq!(writer.fenced().await, Fenced::LogReplaced);
-    writer.close().await;
+    // As an instance that steps down does.
+    writer.close_for_successor().await;
     let next = bench.writer();
     apply(&next, session("b")).await;
     assert_eq!(bench.value("SELECT count(*) FROM sessions").await, 2);

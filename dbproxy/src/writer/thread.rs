@@ -350,7 +350,9 @@ pub(super) fn run(
         desk.fence(Fenced::Died);
     }
     let Desk { connection, checkpointer, signals, .. } = desk;
-    checkpointer.finish(!leave_log.load(Ordering::Acquire));
+    // Nobody else can find a log that is not in its place any more: what it holds is moved now.
+    let is_lost = matches!(*signals.fenced.borrow(), Some(Fenced::LogReplaced));
+    checkpointer.finish(is_lost || !leave_log.load(Ordering::Acquire));
     drop(connection);
     signals.ended.send_replace(true);
 }
