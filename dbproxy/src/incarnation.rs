@@ -48,27 +48,51 @@ impl Standing {
     }
 }
 
-/// A file that was at a path.
-#[derive(Debug)]
-pub(crate) struct FilePlace {
-    path: PathBuf,
-    /// None where there was none.
-    file: Option<(u64, u64)>,
+/// A file, whatever its path: its device and its number there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileId(u64, u64);
+
+impl FileId {
+    /// Returns the file that is at a path now, if there is one.
+    pub(crate) fn at(path: &Path) -> io::Result<Option<Self>> {
+        match fs::metadata(path) {
+            Ok(meta) => Ok(Some(Self(meta.dev(), meta.ino()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
 }
 
-impl FilePlace {
-    /// Returns what is at the path now.
-    pub(crate) fn of(path: PathBuf) -> Self {
-        let file = fs::symlink_metadata(&path).ok().map(|meta| (meta.dev(), meta.ino()));
-        Self { path, file }
+/// The files beside a database by which its connections know of each other's commits: the write-ahead log and its index.
+#[derive(Debug)]
+pub(crate) struct LogFiles {
+    log: (PathBuf, Option<FileId>),
+    index: (PathBuf, Option<FileId>),
+}
+
+impl LogFiles {
+    /// Returns those that a connection to this database has just opened.
+    pub(crate) fn beside(database: &Path) -> Self {
+        let [log, index] = ["-wal", "-shm"].map(|suffix| {
+            let path = schema::beside(database, suffix);
+            let file = FileId::at(&path).ok().flatten();
+            (path, file)
+        });
+        Self { log, index }
     }
 
-    /// Tells whether it is still there, as far as the system says.
-    pub(crate) fn is_in_place(&self) -> bool {
-        match fs::symlink_metadata(&self.path) {
-            Ok(meta) => self.file == Some((meta.dev(), meta.ino())),
-            Err(error) => self.file.is_none() || error.kind() != io::ErrorKind::NotFound,
-        }
+    /// Tells whether the log is still where others look for it. Where the system does not say, it is.
+    pub(crate) fn has_log(&self) -> bool {
+        Self::is_in_place(&self.log)
+    }
+
+    /// Tells the same of the index, by which those who move the log keep out of each other's way.
+    pub(crate) fn has_index(&self) -> bool {
+        Self::is_in_place(&self.index)
+    }
+
+    fn is_in_place((path, file): &(PathBuf, Option<FileId>)) -> bool {
+        file.is_some() && FileId::at(path).map_or(true, |now| now == *file)
     }
 }
 

@@ -5,7 +5,6 @@ mod turns;
 use std::fs;
 use std::hash::Hasher;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,6 +22,7 @@ use tokio::task::coop::consume_budget;
 use uuid::Uuid;
 
 use crate::guard::{Guard, Mode};
+use crate::incarnation::FileId;
 use crate::journal;
 use crate::params::Params;
 use crate::refusal::{Word, from_sqlite, internal, message_of, refuse};
@@ -157,7 +157,7 @@ impl From<ReadError> for Fault {
     }
 }
 
-/// A pool of read-only connections. Clones share it. Opened when first used, and anew when the file was replaced.
+/// A pool of read-only connections. Clones share it. Opened when first used, and anew when the file, or its log, was replaced.
 ///
 /// Whose reads they are is the [source](Readers::for_source); sources take turns at the connections.
 #[derive(Debug, Clone)]
@@ -172,6 +172,8 @@ const OWN: u64 = 0;
 #[derive(Debug)]
 struct Pool {
     path: PathBuf,
+    /// Where its log is, while it has one.
+    log: PathBuf,
     /// Who waits for one waits at most for one read of each other source, and those have time limits.
     turns: Turns,
     idle: Mutex<Vec<Reader>>,
@@ -183,17 +185,22 @@ struct Pool {
 struct Reader {
     connection: Connection,
     guard: Guard,
-    file: File,
+    files: Files,
 }
 
-/// A file, whatever its path: its device and its number there.
-type File = (u64, u64);
+/// The files that a connection has open: the database, and its log where there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Files {
+    database: Option<FileId>,
+    log: Option<FileId>,
+}
 
 impl Readers {
     /// Returns a pool of at most `count` connections to the database at `path`, which need not exist yet.
     pub fn open(path: impl Into<PathBuf>, count: usize) -> Self {
-        let pool =
-            Pool { path: path.into(), turns: Turns::new(count), idle: Mutex::default(), quick: Mutex::default() };
+        let path = path.into();
+        let (log, turns) = (schema::beside(&path, "-wal"), Turns::new(count));
+        let pool = Pool { path, log, turns, idle: Mutex::default(), quick: Mutex::default() };
         Self { pool: Arc::new(pool), source: OWN }
     }
 
@@ -414,28 +421,27 @@ impl Pool {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
     }
 
-    /// Returns an idle connection to the file that is at the path now, or that file.
-    fn idle(&self) -> io::Result<Result<Reader, File>> {
-        let meta = fs::metadata(&self.path)?;
-        let file = (meta.dev(), meta.ino());
+    /// Returns an idle connection to the files that are at the path now, or those.
+    fn idle(&self) -> io::Result<Result<Reader, Files>> {
+        let files = Files { database: FileId::at(&self.path)?, log: FileId::at(&self.log)? };
         loop {
             match self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop() {
-                Some(reader) if reader.file == file => return Ok(Ok(reader)),
+                Some(reader) if reader.files == files => return Ok(Ok(reader)),
                 Some(_replaced) => {}
-                None => return Ok(Err(file)),
+                None => return Ok(Err(files)),
             }
         }
     }
 
-    /// Returns an idle connection to the file that is at the path now, or a new one.
+    /// Returns an idle connection to the files that are at the path now, or a new one.
     fn take(&self) -> Result<Reader, ReadError> {
         let not_ready = |why: String| ReadError::NotReady { path: self.path.clone(), why };
-        let file = match self.idle().map_err(|why| not_ready(why.to_string()))? {
+        let files = match self.idle().map_err(|why| not_ready(why.to_string()))? {
             Ok(reader) => return Ok(reader),
-            Err(file) => file,
+            Err(files) => files,
         };
         let path = fs::canonicalize(&self.path).map_err(|why| not_ready(why.to_string()))?;
-        connect(&path, file).map_err(|error| match error.sqlite_error_code() {
+        connect(&path, files).map_err(|error| match error.sqlite_error_code() {
             Some(rusqlite::ErrorCode::CannotOpen) => not_ready(message_of(&error)),
             _ => ReadError::Refused(from_sqlite("query", &error, None)),
         })
@@ -449,7 +455,7 @@ fn hash(statement: &Statement) -> u64 {
     hasher.finish()
 }
 
-fn connect(path: &Path, file: File) -> rusqlite::Result<Reader> {
+fn connect(path: &Path, files: Files) -> rusqlite::Result<Reader> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -457,5 +463,5 @@ fn connect(path: &Path, file: File) -> rusqlite::Result<Reader> {
     // Large sorts go to a temporary file: in memory nothing would bound them.
     connection.execute_batch("PRAGMA query_only = ON; PRAGMA temp_store = FILE;")?;
     let guard = Guard::install(&mut connection)?;
-    Ok(Reader { connection, guard, file })
+    Ok(Reader { connection, guard, files })
 }

@@ -12,6 +12,7 @@ use rusqlite::{Connection, DEFAULT_NAME, FileControl};
 
 use crate::checkpoint;
 use crate::guard::Mode;
+use crate::incarnation::LogFiles;
 use crate::journal::{self, Journal};
 use crate::recent::RecentStatements;
 use crate::schema::{self, Opened, Ready, StoreError};
@@ -32,6 +33,7 @@ pub const CALM: Duration = Duration::from_millis(50);
 pub struct Standby {
     ready: Ready,
     checkpoints: Connection,
+    log_files: LogFiles,
     tracking: Tracking,
     /// The op ids that are stored, as of the last look.
     ops: Ops,
@@ -95,10 +97,11 @@ impl Standby {
         let mut ready = schema::ready(file)?;
         let checkpoints = checkpoint::connect(&ready.path).map_err(failed)?;
         let tracking = Self::settle(&mut ready.connection).map_err(failed)?;
+        let log_files = LogFiles::beside(&ready.path);
         let mut ops = Ops::default();
         ops.follow(&ready.connection).map_err(failed)?;
         Self::rehearse(&ready.connection).map_err(failed)?;
-        Ok(Self { ready, checkpoints, tracking, ops, is_written: false })
+        Ok(Self { ready, checkpoints, log_files, tracking, ops, is_written: false })
     }
 
     /// Looks at what was written since, and returns it unless it has become unfit, see [`Self::is_current`].
@@ -147,7 +150,7 @@ impl Standby {
         }
     }
 
-    /// Tells whether it is what opening the database now would make: the same file, and all that its triggers depend on.
+    /// Tells whether it is what opening the database now would make: the same files, and all that its triggers depend on.
     pub fn is_current(&self) -> bool {
         let stays = |connection: &Connection| {
             let mut moved = 0;
@@ -155,6 +158,7 @@ impl Standby {
         };
         stays(&self.ready.connection)
             && stays(&self.checkpoints)
+            && self.log_files.has_log()
             && Basis::of(&self.ready.connection).is_ok_and(|basis| basis == self.tracking.basis)
     }
 

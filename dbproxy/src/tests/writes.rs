@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::journal::Retention;
-use crate::{Fenced, Params, SqlValue};
+use crate::{Fenced, Params, SqlValue, Standby};
 
 #[tokio::test]
 async fn a_retried_write_applies_once_and_gets_the_same_answer() {
@@ -207,18 +207,38 @@ async fn a_log_that_is_removed_fences_the_writer_and_takes_nothing_along() {
     let bench = Bench::new();
     let writer = bench.writer();
     apply(&writer, session("a")).await;
+    let (standby, readers) = (Standby::prepare(&bench.path()).unwrap(), bench.readers());
+    readers.head().await.unwrap();
     std::fs::remove_file(bench.path().with_extension("db-wal")).unwrap();
     let fault = submit(&writer, session("b")).await.unwrap_err();
     assert!(fault.is(Code::Fenced) && fault.is_retryable(), "{fault}");
     assert_eq!(writer.fenced().await, Fenced::LogReplaced);
     // As an instance that steps down does.
     writer.close_for_successor().await;
-    let next = bench.writer();
+    // What others have open is the former log.
+    assert!(!standby.is_current());
+    let next = Writer::open_prepared(&bench.path(), Some(standby), bench.options()).unwrap();
     apply(&next, session("b")).await;
     assert_eq!(bench.value("SELECT count(*) FROM sessions").await, 2);
     assert_eq!(next.epoch(), 2);
+    assert_eq!(readers.head().await.unwrap().seq, next.head());
     bench.check_journal().await;
     next.close().await;
+}
+
+#[tokio::test]
+async fn a_log_that_is_removed_with_its_index_is_left_to_nobody() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, session("a")).await;
+    for extension in ["db-wal", "db-shm"] {
+        std::fs::remove_file(bench.path().with_extension(extension)).unwrap();
+    }
+    submit(&writer, session("b")).await.unwrap_err();
+    let before = std::fs::read(bench.path()).unwrap();
+    writer.close_for_successor().await;
+    // Somebody else may write by now, and nothing would keep the two apart.
+    assert_eq!(std::fs::read(bench.path()).unwrap(), before);
 }
 
 #[tokio::test]

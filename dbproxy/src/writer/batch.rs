@@ -264,7 +264,7 @@ impl Desk {
         let asked = self.connection.file_control(DEFAULT_NAME, FileControl::HasMoved(&mut moved));
         if asked.is_ok() && moved != 0 {
             self.fence(Fenced::Replaced);
-        } else if !self.log.is_in_place() {
+        } else if !self.log_files.has_log() {
             self.fence(Fenced::LogReplaced);
         } else if self.unchanged.is_none() || self.unchanged != self.data_version() {
             match journal::epoch(&self.connection) {

@@ -24,12 +24,12 @@ use super::dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR, Keep, MAX_OPS, Ops}
 use super::{Fenced, OnCommit, QUEUE_WRITES, WriterOptions};
 use crate::checkpoint::Checkpointer;
 use crate::guard::Guard;
-use crate::incarnation::FilePlace;
+use crate::incarnation::LogFiles;
 use crate::journal::{Journal, Retention};
 use crate::meter::WriterMeter;
 use crate::named::Writes;
 use crate::refusal::died;
-use crate::schema::{Opened, beside};
+use crate::schema::Opened;
 use crate::standby::{Begun, Tracking};
 use crate::track::Track;
 use crate::write::{Ack, Durability, WriteRequest};
@@ -178,8 +178,8 @@ pub(super) struct Desk {
     pub(super) reserved: i64,
     /// The data version that the last commit left behind: while it stays, nobody else has written, and the epoch is ours.
     pub(super) unchanged: Option<u32>,
-    /// What is committed is in this file, and nowhere else at first.
-    pub(super) log: FilePlace,
+    /// What is committed is in the log, and nowhere else at first.
+    pub(super) log_files: LogFiles,
     /// How many of the next writes go in a transaction of their own.
     pub(super) alone: usize,
     on_commit: OnCommit,
@@ -228,7 +228,7 @@ impl Desk {
             tuning,
             reserved,
             unchanged: None,
-            log: FilePlace::of(beside(&path, "-wal")),
+            log_files: LogFiles::beside(&path),
             alone: 0,
             on_commit: options.on_commit,
             checkpointer,
@@ -349,9 +349,9 @@ pub(super) fn run(
         tracing::error!("the writer thread panicked; this instance must step down");
         desk.fence(Fenced::Died);
     }
-    let Desk { connection, checkpointer, signals, .. } = desk;
-    // Nobody else can find a log that is not in its place any more: what it holds is moved now.
-    let is_lost = matches!(*signals.fenced.borrow(), Some(Fenced::LogReplaced));
+    let Desk { connection, checkpointer, signals, log_files, .. } = desk;
+    // Nobody else can find a log that is not in its place any more: what it holds is moved now. Without the index that could meet a successor's writes.
+    let is_lost = matches!(*signals.fenced.borrow(), Some(Fenced::LogReplaced)) && log_files.has_index();
     checkpointer.finish(is_lost || !leave_log.load(Ordering::Acquire));
     drop(connection);
     signals.ended.send_replace(true);
