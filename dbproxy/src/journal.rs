@@ -15,8 +15,10 @@ pub(crate) use history::{bounds, count, epoch, head, last_before, since};
 pub use retention::Retention;
 use retention::{Ages, Sizes};
 
-/// Events removed at once, beside a commit: one large DELETE would stall the writer.
+/// Most events that are removed or measured at once, beside a commit: more would stall the writer.
 pub(crate) const PRUNE_CHUNK: u64 = 1_000;
+/// Most bytes of them, for the same reason; a larger event goes alone.
+const PRUNE_BYTES: u64 = 4 << 20;
 /// Events after which the last number of each topic is written down: as many are read again when a term begins.
 const SAVE_EVERY: u64 = 250;
 /// Topics whose last number is kept in memory although it is written down.
@@ -172,19 +174,28 @@ impl Journal {
         connection.prepare_cached(sql)?.execute(params![TOPICS, self.head]).map(drop)
     }
 
-    /// Tells whether the oldest chunk exceeds a limit. What is kept is measured here, at most a chunk each time.
-    pub(crate) fn is_prunable(&mut self, connection: &Connection, keep: &Retention) -> rusqlite::Result<bool> {
+    /// Returns the first event to keep where older ones exceed a limit: they are a chunk, and never the last event of all. What is kept is
+    /// measured here, at most a chunk each time.
+    pub(crate) fn prunable(&mut self, connection: &Connection, keep: &Retention) -> rusqlite::Result<Option<u64>> {
         if self.oldest == 0 {
             self.oldest = bounds(connection)?.0;
         }
-        let end = self.oldest + PRUNE_CHUNK;
-        if self.oldest == 0 || end > self.head {
-            return Ok(false);
+        // By count a chunk goes when it is full, so that not every commit removes an event.
+        let by_count = (self.head + 1).saturating_sub(keep.max_events);
+        let by_count = if by_count >= self.oldest + PRUNE_CHUNK { by_count } else { 0 };
+        let by_bytes = self.keep_from(connection, keep.max_bytes)?;
+        let by_age = match keep.max_age_s {
+            Some(limit) => self.ages.keep_from(connection, self.oldest, limit)?,
+            None => 0,
+        };
+        let end = by_count.max(by_bytes).max(by_age).min(self.head);
+        if self.oldest == 0 || end <= self.oldest {
+            return Ok(None);
         }
-        if self.head + 1 >= end + keep.max_events || self.keep_from(connection, keep.max_bytes)? >= end {
-            return Ok(true);
-        }
-        keep.max_age_s.map_or(Ok(false), |limit| self.ages.is_over(connection, end - 1, limit))
+        let sql = "SELECT seq, octet_length(envelope) FROM _pando_event WHERE seq >= ?1 AND seq < ?2 ORDER BY seq";
+        let mut statement = connection.prepare_cached(sql)?;
+        let chunk = retention::chunk(statement.query([self.oldest, end])?)?;
+        Ok(chunk.map(|(last, _)| last + 1))
     }
 
     /// Returns the first event that the limit of bytes has room for, as far as it is measured.
@@ -195,16 +206,16 @@ impl Journal {
         Ok(self.sizes.keep_from(max_bytes).unwrap_or(0))
     }
 
-    /// Removes the oldest chunk, in the open transaction, after a [`Self::save`]; [`Self::is_kept`] follows when it is committed.
-    pub(crate) fn prune(&self, connection: &Connection) -> rusqlite::Result<()> {
-        remove_below(connection, self.oldest + PRUNE_CHUNK)
+    /// Removes the events below a number, in the open transaction, after a [`Self::save`]; [`Self::is_kept`] follows when it is committed.
+    pub(crate) fn prune(&self, connection: &Connection, below: u64) -> rusqlite::Result<()> {
+        remove_below(connection, below)
     }
 
-    /// Takes note that the last numbers are written down, and the oldest chunk removed, if it was.
-    pub(crate) fn is_kept(&mut self, pruned: bool) {
+    /// Takes note that the last numbers are written down, and the events below a number removed, if they were.
+    pub(crate) fn is_kept(&mut self, pruned: Option<u64>) {
         self.saved = self.head;
-        if pruned {
-            self.oldest += PRUNE_CHUNK;
+        if let Some(below) = pruned {
+            self.oldest = below;
         }
         if self.last.len() > MAX_TOPICS {
             self.last.clear();

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use pando_ipc::Timestamp;
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, Rows, params};
 use serde::{Deserialize, Serialize};
 
-use super::PRUNE_CHUNK;
+use super::{PRUNE_BYTES, PRUNE_CHUNK};
 
 /// Pause between two looks at the age of the oldest events.
 const LOOK_AT_AGE: Duration = Duration::from_secs(10);
@@ -15,8 +15,8 @@ const LOOK_AT_AGE: Duration = Duration::from_secs(10);
 /// Pause between two measurements of a chunk: each holds up the writer a little.
 const MEASURE_EVERY: Duration = Duration::from_millis(20);
 
-/// How much the journal keeps. Whatever exceeds any of the limits goes, oldest first, 1,000 events at a time, beside later writes; up to so
-/// many more are kept.
+/// How much the journal keeps. Whatever exceeds any of the limits goes, oldest first, beside later writes: 1,000 events or 4 MiB at a time, and up
+/// to so many more are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Retention {
@@ -49,7 +49,7 @@ impl Sizes {
     /// Adds committed events that begin at `first`.
     pub(super) fn add(&mut self, first: u64, bytes: u64) {
         match self.chunks.back_mut() {
-            Some((begin, sum)) if first < *begin + PRUNE_CHUNK => *sum += bytes,
+            Some((begin, sum)) if first < *begin + PRUNE_CHUNK && *sum + bytes <= PRUNE_BYTES => *sum += bytes,
             _ => self.chunks.push_back((first, bytes)),
         }
         self.total += bytes;
@@ -83,9 +83,9 @@ impl Sizes {
         if end <= oldest {
             return Ok(false);
         }
-        let begin = end.saturating_sub(PRUNE_CHUNK).max(oldest);
-        let sql = "SELECT coalesce(sum(length(envelope)), 0) FROM _pando_event WHERE seq >= ?1 AND seq < ?2";
-        let bytes = connection.prepare_cached(sql)?.query_row([begin, end], |row| row.get(0))?;
+        let sql = "SELECT seq, octet_length(envelope) FROM _pando_event WHERE seq >= ?1 AND seq < ?2 ORDER BY seq DESC";
+        let chunk = chunk(connection.prepare_cached(sql)?.query([oldest, end])?)?;
+        let (begin, bytes) = chunk.unwrap_or((oldest, 0));
         self.chunks.push_front((begin, bytes));
         self.total += bytes;
         Ok(begin > oldest)
@@ -97,6 +97,22 @@ impl Sizes {
     }
 }
 
+/// Reads as many rows of a number and its bytes as are a chunk. Returns the last number, and the bytes of all.
+pub(super) fn chunk(mut rows: Rows<'_>) -> rusqlite::Result<Option<(u64, u64)>> {
+    let (mut chunk, mut count) = (None, 0);
+    while count < PRUNE_CHUNK
+        && let Some(row) = rows.next()?
+    {
+        let (seq, bytes): (u64, u64) = (row.get(0)?, row.get(1)?);
+        let sum = chunk.map_or(0, |(_, sum)| sum) + bytes;
+        if count > 0 && sum > PRUNE_BYTES {
+            break;
+        }
+        (chunk, count) = (Some((seq, sum)), count + 1);
+    }
+    Ok(chunk)
+}
+
 /// Looks at the age of the oldest events, now and then.
 #[derive(Debug, Default)]
 pub(super) struct Ages {
@@ -104,18 +120,19 @@ pub(super) struct Ages {
 }
 
 impl Ages {
-    /// Tells whether event `seq` is older than the limit.
-    pub(super) fn is_over(&mut self, connection: &Connection, seq: u64, limit_s: u64) -> rusqlite::Result<bool> {
+    /// Returns the first number behind the last event of the oldest chunk that is older than the limit; 0 when none is, or nobody looked.
+    pub(super) fn keep_from(&mut self, connection: &Connection, oldest: u64, limit_s: u64) -> rusqlite::Result<u64> {
         if self.looked.is_some_and(|looked| looked.elapsed() < LOOK_AT_AGE) {
-            return Ok(false);
+            return Ok(0);
         }
-        let sql = "SELECT at FROM _pando_event WHERE seq = ?1";
-        let at: Option<i64> = connection.prepare_cached(sql)?.query_row([seq], |row| row.get(0)).optional()?;
         let before = Timestamp::now().unix_seconds().saturating_sub(i64::try_from(limit_s).unwrap_or(i64::MAX));
-        let over = at.is_some_and(|at| at < before);
+        let sql = "SELECT coalesce(max(seq) + 1, 0) FROM _pando_event WHERE seq >= ?1 AND seq < ?1 + ?2 AND at < ?3";
+        let keep_from = connection
+            .prepare_cached(sql)?
+            .query_row(params![oldest, PRUNE_CHUNK, before], |row| row.get(0))?;
         // As long as there is something to remove, look again at once.
-        self.looked = (!over).then(Instant::now);
-        Ok(over)
+        self.looked = (keep_from == 0).then(Instant::now);
+        Ok(keep_from)
     }
 }
 
@@ -161,6 +178,24 @@ mod tests {
     }
 
     #[test]
+    fn a_chunk_ends_before_it_is_too_large() {
+        let connection = Connection::open_in_memory().unwrap();
+        let chunk_of = |sizes: &[u64]| {
+            let values: Vec<_> = sizes.iter().zip(1..).map(|(bytes, seq)| format!("({seq}, {bytes})")).collect();
+            let sql = format!("SELECT * FROM (VALUES {}) WHERE column1 > 0", values.join(", "));
+            chunk(connection.prepare(&sql).unwrap().query([]).unwrap()).unwrap()
+        };
+        assert_eq!(chunk_of(&[1, 2]), Some((2, 3)));
+        assert_eq!(chunk_of(&[PRUNE_BYTES, 0, 1]), Some((2, PRUNE_BYTES)));
+        assert_eq!(chunk_of(&[PRUNE_BYTES + 1, 1]), Some((1, PRUNE_BYTES + 1)), "a large one goes alone");
+        let mut sizes = Sizes::default();
+        for (first, bytes) in [(1, PRUNE_BYTES), (2, 1), (3, 1)] {
+            sizes.add(first, bytes);
+        }
+        assert_eq!(Vec::from(sizes.chunks), [(1, PRUNE_BYTES), (2, 2)]);
+    }
+
+    #[test]
     fn a_chunk_is_measured_when_the_last_one_was_long_ago() {
         let (connection, mut sizes) = (events(3 * PRUNE_CHUNK), Sizes::default());
         let mut measured = |last: Option<Instant>| {
@@ -178,11 +213,11 @@ mod tests {
     #[test]
     fn ages_are_looked_at_now_and_then() {
         let connection = events(1);
-        let is_over = |looked: Option<Instant>| Ages { looked }.is_over(&connection, 1, 60).unwrap();
+        let keep_from = |looked: Option<Instant>| Ages { looked }.keep_from(&connection, 1, 60).unwrap();
         let now = Instant::now();
-        assert!(is_over(None));
-        assert!(!is_over(now.checked_add(Duration::from_secs(3_600))));
-        assert!(is_over(now.checked_sub(LOOK_AT_AGE)));
-        assert!(!Ages::default().is_over(&connection, 2, 60).unwrap(), "what is not there has no age");
+        assert_eq!(keep_from(None), 2);
+        assert_eq!(keep_from(now.checked_add(Duration::from_secs(3_600))), 0);
+        assert_eq!(keep_from(now.checked_sub(LOOK_AT_AGE)), 2);
+        assert_eq!(Ages::default().keep_from(&connection, 2, 60).unwrap(), 0, "what is not there has no age");
     }
 }

@@ -62,7 +62,7 @@ fn prev_is_right_whatever_was_written_down() {
     journal.commit();
     assert!(journal.is_savable());
     journal.save(&connection).unwrap();
-    journal.is_kept(false);
+    journal.is_kept(None);
     assert!(!journal.is_savable());
     let head = journal.head();
     assert_eq!(append(&connection, &mut journal, "late"), (head + 1, 0));
@@ -150,7 +150,7 @@ fn a_page_says_up_to_where_it_is_complete() {
     assert_eq!((all(&connection, 5, "a", 9).upto, since(&connection, 5, &[], 9).unwrap().upto), (long, long));
     journal.commit();
     journal.save(&connection).unwrap();
-    journal.is_kept(false);
+    journal.is_kept(None);
     assert_eq!((all(&connection, 2, "a", 9).upto, all(&connection, 2, "a", 9).events.len()), (long, 1));
     let page = all(&connection, 5, "none.*", 9);
     assert!(page.events.is_empty() && page.upto < long, "a long search is cut into pages: {}", page.upto);
@@ -184,10 +184,10 @@ fn a_time_has_its_place_among_the_numbers() {
 }
 
 fn prune_all(connection: &Connection, journal: &mut Journal, keep: Retention) {
-    while journal.is_prunable(connection, &keep).unwrap() {
+    while let Some(below) = journal.prunable(connection, &keep).unwrap() {
         journal.save(connection).unwrap();
-        journal.prune(connection).unwrap();
-        journal.is_kept(true);
+        journal.prune(connection, below).unwrap();
+        journal.is_kept(Some(below));
     }
 }
 
@@ -217,24 +217,41 @@ fn the_journal_keeps_what_no_limit_excludes() {
         connection.execute("UPDATE _pando_event SET at = at - 100 WHERE seq <= ?1", [upto]).unwrap();
         kept(&connection, Retention { max_age_s: Some(60), ..all })
     };
-    assert_eq!(aged(2_999), 3_000, "a chunk goes when all of it is old");
-    assert_eq!(aged(4_000), 1_000, "as many as are old go at once");
+    assert_eq!(aged(2_999), 2_001, "what is old goes, and nothing else");
+    assert_eq!(aged(6_000), 1, "the last one stays");
 }
 
 #[test]
 fn a_chunk_goes_as_soon_as_the_others_are_enough_and_the_last_one_stays() {
     let keep = |max_events| Retention { max_events, ..Retention::default() };
-    for (events, max_events, is_prunable) in [
-        (PRUNE_CHUNK, 0, false),
-        (PRUNE_CHUNK + 1, 0, true),
-        (2 * PRUNE_CHUNK - 1, PRUNE_CHUNK, false),
-        (2 * PRUNE_CHUNK, PRUNE_CHUNK, true),
+    for (events, max_events, prunable) in [
+        (PRUNE_CHUNK - 1, 0, None),
+        (PRUNE_CHUNK, 0, Some(PRUNE_CHUNK)),
+        (PRUNE_CHUNK + 1, 0, Some(PRUNE_CHUNK + 1)),
+        (2 * PRUNE_CHUNK - 1, PRUNE_CHUNK, None),
+        (2 * PRUNE_CHUNK, PRUNE_CHUNK, Some(PRUNE_CHUNK + 1)),
     ] {
         let (connection, mut journal) = fresh();
         append_many(&connection, &mut journal, events - 1);
         journal.commit();
-        assert_eq!(journal.is_prunable(&connection, &keep(max_events)).unwrap(), is_prunable, "{events}");
+        assert_eq!(journal.prunable(&connection, &keep(max_events)).unwrap(), prunable, "{events}");
     }
+}
+
+#[test]
+fn a_few_large_events_exceed_a_limit_as_many_small_ones_do() {
+    const MIB: usize = 1 << 20;
+    let (connection, mut journal) = fresh();
+    let large = json!("x".repeat(MIB));
+    for _ in 0..20 {
+        journal.append(&connection, Envelope::new("i", Topic::known("a"), large.clone()), &mut None).unwrap();
+        journal.commit();
+    }
+    let limit = Retention { max_bytes: 8 << 20, ..Retention::default() };
+    // Three and what is around them are a chunk; the chunks that are kept hold at least the limit.
+    assert_eq!(kept(&connection, limit), 9);
+    prune_all(&connection, &mut journal, Retention { max_bytes: 1, ..limit });
+    assert_eq!(journal.oldest, 19, "two are left of the last chunk");
 }
 
 #[test]
@@ -242,7 +259,8 @@ fn a_term_that_begins_measures_what_is_there() {
     let (connection, mut journal) = fresh();
     append_many(&connection, &mut journal, 2 * PRUNE_CHUNK);
     let mut journal = Journal::load(&connection, 2).unwrap();
-    assert!(journal.is_prunable(&connection, &Retention { max_bytes: 1, ..Retention::default() }).unwrap());
+    let keep = Retention { max_bytes: 1, ..Retention::default() };
+    assert_eq!(journal.prunable(&connection, &keep).unwrap(), Some(PRUNE_CHUNK + 1));
 }
 
 #[test]
@@ -269,7 +287,7 @@ fn last_numbers_are_written_down_after_so_many_events() {
         assert_eq!(journal.is_savable(), head % SAVE_EVERY == 0, "{head}");
         if journal.is_savable() {
             journal.save(&connection).unwrap();
-            journal.is_kept(false);
+            journal.is_kept(None);
         }
     }
 }
@@ -279,7 +297,7 @@ fn topics_are_dropped_from_memory_when_they_are_too_many() {
     let (_connection, mut journal) = fresh();
     let mut kept = |count: usize| {
         journal.last.extend((0..count).map(|at| (format!("t{at}").into(), 1)));
-        journal.is_kept(false);
+        journal.is_kept(None);
         journal.last.len()
     };
     assert_eq!((kept(1), kept(MAX_TOPICS), kept(MAX_TOPICS + 1)), (1, MAX_TOPICS, 0));

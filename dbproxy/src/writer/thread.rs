@@ -298,25 +298,26 @@ impl Desk {
             return;
         }
         let ops = self.ops_since_pruning >= PRUNE_OPS_EVERY;
-        let events = self.journal.is_prunable(&self.connection, &self.retention).unwrap_or_else(|why| {
+        let events = self.journal.prunable(&self.connection, &self.retention).unwrap_or_else(|why| {
             tracing::warn!(%why, "cannot tell how much the journal holds");
-            false
+            None
         });
-        if !(ops || events || self.journal.is_savable()) || self.signals.fenced.borrow().is_some() {
+        let is_pruned = ops || events.is_some();
+        if !(is_pruned || self.journal.is_savable()) || self.signals.fenced.borrow().is_some() {
             return;
         }
-        self.ops_since_pruning = if ops || events { 0 } else { self.ops_since_pruning };
+        self.ops_since_pruning = if is_pruned { 0 } else { self.ops_since_pruning };
         let pruned = self.connection.unchecked_transaction().and_then(|transaction| {
             self.journal.save(&transaction)?;
-            if ops || events {
+            if is_pruned {
                 let Tuning { keep_ops, keep_ops_for, keep_clients_for, .. } = self.tuning;
                 let keep =
                     Keep { ops: keep_ops, ops_at_most: MAX_OPS, ops_for: keep_ops_for, clients_for: keep_clients_for };
                 self.ops.prune(&transaction, keep, self.journal.head())?;
             }
-            if events {
+            if let Some(below) = events {
                 // No op is lost with its event: none of these keeps one any more.
-                self.journal.prune(&transaction)?;
+                self.journal.prune(&transaction, below)?;
             }
             transaction.commit()
         });
