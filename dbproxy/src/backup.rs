@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode};
 use rustix::fs::{CWD, RenameFlags, link, renameat_with, unlink};
 use rustix::io::Errno;
 use serde::Serialize;
@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::catalog::{self, Depth};
 use crate::incarnation::Standing;
+use crate::read_only::ReadOnly;
 use crate::schema::{self, StoreError};
 use crate::trouble::Trouble;
 
@@ -206,28 +207,29 @@ fn check_target(database: &Path, to: &Path) -> Result<(), CopyError> {
 
 /// Checks that a file is a sound database of Pando's that this binary understands.
 pub(crate) fn verify(path: &Path, stop: &CancellationToken) -> Result<Standing, CopyError> {
-    let mut connection = open(path)?;
+    let mut file = open(path)?;
+    let connection = &mut file.connection;
     let stopped = stop.clone();
     let watched = connection.progress_handler(TICK, Some(move || stopped.is_cancelled()));
-    let health = watched.and_then(|()| catalog::check(&connection, Depth::Full));
+    let health = watched.and_then(|()| catalog::check(connection, Depth::Full));
     let health = health.map_err(|source| cut_off("check", path, source))?;
     // What is left takes no time.
     connection.progress_handler(0, None::<fn() -> bool>).map_err(|source| sqlite("check", path, source))?;
     if !health.ok {
         return Err(CopyError::Damaged { path: path.to_owned(), problems: health.problems });
     }
-    let standing = Standing::of(&connection)
+    let standing = Standing::of(connection)
         .map_err(|error| CopyError::Foreign { path: path.to_owned(), why: crate::refusal::message_of(&error) })?;
-    schema::check_known(&connection, path).map_err(CopyError::Schema)?;
+    schema::check_known(connection, path).map_err(CopyError::Schema)?;
+    file.check().map_err(|source| sqlite("check", path, source))?;
     Ok(standing)
 }
 
 /// Opens a database for reading, without the guard: `VACUUM INTO` counts as ATTACH.
-fn open(path: &Path) -> Result<Connection, CopyError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+fn open(path: &Path) -> Result<ReadOnly, CopyError> {
     // Absolute: a relative path may begin with `file:`, which SQLite reads as a URI.
     let absolute = std::path::absolute(path).map_err(|source| file("use", path, source))?;
-    Connection::open_with_flags(absolute, flags).map_err(|source| sqlite("open", path, source))
+    ReadOnly::open(&absolute).map_err(|source| sqlite("open", path, source))
 }
 
 /// A copy without its name yet; it is removed unless it gets one.
@@ -249,13 +251,14 @@ impl Draft {
         stop: &CancellationToken,
         on_step: &OnStep,
     ) -> Result<Self, CopyError> {
-        let mut source = open(from)?;
+        let mut original = open(from)?;
+        let source = &mut original.connection;
         let path = schema::beside(place, &format!("{PARTIAL}{}", Uuid::new_v4().simple()));
         // Made by us for its mode; SQLite takes an empty file as it is.
         let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let made = made.map_err(|source| file("make", &path, source))?;
         let draft = Self::at(path);
-        let of = bytes_of(&source).map_err(|error| sqlite("read", from, error))?;
+        let of = bytes_of(source).map_err(|error| sqlite("read", from, error))?;
         let (told, stopped, seen) = (Arc::clone(on_step), stop.clone(), draft.path.clone());
         let look = move || {
             told(Step::Copying { bytes: fs::metadata(&seen).map_or(0, |meta| meta.len()), of });
@@ -265,7 +268,7 @@ impl Draft {
             let into = ToSqlOutput::Borrowed(ValueRef::Text(draft.path.as_os_str().as_bytes()));
             source.execute("VACUUM INTO ?1", [into])
         });
-        copied.map_err(|error| cut_off("copy", from, error))?;
+        copied.and_then(|_| original.check()).map_err(|error| cut_off("copy", from, error))?;
         // SQLite does not sync what it vacuums into.
         made.sync_all().map_err(|source| file("write", &draft.path, source))?;
         Ok(draft)

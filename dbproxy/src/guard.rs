@@ -11,12 +11,16 @@ use rusqlite::config::DbConfig;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::limits::Limit;
 
+use crate::tracked::AGENT_STORE;
+
 /// First part of the names of our own tables; nobody else writes to them.
 pub(crate) const RESERVED: &str = "_pando_";
 /// First part of the names of the triggers that [`crate::track`] makes.
 pub(crate) const TRACKER: &str = "_pando_track_";
 /// The function that those triggers call.
 pub(crate) const CHANGED: &str = "pando_changed";
+/// First part of the names by which SQL reads pragmas. Tables of such a name could not be told from them.
+const PRAGMA: &str = "pragma_";
 /// Longest statement, in bytes. A longer one is refused with `E_TOO_LARGE`.
 pub const MAX_SQL_BYTES: usize = 1 << 20;
 /// Largest text, blob or row that SQLite makes, in bytes. A larger one fails its statement with `E_TOO_LARGE`. Nothing larger comes or leaves by the wire, and
@@ -176,8 +180,8 @@ fn objection(mode: Mode, context: &AuthContext<'_>) -> Option<String> {
     let deny = |what: &str| Some(format!("{what} is not allowed here"));
     match context.action {
         A::Select | A::Recursive => None,
-        A::Read { table_name, .. } => match table_name.get("pragma_".len()..) {
-            Some(pragma) if begins(table_name, "pragma_") && !describes(pragma) => deny(table_name),
+        A::Read { table_name, .. } => match table_name.get(PRAGMA.len()..) {
+            Some(pragma) if begins(table_name, PRAGMA) && !describes(pragma) => deny(table_name),
             _ => None,
         },
         A::Pragma { pragma_name, .. } if describes(pragma_name) => None,
@@ -203,6 +207,12 @@ fn objection(mode: Mode, context: &AuthContext<'_>) -> Option<String> {
             Mode::Schema if begins(trigger_name, TRACKER) => None,
             _ => deny("TEMP"),
         },
+        A::CreateTable { table_name: name } | A::CreateView { view_name: name } if begins(name, PRAGMA) => {
+            deny(&format!("a name with {PRAGMA}, as SQLite's own functions have,"))
+        }
+        A::DropTable { table_name } if AGENT_STORE.iter().any(|own| own.eq_ignore_ascii_case(table_name)) => {
+            deny(&format!("dropping {table_name}, which belongs to the agent store,"))
+        }
         A::CreateTable { table_name: name }
         | A::DropTable { table_name: name }
         | A::AlterTable { table_name: name, .. }

@@ -206,11 +206,6 @@ impl Journal {
         Ok(self.sizes.keep_from(max_bytes).unwrap_or(0))
     }
 
-    /// Removes the events below a number, in the open transaction, after a [`Self::save`]; [`Self::is_kept`] follows when it is committed.
-    pub(crate) fn prune(&self, connection: &Connection, below: u64) -> rusqlite::Result<()> {
-        remove_below(connection, below)
-    }
-
     /// Takes note that the last numbers are written down, and the events below a number removed, if they were.
     pub(crate) fn is_kept(&mut self, pruned: Option<u64>) {
         self.saved = self.head;
@@ -233,7 +228,8 @@ impl Journal {
     }
 }
 
-fn remove_below(connection: &Connection, below: u64) -> rusqlite::Result<()> {
+/// Removes the events below a number, in the open transaction, after a [`Journal::save`].
+pub(crate) fn remove_below(connection: &Connection, below: u64) -> rusqlite::Result<()> {
     connection.prepare_cached("DELETE FROM _pando_event WHERE seq < ?1")?.execute([below]).map(drop)
 }
 

@@ -28,6 +28,7 @@ pub mod migrate;
 pub mod named;
 pub mod op;
 pub mod params;
+mod read_only;
 pub mod readers;
 mod recent;
 mod refusal;

@@ -15,7 +15,7 @@ use pando_ipc::client::{History, HistoryError, Page};
 use pando_ipc::cursor::Bookmark;
 use pando_ipc::fault::Code;
 use pando_ipc::{Fault, Pattern, Timestamp};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::coop::consume_budget;
@@ -25,6 +25,7 @@ use crate::guard::{Guard, Mode};
 use crate::incarnation::FileId;
 use crate::journal;
 use crate::params::Params;
+use crate::read_only::ReadOnly;
 use crate::refusal::{Word, from_sqlite, internal, message_of, refuse};
 use crate::row::{Row, RowError};
 use crate::run::{Limits, Ran, Runner};
@@ -183,7 +184,7 @@ struct Pool {
 
 #[derive(Debug)]
 struct Reader {
-    connection: Connection,
+    database: ReadOnly,
     guard: Guard,
     files: Files,
 }
@@ -251,11 +252,11 @@ impl Readers {
         }
         let _turn = self.pool.turns.free()?;
         let reader = self.pool.idle().ok()?.ok()?;
-        let wait = |time| reader.connection.busy_timeout(time).ok();
+        let wait = |time| reader.database.connection.busy_timeout(time).ok();
         wait(Duration::ZERO)?;
         let result = self.pool.query(&reader, statement, QueryLimits { time: limits.time.min(INLINE_TIME), ..limits });
         wait(BUSY_TIMEOUT)?;
-        self.pool.put_back(reader);
+        self.pool.put_back(reader).ok()?;
         let takes_time = matches!(&result, Err(fault) if fault.is(Code::Deadline) || fault.is(Code::Busy));
         (!takes_time).then(|| Ok(result?))
     }
@@ -276,8 +277,8 @@ impl Readers {
     /// Returns the same without waiting for a connection: it blocks for one small read.
     pub fn head_now(&self) -> Result<Head, ReadError> {
         let reader = self.pool.take()?;
-        let head = journal::head(&reader.connection);
-        self.pool.put_back(reader);
+        let head = journal::head(&reader.database.connection);
+        self.pool.put_back(reader)?;
         let (seq, epoch) = head.map_err(|error| ReadError::Refused(from_sqlite("query", &error, None)))?;
         Ok(Head { seq, epoch })
     }
@@ -350,8 +351,10 @@ impl Readers {
         let (path, limit) = (self.pool.path.clone(), limit.into());
         self.with(move |reader| {
             let done = match limit {
-                None => work(&reader.connection),
-                Some(limit) => reader.guard.run(Mode::Internal, Instant::now() + limit, || work(&reader.connection)),
+                None => work(&reader.database.connection),
+                Some(limit) => {
+                    reader.guard.run(Mode::Internal, Instant::now() + limit, || work(&reader.database.connection))
+                }
             };
             done.map_err(|error| {
                 let why = message_of(&error);
@@ -376,7 +379,7 @@ impl Readers {
             let _permit = permit;
             let reader = pool.take()?;
             let result = work(&reader);
-            pool.put_back(reader);
+            pool.put_back(reader)?;
             result
         });
         done.await.map_err(|why| ReadError::CutOff(why.to_string()))?
@@ -388,7 +391,7 @@ impl Pool {
     fn query(&self, reader: &Reader, statement: &Statement, limits: QueryLimits) -> Result<QueryResult, Fault> {
         let began = Instant::now();
         let runner = Runner {
-            connection: &reader.connection,
+            connection: &reader.database.connection,
             guard: &reader.guard,
             mode: Mode::Read,
             deadline: began + limits.time,
@@ -417,8 +420,13 @@ impl Pool {
         quick.insert(hash(statement));
     }
 
-    fn put_back(&self, reader: Reader) {
+    /// Puts a connection back, for others to use. An error says that what it read is no state of the database.
+    fn put_back(&self, reader: Reader) -> Result<(), ReadError> {
+        if reader.database.is_frozen() {
+            return reader.database.check().map_err(|error| ReadError::Refused(from_sqlite("query", &error, None)));
+        }
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+        Ok(())
     }
 
     /// Returns an idle connection to the files that are at the path now, or those.
@@ -456,12 +464,12 @@ fn hash(statement: &Statement) -> u64 {
 }
 
 fn connect(path: &Path, files: Files) -> rusqlite::Result<Reader> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut connection = Connection::open_with_flags(path, flags)?;
+    let mut database = ReadOnly::open(path)?;
+    let connection = &mut database.connection;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
     // Large sorts go to a temporary file: in memory nothing would bound them.
     connection.execute_batch("PRAGMA query_only = ON; PRAGMA temp_store = FILE;")?;
-    let guard = Guard::install(&mut connection)?;
-    Ok(Reader { connection, guard, files })
+    let guard = Guard::install(connection)?;
+    Ok(Reader { database, guard, files })
 }

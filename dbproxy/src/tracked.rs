@@ -19,7 +19,7 @@ pub const TRACK: &str = "Track";
 pub const MAX_TRACKED_COLUMNS: usize = 32;
 
 /// Tables whose rows are tracked without anybody's wish: those of the agent store.
-const AGENT_STORE: &[&str] =
+pub(crate) const AGENT_STORE: &[&str] =
     &["sessions", "messages", "files", "projects", "prompt_templates", "session_scores", "skills"];
 
 /// The triggers of the agent store. None of them starts itself again.

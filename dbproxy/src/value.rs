@@ -129,7 +129,8 @@ impl fmt::Display for SqlValue {
         match self {
             Self::Null => f.write_str("NULL"),
             Self::Integer(integer) => integer.fmt(f),
-            Self::Real(real) => real.fmt(f),
+            // With a point or an exponent: no integer, and never three hundred digits.
+            Self::Real(real) => write!(f, "{real:?}"),
             Self::Text(text) => f.write_str(text),
             Self::Blob(bytes) => bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}")),
         }

@@ -169,7 +169,7 @@ impl Client {
     }
 
     /// Calls a method and waits for its result until `deadline`, which covers dial, queueing and answer.
-    pub async fn call_by(&self, method: &str, params: Value, deadline: Instant) -> Result<Value, CallError> {
+    pub async fn call_by(&self, method: &str, params: impl Serialize, deadline: Instant) -> Result<Value, CallError> {
         read(&self.core.exchange(method, &params, true, deadline).await?)
     }
 

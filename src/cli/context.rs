@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pando_ipc::client::{CallError, Cause, Client, Options};
 use pando_ipc::{Kind, Workdir};
+use serde::Serialize;
 use serde_json::Value;
 use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
@@ -184,7 +185,7 @@ impl Context {
     }
 
     /// Connects, calls one method and hangs up; one deadline covers all of it.
-    pub(crate) async fn call(&self, method: &str, params: Value) -> Result<Value, Failure> {
+    pub(crate) async fn call(&self, method: &str, params: impl Serialize) -> Result<Value, Failure> {
         let deadline = Instant::now() + self.timeout();
         let workdir = self.workdir()?;
         let client = self.client(&workdir, Kind::Client).await?;

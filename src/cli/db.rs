@@ -13,8 +13,8 @@ pub(super) mod tables;
 
 use clap::Subcommand;
 use pando_dbproxy::Readers;
-use pando_ipc::Workdir;
-use serde_json::Value;
+use pando_ipc::rpc::Json;
+use pando_ipc::{Fault, Workdir};
 
 use super::context::Context;
 use super::failure::{Failure, Kind};
@@ -48,9 +48,21 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
     }
 }
 
-/// Reads the value of one `--param`.
-fn parse_param(text: &str) -> Result<Value, String> {
-    serde_json::from_str(text).map_err(|error| format!("not JSON: {error}; a text needs its quotes: '\"{text}\"'"))
+/// Reads the value of one `--param`, every digit as it is.
+fn parse_param(text: &str) -> Result<Json, String> {
+    Json::parse(text).map_err(|error| format!("not JSON: {error}; a text needs its quotes: '\"{text}\"'"))
+}
+
+/// Returns the failure of a statement that was refused.
+fn refused(fault: Fault) -> Failure {
+    let hint = match fault.data.as_ref().and_then(|data| data["field"].as_str()) {
+        Some(field) if field.starts_with("param") => {
+            "repeat '--param' once for each '?', with a value of SQLite as JSON"
+        }
+        Some("sql") => "give one statement, and run the command once for each",
+        _ => return Failure::refused(fault),
+    };
+    Failure { kind: Kind::Usage, hints: vec![hint.to_owned()], ..Failure::refused(fault) }
 }
 
 /// Opens the database file of a workdir for reading; needs no primary.
@@ -65,14 +77,12 @@ fn open(workdir: &Workdir) -> Result<Readers, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
     fn a_param_is_json_and_bare_text_gets_a_hint() {
-        assert_eq!(parse_param("5"), Ok(json!(5)));
-        assert_eq!(parse_param("\"a b\""), Ok(json!("a b")));
+        let text = |given| parse_param(given).unwrap().to_string();
+        assert_eq!((text("5"), text("\"a b\"")), ("5".to_owned(), "\"a b\"".to_owned()));
         insta::assert_snapshot!(parse_param("abc").unwrap_err(), @r#"not JSON: expected value at line 1 column 1; a text needs its quotes: '"abc"'"#);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::Value;
 
-use crate::support::{Outcome, PandoProcess, Sandbox, eventually, pando};
+use crate::support::{Outcome, PandoProcess, Sandbox, eventually, may_mount, pando, pando_read_only};
 
 /// How long a service may take to come back.
 const SOON: Duration = Duration::from_secs(10);
@@ -55,6 +55,41 @@ fn without_room_writes_fail_reads_go_on_and_with_room_writing_goes_on_by_itself(
     assert_eq!(sandbox.count("SELECT count(*) FROM notes"), acknowledged + 1);
     let sound = pando(&sandbox, &["db", "check"]);
     assert_eq!(sound.code, Some(0), "{sound}");
+}
+
+#[test]
+fn what_was_left_on_a_read_only_file_system_can_be_read_and_copied() {
+    let (sandbox, instance) = with_notes();
+    // Some systems let nobody mount anything.
+    let Ok(()) = may_mount(sandbox.path()) else { return };
+    let copy = sandbox.root().join("copy.db");
+    let check = |rows: i64| {
+        let read = |args: &[&str]| {
+            let outcome = pando_read_only(&sandbox, args);
+            assert_eq!(outcome.code, Some(0), "{outcome}");
+            outcome.stdout
+        };
+        assert_eq!(read(&["db", "query", "--csv", "SELECT count(*) FROM notes"]), format!("count(*)\r\n{rows}\r\n"));
+        read(&["db", "stats"]);
+        read(&["db", "check"]);
+        read(&["db", "backup", "--force", copy.to_str().unwrap()]);
+        let restored = Sandbox::new();
+        let outcome = pando(&restored, &["db", "restore", copy.to_str().unwrap()]);
+        assert_eq!(outcome.code, Some(0), "{outcome}");
+        assert_eq!(restored.count("SELECT count(*) FROM notes"), rows);
+    };
+    insert(&sandbox).json::<Value>();
+    check(1);
+    let down = pando(&sandbox, &["down"]);
+    assert_eq!(down.code, Some(0), "{down}");
+    drop(instance);
+    assert!(!sandbox.workdir().pando_dir().join("pando.db-wal").exists());
+    check(1);
+    let (instance, _) = PandoProcess::primary(&sandbox);
+    insert(&sandbox).json::<Value>();
+    drop(instance);
+    assert!(sandbox.workdir().pando_dir().join("pando.db-wal").exists(), "it was killed");
+    check(2);
 }
 
 #[test]

@@ -289,6 +289,26 @@ fn bad_sql_says_what_sqlite_says() {
     hint: see the tables: pando db query 'SELECT name, sql FROM sqlite_schema'
     exit 1
     ");
+    // What the command line gives to it.
+    assert_snapshot!(check_fails(&sandbox, 2, &["db", "exec", "DELETE FROM skills WHERE id = ?"]), @r"
+    $ pando db exec DELETE FROM skills WHERE id = ?
+    error: dbproxy: INVALID_PARAMS (exec): params: 0 given, 1 wanted
+    hint: repeat '--param' once for each '?', with a value of SQLite as JSON
+    exit 2
+    ");
+    let large = ["db", "query", "SELECT ?", "--param", "100000000000000000001"];
+    assert_snapshot!(check_fails(&sandbox, 2, &large), @r"
+    $ pando db query SELECT ? --param 100000000000000000001
+    error: dbproxy: INVALID_PARAMS (query): param[0]: 100000000000000000001 is no integer of 64 bits; write it as text, or with a fraction
+    hint: repeat '--param' once for each '?', with a value of SQLite as JSON
+    exit 2
+    ");
+    assert_snapshot!(check_fails(&sandbox, 2, &["db", "query", "SELECT 1; SELECT 2"]), @r"
+    $ pando db query SELECT 1; SELECT 2
+    error: dbproxy: INVALID_PARAMS (query): sql: more than one statement; send one statement per string
+    hint: give one statement, and run the command once for each
+    exit 2
+    ");
     // A constraint is a conflict.
     let project = "INSERT INTO projects (id, name, path, status, initialized, created_at, updated_at) \
                    VALUES ('p', 'p', '/p', 'open', 0, 0, 0)";

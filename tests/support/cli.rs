@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs::{self, File};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -59,6 +60,25 @@ pub(crate) fn pando_bound_by_modes(sandbox: &Sandbox, args: &[&str]) -> Outcome 
     let mut command = in_workdir(Command::new("setpriv"), sandbox.path());
     command.args(["--bounding-set=-dac_override,-dac_read_search", env!("CARGO_BIN_EXE_pando")]);
     run(sandbox, command, args)
+}
+
+/// The same where the workdir can only be read: it is mounted so, for this process alone.
+#[track_caller]
+pub(crate) fn pando_read_only(sandbox: &Sandbox, args: &[&str]) -> Outcome {
+    let script = r#"mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && cd "$0" && exec "$@""#;
+    let mut command = in_workdir(Command::new("unshare"), sandbox.path());
+    command.args(["-rm", "sh", "-c", script]).arg(sandbox.path()).arg(env!("CARGO_BIN_EXE_pando"));
+    run(sandbox, command, args)
+}
+
+/// Tells whether this system lets us mount something for one process alone; if not, why.
+pub(crate) fn may_mount(at: &Path) -> Result<(), String> {
+    let tried = Command::new("unshare").args(["-rm", "mount", "--bind"]).args([at, at]).output();
+    match tried {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 #[track_caller]

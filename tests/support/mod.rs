@@ -8,7 +8,7 @@ mod raw;
 mod sandbox;
 mod wait;
 
-pub(crate) use cli::{Outcome, pando, pando_bound_by_modes, tail};
+pub(crate) use cli::{Outcome, may_mount, pando, pando_bound_by_modes, pando_read_only, tail};
 pub(crate) use instance::{PandoProcess, RoleLine};
 pub(crate) use process::Process;
 pub(crate) use python::python;

@@ -127,9 +127,8 @@ impl Ages {
         }
         let before = Timestamp::now().unix_seconds().saturating_sub(i64::try_from(limit_s).unwrap_or(i64::MAX));
         let sql = "SELECT coalesce(max(seq) + 1, 0) FROM _pando_event WHERE seq >= ?1 AND seq < ?1 + ?2 AND at < ?3";
-        let keep_from = connection
-            .prepare_cached(sql)?
-            .query_row(params![oldest, PRUNE_CHUNK, before], |row| row.get(0))?;
+        let keep_from =
+            connection.prepare_cached(sql)?.query_row(params![oldest, PRUNE_CHUNK, before], |row| row.get(0))?;
         // As long as there is something to remove, look again at once.
         self.looked = (keep_from == 0).then(Instant::now);
         Ok(keep_from)

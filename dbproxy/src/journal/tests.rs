@@ -186,7 +186,7 @@ fn a_time_has_its_place_among_the_numbers() {
 fn prune_all(connection: &Connection, journal: &mut Journal, keep: Retention) {
     while let Some(below) = journal.prunable(connection, &keep).unwrap() {
         journal.save(connection).unwrap();
-        journal.prune(connection, below).unwrap();
+        remove_below(connection, below).unwrap();
         journal.is_kept(Some(below));
     }
 }

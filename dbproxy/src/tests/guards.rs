@@ -66,6 +66,9 @@ async fn each_forbidden_class_of_sql_is_refused() {
         "CREATE TEMP TABLE t (a)",
         "CREATE VIRTUAL TABLE f USING fts5 (a)",
         "UPDATE _pando_meta SET value = 99",
+        "DROP TABLE Sessions",
+        "CREATE TABLE pragma_mine (a)",
+        "CREATE VIEW Pragma_mine AS SELECT 1",
     ] {
         check_forbidden(sql, submit(&writer, ddl(&[sql])).await);
     }

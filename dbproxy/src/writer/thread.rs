@@ -25,7 +25,7 @@ use super::{Fenced, OnCommit, QUEUE_WRITES, WriterOptions};
 use crate::checkpoint::Checkpointer;
 use crate::guard::Guard;
 use crate::incarnation::LogFiles;
-use crate::journal::{Journal, Retention};
+use crate::journal::{self, Journal, Retention};
 use crate::meter::WriterMeter;
 use crate::named::Writes;
 use crate::refusal::died;
@@ -317,7 +317,7 @@ impl Desk {
             }
             if let Some(below) = events {
                 // No op is lost with its event: none of these keeps one any more.
-                self.journal.prune(&transaction, below)?;
+                journal::remove_below(&transaction, below)?;
             }
             transaction.commit()
         });

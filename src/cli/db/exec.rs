@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use pando_dbproxy::SqlValue;
 use pando_ipc::client::CallError;
+use pando_ipc::rpc::Json;
 use pando_ipc::{Kind as PeerKind, Workdir};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::parse_param;
 use super::rows::Format;
+use super::{parse_param, refused};
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Kind};
 use crate::cli::output;
@@ -32,7 +33,7 @@ pub(crate) struct Args {
     sql: String,
     /// Value for the next '?', as JSON; repeat it for more
     #[arg(long = "param", value_name = "JSON", value_parser = parse_param)]
-    params: Vec<Value>,
+    params: Vec<Json>,
     /// Allow a change of the schema
     #[arg(long)]
     ddl: bool,
@@ -46,6 +47,21 @@ pub(crate) struct Args {
 /// Reads an op id. An empty one would be a new write each time: what a script passes whose variable is not set.
 fn parse_op_id(text: &str) -> Result<String, &'static str> {
     if text.is_empty() { Err("it is empty; name the write, or leave '--op-id' out") } else { Ok(text.to_owned()) }
+}
+
+/// What `db.exec` is asked.
+#[derive(Debug, Serialize)]
+struct Params<'a> {
+    op_id: &'a str,
+    ddl: bool,
+    statements: [Statement<'a>; 1],
+    timeout_ms: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Statement<'a> {
+    sql: &'a str,
+    params: &'a [Json],
 }
 
 /// What `db.exec` answers.
@@ -70,13 +86,10 @@ struct Outcome {
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let workdir = context.workdir()?;
     let op_id = args.op_id.unwrap_or_else(|| Uuid::now_v7().to_string());
-    let params = json!({
-        "op_id": op_id,
-        "ddl": args.ddl,
-        "statements": [{"sql": args.sql, "params": args.params}],
-        "timeout_ms": u64::try_from(context.timeout().as_millis()).unwrap_or(u64::MAX),
-    });
-    let answer = send(&workdir, params, &op_id, context).await?;
+    let statement = Statement { sql: &args.sql, params: &args.params };
+    let timeout_ms = u64::try_from(context.timeout().as_millis()).unwrap_or(u64::MAX);
+    let params = Params { op_id: &op_id, ddl: args.ddl, statements: [statement], timeout_ms };
+    let answer = send(&workdir, &params, context).await?;
     if context.json() {
         return output::json(&answer);
     }
@@ -88,11 +101,11 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 }
 
 /// Sends the write until it is answered for good or the time is over; the op id makes that safe.
-async fn send(workdir: &Workdir, params: Value, op_id: &str, context: &Context) -> Result<Value, Failure> {
+async fn send(workdir: &Workdir, params: &Params<'_>, context: &Context) -> Result<Value, Failure> {
     let deadline = Instant::now() + context.timeout();
     let client = context.client(workdir, PeerKind::Client).await?;
     let outcome = loop {
-        let error = match client.call_by("db.exec", params.clone(), deadline).await {
+        let error = match client.call_by("db.exec", params, deadline).await {
             Ok(answer) => break Ok(answer),
             Err(error) => error,
         };
@@ -105,9 +118,12 @@ async fn send(workdir: &Workdir, params: Value, op_id: &str, context: &Context) 
             continue;
         }
         let unknown = matches!(error, CallError::Unknown(_));
-        let failure = Failure::call(error, workdir);
+        let failure = match error {
+            CallError::Refused(fault) => refused(fault),
+            error => Failure::call(error, workdir),
+        };
         break Err(if unknown {
-            failure.hint(format!("run it again with '--op-id {op_id}': it applies once"))
+            failure.hint(format!("run it again with '--op-id {}': it applies once", params.op_id))
         } else {
             failure
         });
@@ -132,6 +148,8 @@ fn summary(answer: &Answer) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::cli::output::Palette;
 

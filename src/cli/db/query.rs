@@ -8,7 +8,7 @@ use pando_ipc::{Code, Workdir};
 use serde_json::Value;
 
 use super::rows::Format;
-use super::{open, parse_param};
+use super::{open, parse_param, refused};
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, Kind};
 
@@ -25,7 +25,7 @@ pub(crate) struct Args {
     sql: String,
     /// Value for the next '?', as JSON; repeat it for more
     #[arg(long = "param", value_name = "JSON", value_parser = parse_param)]
-    params: Vec<Value>,
+    params: Vec<Json>,
     #[command(flatten)]
     format: Format,
 }
@@ -44,23 +44,20 @@ pub(crate) struct Rows {
 /// Runs it and prints the rows.
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let workdir = context.workdir()?;
-    let found = find(&workdir, &args.sql, args.params, context.timeout()).await?;
+    let found = find(&workdir, &args.sql, &args.params, context.timeout()).await?;
     args.format.print(&found.columns, &found.rows, &found, context)
 }
 
 /// Reads the database of a workdir from its file.
 pub(crate) async fn read(workdir: &Workdir, sql: &str, params: Vec<Value>, within: Duration) -> Result<Rows, Failure> {
-    let found = find(workdir, sql, params, within).await?;
+    let params: Vec<_> = params.into_iter().map(Json::from).collect();
+    let found = find(workdir, sql, &params, within).await?;
     Ok(Rows { rows: found.rows.iter().map(|row| row.iter().map(SqlValue::to_json).collect()).collect() })
 }
 
-async fn find(workdir: &Workdir, sql: &str, params: Vec<Value>, within: Duration) -> Result<QueryResult, Failure> {
+async fn find(workdir: &Workdir, sql: &str, params: &[Json], within: Duration) -> Result<QueryResult, Failure> {
     let readers = open(workdir)?;
-    let params = Params::from_json("query", "param", Some(Json::of(&params).raw())).map_err(|fault| Failure {
-        kind: Kind::Usage,
-        hints: vec!["repeat '--param' once for each '?'".to_owned()],
-        ..Failure::refused(fault)
-    })?;
+    let params = Params::from_json("query", "param", Some(Json::of(&params).raw())).map_err(refused)?;
     let limits = QueryLimits { rows: MAX_ROWS, bytes: MAX_BYTES, time: within };
     readers.query(sql, params, limits).await.map_err(|error| read_failure(error, workdir))
 }
@@ -75,7 +72,7 @@ pub(crate) fn read_failure(error: ReadError, workdir: &Workdir) -> Failure {
                 ..Failure::refused(fault)
             }
         }
-        ReadError::Refused(fault) => Failure::refused(fault),
+        ReadError::Refused(fault) => refused(fault),
         error @ (ReadError::NotReady { .. } | ReadError::Behind { .. } | ReadError::Row(_) | ReadError::CutOff(_)) => {
             let path = workdir.database_path();
             Failure::new(Kind::Failed, format!("cannot read {}: {error}", path.display()))

@@ -7,7 +7,7 @@ use clap_complete::ArgValueCandidates;
 use pando_ipc::Kind as PeerKind;
 use pando_ipc::client::{CallError, Client};
 use pando_ipc::rpc::Json;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::{Instant, timeout};
 
 use super::methods;
@@ -41,7 +41,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         Some(text) if text != "-" => parse(&text, "params")?,
         given => {
             if given.is_none() && io::stdin().is_terminal() {
-                json!({})
+                Json::of(&json!({}))
             } else {
                 parse(&read_stdin(context.timeout()).await?, "params on stdin")?
             }
@@ -61,12 +61,12 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     output::json_for_reader(&outcome?)
 }
 
-/// Reads JSON that a person wrote; nothing at all is an object without members.
-pub(crate) fn parse(text: &str, what: &str) -> Result<Value, Failure> {
+/// Takes JSON that a person wrote, every digit as it is; nothing at all is an object without members.
+pub(crate) fn parse(text: &str, what: &str) -> Result<Json, Failure> {
     if text.trim().is_empty() {
-        return Ok(json!({}));
+        return Ok(Json::of(&json!({})));
     }
-    Json::parse(text).and_then(|json| json.read()).map_err(|error| {
+    Json::parse(text).map_err(|error| {
         let near = text.lines().nth(error.line().saturating_sub(1)).unwrap_or_default().trim();
         let near: String = near.chars().take(60).collect();
         Failure::new(Kind::Usage, format!("{what} are not JSON: {error}, in {near:?}"))
@@ -103,8 +103,13 @@ mod tests {
 
     #[test]
     fn nothing_is_an_object_without_members() {
-        assert_eq!(parse(" \n", "params"), Ok(json!({})));
-        assert_eq!(parse("[1]", "params"), Ok(json!([1])));
+        let text = |given| parse(given, "params").unwrap().to_string();
+        assert_eq!((text(" \n"), text("[1]")), ("{}".to_owned(), "[1]".to_owned()));
+        assert_eq!(
+            text("100000000000000000001"),
+            "100000000000000000001",
+            "what becomes of it is said by who takes it"
+        );
     }
 
     #[test]

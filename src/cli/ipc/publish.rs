@@ -1,8 +1,10 @@
 //! `pando ipc publish`: one event for everybody.
 
 use clap_complete::ArgValueCandidates;
+use pando_ipc::rpc::Json;
 use pando_ipc::{Topic, hello};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 use super::call;
 use crate::cli::completions::live;
@@ -31,16 +33,22 @@ pub(crate) struct Args {
     ephemeral: bool,
 }
 
+/// What the primary is asked.
+#[derive(Serialize)]
+struct Params<'a> {
+    topic: &'a Topic,
+    payload: Json,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    durable: Option<bool>,
+}
+
 /// Publishes it.
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    let payload = args.payload.as_deref().map_or(Ok(Value::Null), |text| call::parse(text, "payloads"))?;
-    let mut params = json!({"topic": args.topic, "payload": payload});
-    if let Some(session) = args.session {
-        params["session_id"] = session.into();
-    }
-    if args.ephemeral {
-        params["durable"] = false.into();
-    }
+    let payload = args.payload.as_deref().map_or(Ok(Json::null()), |text| call::parse(text, "payloads"))?;
+    let Args { topic, session, ephemeral, .. } = &args;
+    let params = Params { topic, payload, session_id: session.as_deref(), durable: ephemeral.then_some(false) };
     let answer = context.call(hello::PUBLISH, params).await?;
     if context.json() { output::json(&answer) } else { output::line(&human(&args.topic, &answer["seq"])) }
 }
@@ -54,6 +62,8 @@ fn human(topic: &Topic, seq: &Value) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::cli::output::Palette;
 

@@ -2,8 +2,6 @@
 
 use std::fs;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -15,7 +13,7 @@ use super::{milliseconds, primary};
 use crate::checker::{DISK_FAILS, DISK_WORKS};
 use crate::record::Outcome;
 use crate::shim::Wishes;
-use crate::support::pass;
+use crate::support::{may_mount, pass};
 use crate::world::World;
 
 /// Where the wall clock goes: back and forth by what somebody corrects, a wrong time zone, and a battery that was empty.
@@ -115,15 +113,6 @@ pub(super) fn start_by_mount(world: &mut World) {
         let led = world.instances[0].leads()?;
         world.instances.iter().all(|it| it.acked == led).then_some(())
     });
-}
-
-fn may_mount(at: &Path) -> Result<(), String> {
-    let tried = Command::new("unshare").args(["-rm", "mount", "--bind"]).args([at, at]).output();
-    match tried {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
-        Err(error) => Err(error.to_string()),
-    }
 }
 
 /// Releases of the protocols before and after come under load: they are refused at once, both are named, and nobody else notices.
