@@ -168,6 +168,8 @@ pub(crate) fn prepare_file(path: &Path) -> Result<PathBuf, StoreError> {
 }
 
 /// Sets the connection up for writing. Returns the journal mode.
+///
+/// What a large write sorts, and what it may have to take back, goes to a temporary file: in memory nothing would bound it.
 fn configure(connection: &Connection) -> rusqlite::Result<String> {
     connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
     let mode = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
@@ -175,7 +177,7 @@ fn configure(connection: &Connection) -> rusqlite::Result<String> {
         "PRAGMA synchronous = NORMAL;
          PRAGMA foreign_keys = ON;
          PRAGMA recursive_triggers = ON;
-         PRAGMA temp_store = MEMORY;",
+         PRAGMA temp_store = FILE;",
     )?;
     connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
     connection.query_row(&format!("PRAGMA journal_size_limit = {JOURNAL_SIZE_LIMIT}"), [], |_| Ok(()))?;
@@ -333,6 +335,7 @@ mod tests {
         assert_eq!(one("foreign_keys").unwrap(), 1);
         assert_eq!(one("recursive_triggers").unwrap(), 1);
         assert_eq!(one("wal_autocheckpoint").unwrap(), 0);
+        assert_eq!(one("temp_store").unwrap(), 1, "in files");
     }
 
     #[test]

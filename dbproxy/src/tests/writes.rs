@@ -153,6 +153,8 @@ async fn an_endless_statement_is_interrupted_and_its_neighbours_are_applied() {
     let works = vec![session("a"), exec(&[endless]), session("b")];
     let faults = check_alone(&writer, &bench, works, &[1]).await;
     assert!(faults[0].is(Code::Deadline) && faults[0].message.starts_with("dbproxy: TIMEOUT (exec): "), "{faults:?}");
+    let next = faults[0].data.as_ref().map(|data| &data["next"]);
+    assert!(next.is_some_and(|next| next.as_str().unwrap_or("").contains("do less in one write")), "{faults:?}");
     assert_eq!(bench.value("SELECT group_concat(id) FROM sessions").await, "a,b");
 }
 

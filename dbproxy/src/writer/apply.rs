@@ -23,6 +23,10 @@ pub(super) const RETURNED_ROWS: usize = 10_000;
 /// Most bytes of what a write returns, as JSON: it fits into an answer, whoever asks. More are refused with `E_TOO_LARGE`, and the write is not applied.
 pub(super) const RETURNED_BYTES: usize = MAX_OUTGOING_BYTES - (64 << 10);
 
+/// What to do about a write that ran for as long as any may, before its own deadline.
+const TOO_LONG: &str =
+    "do less in one write: everybody else's wait for it, and so none runs longer, whatever its deadline";
+
 /// A write that is applied, but not yet committed.
 pub(super) enum Applied {
     /// It was applied just now, with these events.
@@ -66,7 +70,10 @@ impl Desk {
             return Err(expired(label));
         }
         self.track.clear();
-        let (results, published) = self.work(request)?;
+        let (results, published) = self.work(request).map_err(|fault| {
+            let had_its_time = fault.is(Code::Deadline) && Instant::now() < request.deadline;
+            if had_its_time { fault.with("next", TOO_LONG) } else { fault }
+        })?;
         let bytes = results.as_str().len();
         if bytes > RETURNED_BYTES {
             let why = format!("the write returns {bytes} bytes; the limit is {RETURNED_BYTES}; nothing was applied");
