@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use pando_ipc::Topic;
 use pando_ipc::failpoint::{self, Point};
-use rusqlite::config::DbConfig;
 use rusqlite::hooks::Wal;
 use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, DEFAULT_NAME};
@@ -177,7 +176,6 @@ pub(crate) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let connection = schema::connect(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     // It moves pages when it is told to, and writes none.
     connection.execute_batch("PRAGMA query_only = ON")?;
     // A connection that has read nothing does not know that there is a WAL, and would do nothing.

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use pando_ipc::{Envelope, Topic, topic};
+use pando_ipc::{Envelope, Timestamp, Topic, topic};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::json;
 use uuid::Uuid;
@@ -89,6 +89,15 @@ impl LogFiles {
     /// Tells the same of the index, by which those who move the log keep out of each other's way.
     pub(crate) fn has_index(&self) -> bool {
         Self::is_in_place(&self.index)
+    }
+
+    /// Takes both out of the way of another database. A log that still holds something keeps another name beside it.
+    pub(crate) fn put_aside(&self) -> io::Result<()> {
+        let is_empty = fs::metadata(&self.log.0)?.len() == 0;
+        let aside = Timestamp::now().as_datetime().format(".parted-%Y%m%dT%H%M%S%.3fZ").to_string();
+        [&self.log, &self.index].into_iter().try_for_each(|(path, _)| {
+            if is_empty { fs::remove_file(path) } else { fs::rename(path, schema::beside(path, &aside)) }
+        })
     }
 
     fn is_in_place((path, file): &(PathBuf, Option<FileId>)) -> bool {

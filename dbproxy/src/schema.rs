@@ -116,6 +116,9 @@ pub(crate) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(OPEN_BUSY_TIMEOUT)?;
+    // The log is moved by the checkpointer, and at last by `tidy`: under the lock both, which whoever closes a database may have lost. And a log
+    // that turns out to be another database's must not be moved into this one by the connection that found that out.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     // Kept, so that a read-only connection can open the database after the last writer has left.
     let mut keep = 1;
     connection.file_control(DEFAULT_NAME, FileControl::PersistWal(&mut keep))?;
@@ -126,14 +129,20 @@ pub(crate) fn connect(path: &Path) -> rusqlite::Result<Connection> {
 ///
 /// The caller holds the workdir's lock, so that the files at the path belong to this database and nobody begins to write. SQLite
 /// would do the same at the last close, but only by path: a writer that lost its place could remove its successor's WAL.
+/// Beside a copy that nobody has led yet they stay, too: they may be another database's.
 pub fn tidy(path: &Path) -> Result<(), StoreError> {
     let failed = |source| StoreError::Sqlite { path: path.to_owned(), source };
     let connection = connect(path).map_err(failed)?;
     connection.busy_timeout(Duration::ZERO).map_err(failed)?;
     let mut keep = 0;
     connection.file_control(DEFAULT_NAME, FileControl::PersistWal(&mut keep)).map_err(failed)?;
+    let identity = incarnation::identity(path).map_err(|source| StoreError::File { path: path.to_owned(), source })?;
     // A connection that has read nothing does not know that there is a WAL.
-    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())).map_err(failed)?;
+    let known: String = connection.query_row(incarnation::KNOWN_FILE, [], |row| row.get(0)).map_err(failed)?;
+    if known != identity {
+        return Ok(());
+    }
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(failed)?;
     connection.close().map_err(|(_, source)| failed(source))
 }
 
@@ -182,8 +191,6 @@ fn configure(connection: &Connection) -> rusqlite::Result<String> {
     connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
     connection.query_row(&format!("PRAGMA journal_size_limit = {JOURNAL_SIZE_LIMIT}"), [], |_| Ok(()))?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true)?;
-    // The log is moved by the checkpointer, and at last by `tidy`: under the lock both, which whoever closes a database may have lost.
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     Ok(mode)
 }
 

@@ -154,10 +154,14 @@ impl Client {
     /// Waits until there is a link and the primary answers, at most `dial_timeout`.
     pub async fn linked(&self) -> Result<(), CallError> {
         let deadline = Instant::now() + self.core.options.dial_timeout;
-        match self.call_by(PING, json!({}), deadline).await {
-            // Whatever it answers, there is a link.
-            Ok(_) | Err(CallError::Refused(_)) => Ok(()),
-            Err(error) => Err(error),
+        loop {
+            match self.call_by(PING, json!({}), deadline).await {
+                // Whatever it answers, there is a link.
+                Ok(_) | Err(CallError::Refused(_)) => return Ok(()),
+                // A primary that went with the question carried nothing out: the next one is asked.
+                Err(CallError::Unknown(_)) if Instant::now() < deadline => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 

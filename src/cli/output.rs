@@ -258,7 +258,9 @@ impl Table {
             let cells: Vec<String> = (0..widths.len())
                 .map(|column| {
                     let (text, width) = (cut(cell(row, column), widths[column]), widths[column]);
-                    if numeric[column] { format!("{text:>width$}") } else { format!("{text:<width$}") }
+                    // `format!` knows no width beyond 65,535.
+                    let pad = " ".repeat(width.saturating_sub(text.chars().count()));
+                    if numeric[column] { pad + &text } else { text + &pad }
                 })
                 .collect();
             cells.join(GAP).trim_end().to_owned()
@@ -330,6 +332,14 @@ mod tests {
         a            5  x
         long-id   1200
         ");
+    }
+
+    #[test]
+    fn a_column_may_be_as_wide_as_a_value() {
+        let mut table = Table::new(["id", "text"]);
+        table.row(["a", &"x".repeat(70_000)]);
+        table.row(["b", "short"]);
+        assert_eq!(table.render(Palette::plain()).lines().map(str::len).collect::<Vec<_>>(), [8, 70_004, 9]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use crate::backup::{Copied, CopyError, OnStep, Step, back_up};
 use crate::restore::{Restored, restore};
+use crate::tidy;
 
 fn quiet() -> OnStep {
     Arc::new(|_| {})
@@ -284,4 +285,57 @@ async fn what_is_damaged_foreign_or_newer_is_not_restored() {
     assert!(matches!(put_back(&bench, "text"), Err(CopyError::Damaged { .. })));
     assert_eq!(fs::read(bench.path()).unwrap(), before, "nothing was changed");
     assert_eq!(beside(&bench, "partial"), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_database_that_is_moved_away_takes_its_log_along() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, session("a")).await;
+    let (copy, moved) = (bench.dir.path().join("copy.db"), bench.dir.path().join("moved.db"));
+    backup(&bench, "copy.db").unwrap();
+    for name in ["b", "c"] {
+        apply(&writer, session(name)).await;
+    }
+    fs::rename(bench.path(), &moved).unwrap();
+    fs::rename(&copy, bench.path()).unwrap();
+    assert!(submit(&writer, session("d")).await.unwrap_err().is(Code::Fenced));
+    writer.close_for_successor().await;
+    let count = |path: &Path| {
+        let connection = rusqlite::Connection::open(path).unwrap();
+        let sound: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+        assert_eq!(sound, "ok");
+        connection.query_row("SELECT count(*) FROM sessions", [], |row| row.get::<_, u64>(0)).unwrap()
+    };
+    assert_eq!(count(&moved), 3, "every acknowledged write went along");
+    let next = bench.writer();
+    assert_eq!(bench.value("SELECT count(*) FROM sessions").await, 1);
+    apply(&next, session("d")).await;
+    next.close().await;
+    assert_eq!(count(&bench.path()), 2);
+}
+
+#[tokio::test]
+async fn a_log_beside_a_copy_that_nobody_led_is_not_moved_into_it() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, session("a")).await;
+    let copy = bench.dir.path().join("copy.db");
+    backup(&bench, "copy.db").unwrap();
+    apply(&writer, session("b")).await;
+    let log = bench.path().with_extension("db-wal");
+    let kept = fs::read(&log).unwrap();
+    writer.close().await;
+    fs::rename(&copy, bench.path()).unwrap();
+    fs::write(&log, kept).unwrap();
+    let before = fs::read(bench.path()).unwrap();
+    // As a term that cannot begin, and then leaves.
+    drop(crate::schema::connect(&bench.path()).unwrap().query_row("SELECT count(*) FROM sessions", [], |_| Ok(())));
+    tidy(&bench.path()).unwrap();
+    assert!(fs::read(bench.path()).unwrap() == before, "the copy is as it was");
+    // As the error asks.
+    fs::remove_file(&log).unwrap();
+    let writer = bench.writer();
+    assert_eq!(bench.value("SELECT count(*) FROM sessions").await, 1);
+    writer.close().await;
 }

@@ -252,17 +252,22 @@ impl Desk {
         asked.is_ok().then_some(version)
     }
 
+    /// Tells whether the file at the database's path is not the open one.
+    pub(super) fn has_moved(&self) -> bool {
+        let mut moved = 0;
+        let asked = self.connection.file_control(DEFAULT_NAME, FileControl::HasMoved(&mut moved));
+        asked.is_ok() && moved != 0
+    }
+
     /// Returns the fault for every write, when a newer primary exists or the file is no longer the one at its path.
     fn check_fence(&mut self, label: &str) -> Option<Fault> {
         if failpoint::has(Flaw::UncheckedEpoch) {
             return None;
         }
-        let mut moved = 0;
         if let Some(why) = self.signals.fenced.borrow().as_ref() {
             return Some(fenced(label, why));
         }
-        let asked = self.connection.file_control(DEFAULT_NAME, FileControl::HasMoved(&mut moved));
-        if asked.is_ok() && moved != 0 {
+        if self.has_moved() {
             self.fence(Fenced::Replaced);
         } else if !self.log_files.has_log() {
             self.fence(Fenced::LogReplaced);

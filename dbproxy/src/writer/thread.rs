@@ -350,10 +350,15 @@ pub(super) fn run(
         tracing::error!("the writer thread panicked; this instance must step down");
         desk.fence(Fenced::Died);
     }
+    // A database that is not in its place any more takes along what its log holds, which would spoil another one there.
+    let is_parted = desk.has_moved() && desk.log_files.has_log() && desk.log_files.has_index();
     let Desk { connection, checkpointer, signals, log_files, .. } = desk;
     // Nobody else can find a log that is not in its place any more: what it holds is moved now. Without the index that could meet a successor's writes.
     let is_lost = matches!(*signals.fenced.borrow(), Some(Fenced::LogReplaced)) && log_files.has_index();
-    checkpointer.finish(is_lost || !leave_log.load(Ordering::Acquire));
+    checkpointer.finish(is_parted || is_lost || !leave_log.load(Ordering::Acquire));
+    if is_parted && let Err(error) = log_files.put_aside() {
+        tracing::error!(%error, "the log of a database that was moved away stays in its place");
+    }
     drop(connection);
     signals.ended.send_replace(true);
 }

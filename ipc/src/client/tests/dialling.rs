@@ -146,3 +146,18 @@ async fn a_lock_file_that_names_another_primary_ends_the_link() {
     fake.kill().await;
     assert_eq!(soon(client.call("echo", json!([1]))).await, Ok(json!([1])));
 }
+
+#[tokio::test]
+async fn a_primary_that_dies_while_it_is_greeted_is_followed_by_the_next() {
+    let (_dir, workdir) = workdir();
+    let first = Fake::start(&workdir, Setup { is_deaf_to_pings: true, ..Setup::default() }).await;
+    let succession = async {
+        while first.times_heard(PING) == 0 {
+            tokio::task::yield_now().await;
+        }
+        first.kill().await;
+        Fake::start(&workdir, Setup::default().successor()).await
+    };
+    let (client, _second) = soon(async { tokio::join!(Client::connect(workdir.clone(), patient()), succession) }).await;
+    assert_eq!(client.unwrap().link().borrow().as_ref().unwrap().welcome.epoch, 2);
+}

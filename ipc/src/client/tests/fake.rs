@@ -33,6 +33,8 @@ pub(super) struct Setup {
     pub(super) journal: Option<Journal>,
     /// So many probes come back as another event, on topic "early": the subscription takes its time.
     pub(super) deaf_probes: usize,
+    /// It says hello, and then nothing to a ping.
+    pub(super) is_deaf_to_pings: bool,
 }
 
 impl Default for Setup {
@@ -44,6 +46,7 @@ impl Default for Setup {
             is_older: false,
             journal: Some(Journal::default()),
             deaf_probes: 0,
+            is_deaf_to_pings: false,
         }
     }
 }
@@ -224,6 +227,7 @@ impl Server {
             |outcome: Result<Json, Fault>| serde_json::to_string(&Response { id: id.clone(), outcome }).unwrap();
         let one = |outcome: Result<Json, Fault>| vec![(peer.clone(), whole(outcome))];
         match request.method.as_str() {
+            PING if self.setup.is_deaf_to_pings => vec![],
             PING => one(Ok(json!({"status": "ok", "instance_id": self.setup.instance_id, "uptime": 1}).into())),
             "echo" => one(Ok(request.params)),
             "refuse" => one(Err(Fault::invalid_params("x", "is missing"))),
