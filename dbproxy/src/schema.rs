@@ -13,7 +13,7 @@ use fnv::FnvHasher;
 use pando_ipc::Timestamp;
 use pando_ipc::failpoint::{self, Point};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, DEFAULT_NAME, FileControl, OpenFlags, TransactionBehavior, params};
+use rusqlite::{Connection, DEFAULT_NAME, FileControl, OpenFlags, OptionalExtension, TransactionBehavior, params};
 use uuid::Uuid;
 
 use crate::file_system::FileSystem;
@@ -138,8 +138,9 @@ pub fn tidy(path: &Path) -> Result<(), StoreError> {
     connection.file_control(DEFAULT_NAME, FileControl::PersistWal(&mut keep)).map_err(failed)?;
     let identity = incarnation::identity(path).map_err(|source| StoreError::File { path: path.to_owned(), source })?;
     // A connection that has read nothing does not know that there is a WAL.
-    let known: String = connection.query_row(incarnation::KNOWN_FILE, [], |row| row.get(0)).map_err(failed)?;
-    if known != identity {
+    let known = connection.query_row(incarnation::KNOWN_FILE, [], |row| row.get::<_, String>(0)).optional();
+    let known = known.map_err(failed)?;
+    if known.is_none_or(|known| known != identity) {
         return Ok(());
     }
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(failed)?;

@@ -102,24 +102,28 @@ impl Track {
         Ok(track)
     }
 
-    /// Makes the triggers anew, after the schema changed.
-    pub(crate) fn renew(&self, connection: &Connection) -> rusqlite::Result<()> {
-        let mut script = Vec::new();
+    /// Takes the triggers away before a statement that may alter a table, for SQLite refuses one that a trigger does not fit any more. [`Self::renew`]
+    /// follows, or the transaction is taken back.
+    pub(crate) fn lift(&self, connection: &Connection) -> rusqlite::Result<()> {
+        lock(&self.seen).is_schema_open = !connection.is_autocommit();
         let named = format!(
             "SELECT name FROM temp.sqlite_master WHERE type = 'trigger' AND substr(name, 1, {}) = ?1",
             TRACKER.len()
         );
-        for name in strings(connection, &named, TRACKER)? {
-            script.push(format!("DROP TRIGGER temp.{};", quoted(&name)));
-        }
+        let drop = |name: &String| format!("DROP TRIGGER temp.{};", quoted(name));
+        let script: String = strings(connection, &named, TRACKER)?.iter().map(drop).collect();
+        connection.execute_batch(&script)
+    }
+
+    /// Makes the triggers anew, after the schema changed.
+    pub(crate) fn renew(&self, connection: &Connection) -> rusqlite::Result<()> {
+        self.lift(connection)?;
+        let mut script = Vec::new();
         let listed = |filter| format!("SELECT name FROM pragma_table_list WHERE schema = ?1 AND {filter}");
         lock(&self.seen).shadows = strings(connection, &listed("type = 'shadow'"), "main")?.into_iter().collect();
         let on_demand = recurses_on_demand(connection)?;
         script.push(format!("PRAGMA recursive_triggers = {};", if on_demand { "OFF" } else { "ON" }));
-        {
-            let mut seen = lock(&self.seen);
-            (seen.recurses_on_demand, seen.is_schema_open) = (on_demand, !connection.is_autocommit());
-        }
+        lock(&self.seen).recurses_on_demand = on_demand;
         let tables = strings(connection, &listed("type = 'table'"), "main")?;
         let unhooked = strings(connection, &listed("type = 'table' AND wr"), "main")?;
         for (number, table) in tables.iter().filter(|table| !is_internal(table)).enumerate() {

@@ -110,6 +110,9 @@ impl<'a> Tx<'a> {
         let mut script = Batch::new(connection, sql);
         let mut step = || -> rusqlite::Result<bool> {
             let Some(mut statement) = script.next()? else { return Ok(false) };
+            if statement.expanded_sql().is_some_and(|sql| alters(&sql)) {
+                self.track.lift(connection)?;
+            }
             let mut rows = statement.raw_query();
             while rows.next()?.is_some() {}
             Ok(true)
@@ -118,10 +121,12 @@ impl<'a> Tx<'a> {
             let before = connection.total_changes();
             let ran = guard.run(Mode::Schema, deadline, &mut step);
             self.track.end_statement(connection, before, ran.is_ok());
-            if !ran.map_err(|error| from_sqlite(method, &error, Some(guard)))? {
+            let ran = ran.map_err(|error| from_sqlite(method, &error, Some(guard)));
+            // Also where it failed: the write may go on.
+            after_schema_change(connection, self.track, reserved, method)?;
+            if !ran? {
                 return Ok(());
             }
-            after_schema_change(connection, self.track, reserved, method)?;
         }
     }
 
@@ -173,6 +178,9 @@ impl<'a> Tx<'a> {
     fn step(&self, statement: &Statement) -> Result<Ran, Fault> {
         let Limits { rows, bytes } = self.left.get();
         let connection = self.runner.connection;
+        if self.runner.mode == Mode::Schema && alters(&statement.sql) {
+            self.own(|connection| self.track.lift(connection))?;
+        }
         let before = connection.total_changes();
         let recursion = self.track.begin_statement(connection, &statement.sql);
         let _recursion = recursion.map_err(|error| from_sqlite(self.runner.method, &error, None))?;
@@ -228,6 +236,11 @@ fn result(
     let Ran { columns, rows } = ran;
     let returned = (!columns.is_empty()).then_some(QueryResult { columns, rows });
     StatementResult { rows_affected, last_insert_rowid, returned }
+}
+
+/// Tells whether a statement alters a table. None that does fires a trigger.
+fn alters(sql: &str) -> bool {
+    first_word(sql).eq_ignore_ascii_case("alter")
 }
 
 /// Returns the first word behind white space and comments.

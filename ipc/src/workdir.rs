@@ -28,6 +28,12 @@ pub enum WorkdirError {
         /// The canonical path.
         path: PathBuf,
     },
+    /// The path is not UTF-8, and so no text that the lock file, an event or an answer could hold.
+    #[error("workdir {path} has a path that is not UTF-8")]
+    NotUtf8 {
+        /// The canonical path.
+        path: PathBuf,
+    },
     /// A directory of ours cannot be made or opened.
     #[error("cannot use {path}: {source}")]
     Unusable {
@@ -59,42 +65,41 @@ pub struct Workdir {
 impl Workdir {
     /// Opens the directory at `path`: canonical, so that aliases meet. Creates nothing.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, WorkdirError> {
-        let given = path.as_ref();
-        let path =
-            fs::canonicalize(given).map_err(|source| WorkdirError::Missing { path: given.to_owned(), source })?;
-        if path.is_dir() { Ok(Self::at(path)) } else { Err(WorkdirError::NotADirectory { path }) }
+        Self::at(&directory(path.as_ref())?)
     }
 
     /// Finds the workdir for someone in `from`: the nearest directory upwards that holds a `.pando`, else `from` itself.
     ///
     /// The search ends at `home` and at the file system's border; `home` itself is no candidate unless `from` is it.
     pub fn discover(from: &Path, home: Option<&Path>) -> Result<Self, WorkdirError> {
-        let start = Self::open(from)?;
+        let start = directory(from)?;
         let home = home.and_then(|home| fs::canonicalize(home).ok());
-        let device = fs::metadata(start.path()).map(|meta| meta.dev()).ok();
-        for dir in start.path().ancestors() {
+        let device = fs::metadata(&start).map(|meta| meta.dev()).ok();
+        for dir in start.ancestors() {
             let beyond = home.as_deref() == Some(dir) || fs::metadata(dir).map(|meta| meta.dev()).ok() != device;
-            if beyond && dir != start.path() {
+            if beyond && dir != start {
                 break;
             }
             if dir.join(".pando").is_dir() {
-                return Ok(Self::at(dir.to_owned()));
+                return Self::at(dir);
             }
             if beyond {
                 break;
             }
         }
-        Ok(start)
+        Self::at(&start)
     }
 
-    fn at(path: PathBuf) -> Self {
-        Self { path, runtime: None }
+    fn at(path: &Path) -> Result<Self, WorkdirError> {
+        let path = path.to_owned();
+        if path.to_str().is_some() { Ok(Self { path, runtime: None }) } else { Err(WorkdirError::NotUtf8 { path }) }
     }
 
     /// Returns this workdir with the user's runtime directory (`$XDG_RUNTIME_DIR`): see [`Workdir::socket_dir`].
     #[must_use]
     pub fn with_runtime_dir(self, runtime: Option<PathBuf>) -> Self {
-        Self { runtime, ..self }
+        // What is no text cannot stand in a door's address.
+        Self { runtime: runtime.filter(|dir| dir.to_str().is_some()), ..self }
     }
 
     /// Returns the canonical path of the directory.
@@ -199,8 +204,17 @@ pub(crate) fn private_dir(path: &Path) -> Result<(), WorkdirError> {
     Ok(())
 }
 
+/// Returns the canonical path of a directory.
+fn directory(given: &Path) -> Result<PathBuf, WorkdirError> {
+    let path = fs::canonicalize(given).map_err(|source| WorkdirError::Missing { path: given.to_owned(), source })?;
+    if path.is_dir() { Ok(path) } else { Err(WorkdirError::NotADirectory { path }) }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
 
     #[test]
@@ -259,5 +273,17 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         assert!(matches!(Workdir::open(file.path()), Err(WorkdirError::NotADirectory { .. })));
         assert!(matches!(Workdir::open("/nowhere/at/all"), Err(WorkdirError::Missing { .. })));
+    }
+
+    #[test]
+    fn what_is_no_text_is_no_workdir_but_may_lie_in_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (above, inside) = (dir.path().join(".pando"), dir.path().join(OsStr::from_bytes(b"\xff")));
+        fs::create_dir(&inside).unwrap();
+        for opened in [Workdir::open(&inside), Workdir::discover(&inside, None)] {
+            assert!(matches!(opened, Err(WorkdirError::NotUtf8 { .. })), "{opened:?}");
+        }
+        fs::create_dir(above).unwrap();
+        assert_eq!(Workdir::discover(&inside, None).unwrap(), Workdir::open(dir.path()).unwrap());
     }
 }

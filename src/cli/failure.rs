@@ -291,6 +291,8 @@ impl Failure {
             }
             WorkdirError::Missing { path, .. } => Self::new(Kind::Usage, message)
                 .hint(format!("make it first, 'mkdir -p {}', or name another with '--workdir DIR'", path.display())),
+            WorkdirError::NotUtf8 { .. } => Self::new(Kind::Usage, message)
+                .hint("rename what is not UTF-8 in it, or work elsewhere: '--workdir DIR'"),
             WorkdirError::NotADirectory { .. } => {
                 Self::new(Kind::Usage, message).hint("name the directory that holds it with '--workdir DIR'")
             }

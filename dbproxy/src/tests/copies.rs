@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use crate::backup::{Copied, CopyError, OnStep, Step, back_up};
 use crate::restore::{Restored, restore};
-use crate::tidy;
+use crate::{Trouble, tidy};
 
 fn quiet() -> OnStep {
     Arc::new(|_| {})
@@ -319,23 +319,37 @@ async fn a_database_that_is_moved_away_takes_its_log_along() {
 async fn a_log_beside_a_copy_that_nobody_led_is_not_moved_into_it() {
     let bench = Bench::new();
     let writer = bench.writer();
-    apply(&writer, session("a")).await;
-    let copy = bench.dir.path().join("copy.db");
-    backup(&bench, "copy.db").unwrap();
-    apply(&writer, session("b")).await;
+    let fill = |writer: Writer, names: std::ops::Range<u32>| async move {
+        for name in names {
+            apply(&writer, session(&format!("{name}-{}", "x".repeat(1_000)))).await;
+        }
+        writer
+    };
+    fill(writer, 0..10).await.close().await;
+    tidy(&bench.path()).unwrap();
+    let [raw, vacuumed] = ["raw.db", "vacuumed.db"].map(|name| bench.dir.path().join(name));
+    fs::copy(bench.path(), &raw).unwrap();
+    backup(&bench, "vacuumed.db").unwrap();
+    fill(bench.writer(), 10..100).await.close().await;
+    tidy(&bench.path()).unwrap();
+    let writer = fill(bench.writer(), 100..110).await;
     let log = bench.path().with_extension("db-wal");
     let kept = fs::read(&log).unwrap();
     writer.close().await;
-    fs::rename(&copy, bench.path()).unwrap();
-    fs::write(&log, kept).unwrap();
-    let before = fs::read(bench.path()).unwrap();
-    // As a term that cannot begin, and then leaves.
-    drop(crate::schema::connect(&bench.path()).unwrap().query_row("SELECT count(*) FROM sessions", [], |_| Ok(())));
-    tidy(&bench.path()).unwrap();
-    assert!(fs::read(bench.path()).unwrap() == before, "the copy is as it was");
-    // As the error asks.
-    fs::remove_file(&log).unwrap();
-    let writer = bench.writer();
-    assert_eq!(bench.value("SELECT count(*) FROM sessions").await, 1);
-    writer.close().await;
+    for copy in [raw, vacuumed] {
+        let as_copied = fs::read(&copy).unwrap();
+        let is_as_it_was = || fs::read(bench.path()).unwrap() == as_copied;
+        fs::rename(&copy, bench.path()).unwrap();
+        fs::write(&log, &kept).unwrap();
+        let error = crate::schema::open(&bench.path(), Durability::Disk).unwrap_err();
+        assert!(error.trouble() == Some(Trouble::Damaged) && is_as_it_was(), "{error}");
+        // As an instance that cannot lead, and leaves.
+        drop(tidy(&bench.path()));
+        assert!(is_as_it_was());
+        // As the error asks.
+        fs::remove_file(&log).unwrap();
+        let writer = bench.writer();
+        assert_eq!(bench.value("SELECT count(*) FROM sessions").await, 10);
+        writer.close().await;
+    }
 }

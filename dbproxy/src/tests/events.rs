@@ -1,5 +1,7 @@
 //! Change events: every row, in the write's own transaction, numbered without a gap.
 
+use pando_ipc::fault::Code;
+
 use super::*;
 
 #[tokio::test]
@@ -220,7 +222,7 @@ async fn a_tracked_table_tells_the_columns_that_were_asked_for() {
     assert_eq!(told(&bench), expected);
     for (table, columns) in [("missing", json!([])), ("_pando_op", json!([])), ("tasks", json!(["nothing"]))] {
         let fault = submit(&writer, named("Track", &json!({"table": table, "columns": columns}))).await.unwrap_err();
-        assert!(fault.is(pando_ipc::Code::NotFound), "{fault}");
+        assert!(fault.is(Code::NotFound), "{fault}");
     }
     bench.check_journal().await;
 }
@@ -275,4 +277,20 @@ async fn a_summary_names_a_session_where_all_rows_are_known_to_have_it() {
         let summary = events.iter().find(|event| event.topic.as_str() == "db.changed").unwrap();
         assert_eq!(summary.session_id, session);
     }
+}
+
+#[tokio::test]
+async fn a_row_whose_event_nobody_could_be_sent_is_not_written() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, ddl(&["CREATE TABLE k (a PRIMARY KEY)"])).await;
+    apply(&writer, named("Track", &json!({"table": "k"}))).await;
+    bench.forget();
+    let insert = |bytes: usize| exec(&[&format!("INSERT INTO k VALUES (printf('%.*c', {bytes}, 'x'))")]);
+    let fault = submit(&writer, insert(5_000_000)).await.unwrap_err();
+    assert!(fault.is(Code::TooLarge) && fault.message.contains("db.k.created"), "{fault}");
+    assert_eq!(bench.seen(), [""; 0]);
+    apply(&writer, insert(3_000_000)).await;
+    assert_eq!(bench.value("SELECT length(a) FROM k").await, 3_000_000);
+    bench.check_journal().await;
 }

@@ -139,3 +139,32 @@ async fn a_table_is_tracked_from_its_first_row_on() {
     assert_eq!(bench.value("SELECT count(*) FROM pragma_table_list WHERE name = 'more'").await, 0);
     bench.check_journal().await;
 }
+
+#[tokio::test]
+async fn a_tracked_column_can_be_dropped_and_one_that_cannot_be_leaves_its_table_tracked() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let db = db(&bench, &writer);
+    let tracked = |columns: &[&str]| Tracked::table("tasks").columns(columns.iter().copied());
+    let first =
+        Migrations::of("app").step(1, "tasks", "CREATE TABLE tasks (id INTEGER PRIMARY KEY, a, b, c, UNIQUE (c))");
+    db.migrate(&first.clone().track(tracked(&["a", "b", "c"]))).await.unwrap();
+    let drop_b = "ALTER TABLE tasks DROP COLUMN b; INSERT INTO tasks (a, c) VALUES ('step', 1)";
+    let second = first.step(2, "no b", drop_b).track(tracked(&["a", "c"]));
+    assert_eq!(db.migrate(&second).await.unwrap().applied, [2]);
+    // Part of an index: SQLite refuses.
+    let fault = refused(db.migrate(&second.clone().step(3, "no c", "ALTER TABLE tasks DROP COLUMN c")).await);
+    assert!(fault.is(Code::Sql), "{fault}");
+    assert!(submit(&writer, ddl(&["ALTER TABLE tasks DROP COLUMN c"])).await.is_err());
+    db.execute("UPDATE tasks SET a = 'after'", ()).await.unwrap();
+    apply(&writer, ddl(&["/* by hand */ alter table tasks drop column a"])).await;
+    db.execute("DELETE FROM tasks", ()).await.unwrap();
+    let events = ["db.tasks.created 1", "db.tasks.updated 1", "db.tasks.deleted 1"];
+    let told: Vec<_> = bench.seen().into_iter().filter(|event| event.starts_with("db.tasks")).collect();
+    assert_eq!(told, events);
+    let carried = bench.value(
+        "SELECT group_concat(envelope ->> '$.payload.payload.columns') FROM _pando_event WHERE topic LIKE 'db.tasks.%'",
+    );
+    assert_eq!(carried.await, r#"{"a":"step","c":1},{"a":"after","c":1},{"c":1}"#);
+    bench.check_journal().await;
+}

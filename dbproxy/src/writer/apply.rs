@@ -87,7 +87,16 @@ impl Desk {
         let mut changes = collected.events(author).peekable();
         while let Some(event) = changes.next() {
             let op = if changes.peek().is_none() && published.is_empty() { &mut op } else { &mut none };
-            events.push(self.journal.append(&self.connection, event, op).map_err(sqlite)?);
+            let event = self.journal.append(&self.connection, event, op).map_err(sqlite)?;
+            let bytes = event.text().len();
+            if bytes > RETURNED_BYTES {
+                let why = format!(
+                    "the key of a row of {} makes an event of {bytes} bytes; the limit is {RETURNED_BYTES}; nothing was applied",
+                    event.topic()
+                );
+                return Err(too_large(label, why));
+            }
+            events.push(event);
         }
         let mut published = published.into_iter().peekable();
         while let Some(event) = published.next() {
