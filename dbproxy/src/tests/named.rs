@@ -203,9 +203,9 @@ async fn a_script_s_changes_are_told_though_a_later_statement_fails() {
 }
 
 /// Swallows the fault of a statement, and goes on.
-fn swallow(tx: &Tx<'_>, sql: String) -> Result<bool, Fault> {
+fn swallow(tx: &Tx<'_>, sql: &str) -> Result<bool, Fault> {
     tx.execute("UPDATE account SET cents = cents + 1 WHERE id = 1", ())?;
-    let failed = tx.execute(&sql, ()).is_err();
+    let failed = tx.execute(sql, ()).is_err();
     // By itself it would be committed where the transaction is gone.
     drop(tx.execute("UPDATE account SET cents = cents + 10 WHERE id = 1", ()));
     Ok(failed)
@@ -220,7 +220,7 @@ async fn a_write_whose_transaction_is_gone_or_whose_time_is_up_fails_alone_whate
     for (sql, code) in [(replaced, Code::Conflict), (reads.as_str(), Code::Deadline), (&changes, Code::Deadline)] {
         let bench = Bench::new();
         let options = bench.options();
-        options.writes.register("swallow", swallow).unwrap();
+        options.writes.register("swallow", |tx: &Tx<'_>, sql: String| swallow(tx, &sql)).unwrap();
         let tuning = Tuning { write_time: Duration::from_millis(20), ..Tuning::default() };
         let writer = Writer::open_with(&bench.path(), options, tuning).unwrap();
         let account = "CREATE TABLE account (id INTEGER PRIMARY KEY, cents INTEGER)";
