@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use pando_ipc::Fault;
 use pando_ipc::fault::Code;
-use rusqlite::{CachedStatement, Connection, Error};
+use rusqlite::{CachedStatement, Connection, Error, Statement as SqliteStatement};
 
 use crate::guard::{Guard, MAX_SQL_BYTES, Mode};
 use crate::params::{Param, Params};
@@ -60,8 +60,7 @@ impl Runner<'_> {
     fn step_through(&self, statement: &Statement) -> Result<Ran, Failure> {
         let mut prepared = self.connection.prepare_cached(&self.mode.marked(&statement.sql))?;
         let reads = prepared.readonly();
-        let columns: Vec<String> = prepared.column_names().map(str::to_owned).collect();
-        if reads && columns.is_empty() {
+        if reads && prepared.column_count() == 0 {
             return Err(Failure::Refused(invalid(self.method, "sql", "is empty or does nothing")));
         }
         if self.mode == Mode::Read && !reads {
@@ -69,10 +68,13 @@ impl Runner<'_> {
             return Err(Failure::Refused(refuse(Code::Forbidden, Word::InvalidParams, self.method, message)));
         }
         self.bind(&mut prepared, &statement.params)?;
-        let mut rows = Vec::new();
+        let (mut columns, mut rows) = (Vec::new(), Vec::new());
         let mut bytes = 0;
         let mut cursor = prepared.raw_query();
         while let Some(row) = cursor.next()? {
+            if rows.is_empty() {
+                columns = names(row.as_ref());
+            }
             let mut values = Vec::with_capacity(columns.len());
             for at in 0..columns.len() {
                 let value = SqlValue::from_ref(row.get_ref(at)?);
@@ -85,6 +87,10 @@ impl Runner<'_> {
                 let message = format!("the result has more than {rows} rows or {bytes} bytes; add a LIMIT or a WHERE");
                 return Err(Failure::Refused(too_large(self.method, message)));
             }
+        }
+        drop(cursor);
+        if rows.is_empty() {
+            columns = names(&prepared);
         }
         Ok(Ran { columns, rows })
     }
@@ -128,6 +134,11 @@ impl Runner<'_> {
             }
         }
     }
+}
+
+/// Returns the names of a statement's columns, which hold once it was stepped: where the schema has changed, SQLite prepares it anew only then.
+fn names(stepped: &SqliteStatement<'_>) -> Vec<String> {
+    stepped.column_names().map(str::to_owned).collect()
 }
 
 /// Returns the place of a named parameter; without a sign any of the three is meant.

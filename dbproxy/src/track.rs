@@ -37,7 +37,7 @@ pub(crate) const SUMMARY: &str = "db.changed";
 /// Most bytes of the values that one event carries. Beyond it the event says that they are left out: it has to fit into a frame, escapes included.
 pub const MAX_COLUMNS_BYTES: usize = 512 << 10;
 
-/// What stands in a statement that may replace rows, among others.
+/// What stands in a statement that may replace rows, as a word.
 const REPLACE: &[u8] = b"replace";
 
 /// What is known of the changes of a write.
@@ -148,8 +148,7 @@ impl Track {
     pub(crate) fn begin_statement<'c>(&self, connection: &'c Connection, sql: &str) -> rusqlite::Result<Recursion<'c>> {
         let mut seen = lock(&self.seen);
         seen.inserted.clear();
-        let may_replace = || sql.as_bytes().windows(REPLACE.len()).any(|word| word.eq_ignore_ascii_case(REPLACE));
-        if !(seen.recurses_on_demand && may_replace()) {
+        if !(seen.recurses_on_demand && may_replace(sql)) {
             return Ok(Recursion(None));
         }
         connection.execute_batch("PRAGMA recursive_triggers = ON")?;
@@ -203,11 +202,25 @@ impl Drop for Recursion<'_> {
 
 /// Tells whether the schema has triggers that may start themselves again, and nothing that replaces by itself.
 fn recurses_on_demand(connection: &Connection) -> rusqlite::Result<bool> {
-    let sql = format!(
-        "SELECT EXISTS (SELECT 1 FROM main.sqlite_schema WHERE type = 'trigger' AND name NOT IN ({AGENT_STORE_TRIGGERS}))
-             AND NOT EXISTS (SELECT 1 FROM main.sqlite_schema WHERE type IN ('table', 'trigger') AND sql LIKE '%replace%')"
-    );
-    connection.query_row(&sql, [], |row| row.get(0))
+    let triggers =
+        format!("SELECT sql FROM main.sqlite_schema WHERE type = ?1 AND name NOT IN ({AGENT_STORE_TRIGGERS}) LIMIT 1");
+    if strings(connection, &triggers, "trigger")?.is_empty() {
+        return Ok(false);
+    }
+    let hints = "SELECT sql FROM main.sqlite_schema WHERE type IN ('table', 'trigger') AND sql LIKE ?1";
+    Ok(!strings(connection, hints, "%replace%")?.iter().any(|sql| may_replace(sql)))
+}
+
+/// Tells whether SQL holds `replace` as a word of its own that is no call of the function: only such SQL replaces rows.
+fn may_replace(sql: &str) -> bool {
+    let is_name =
+        |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'_' || !byte.is_ascii());
+    let sql = sql.as_bytes();
+    sql.windows(REPLACE.len()).enumerate().any(|(at, word)| {
+        let (before, behind) = (&sql[..at], &sql[at + REPLACE.len()..]);
+        let is_word = word.eq_ignore_ascii_case(REPLACE) && !is_name(before.last()) && !is_name(behind.first());
+        is_word && !behind.trim_ascii_start().starts_with(b"(")
+    })
 }
 
 /// Tells whether nobody is told of a table's rows, for they are ours or SQLite's.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 
+use pando_ipc::fault::Code;
 use pando_ipc::rpc::Json;
 use pando_ipc::{Envelope, Fault, Topic};
 use rusqlite::fallible_iterator::FallibleIterator;
@@ -35,14 +36,20 @@ pub struct Tx<'a> {
     /// What the statements may still return.
     left: Cell<Limits>,
     published: RefCell<Vec<Published<'static>>>,
+    /// Why the write cannot be applied any more, whatever its code makes of it.
+    ended: RefCell<Option<Fault>>,
 }
 
 impl<'a> Tx<'a> {
     pub(crate) fn new(runner: Runner<'a>, track: &'a Track, writes: &'a Writes, source: &'a str) -> Self {
-        Self { runner, track, writes, source, left: Cell::new(runner.limits), published: RefCell::default() }
+        let (left, published, ended) = (Cell::new(runner.limits), RefCell::default(), RefCell::default());
+        Self { runner, track, writes, source, left, published, ended }
     }
 
     /// Runs one statement that changes rows.
+    ///
+    /// A statement that fails is taken back, and the write may go on without it. One that ran into its time limit, or that took the whole transaction back
+    /// (`OR ROLLBACK`, a full disk), ends the write: all that follows is answered with its fault, and so is the write.
     pub fn execute(&self, sql: &str, params: impl Into<Params>) -> Result<StatementResult, Fault> {
         self.run(&Statement::new(sql, params))
     }
@@ -87,7 +94,7 @@ impl<'a> Tx<'a> {
 
     /// Returns a fault that says why this write refuses: `E_CONFLICT`, and nothing is applied.
     pub fn refuse(&self, why: impl AsRef<str>) -> Fault {
-        refuse(pando_ipc::Code::Conflict, Word::Conflict, self.runner.method, why)
+        refuse(Code::Conflict, Word::Conflict, self.runner.method, why)
     }
 
     /// Returns the instance that writes.
@@ -97,7 +104,22 @@ impl<'a> Tx<'a> {
 
     /// Runs SQL of our own.
     pub(crate) fn own<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, Fault> {
-        work(self.runner.connection).map_err(|error| from_sqlite(self.runner.method, &error, None))
+        self.goes_on()?;
+        self.noted(work(self.runner.connection).map_err(|error| from_sqlite(self.runner.method, &error, None)))
+    }
+
+    /// Returns the fault that ended the write, if one has.
+    pub(crate) fn goes_on(&self) -> Result<(), Fault> {
+        self.ended.borrow().clone().map_or(Ok(()), Err)
+    }
+
+    /// Ends the write where the transaction is gone, for what came behind would be committed by itself; and where time is up: it may be but that of this thread.
+    fn noted<T>(&self, ran: Result<T, Fault>) -> Result<T, Fault> {
+        ran.inspect_err(|fault| {
+            if fault.is(Code::Deadline) || self.runner.connection.is_autocommit() {
+                self.ended.borrow_mut().get_or_insert_with(|| fault.clone());
+            }
+        })
     }
 
     /// Runs the statements of a script, which may change the schema; what they return is read and forgotten.
@@ -121,11 +143,14 @@ impl<'a> Tx<'a> {
             let before = connection.total_changes();
             let ran = guard.run(Mode::Schema, deadline, &mut step);
             self.track.end_statement(connection, before, ran.is_ok());
-            let ran = ran.map_err(|error| from_sqlite(method, &error, Some(guard)));
-            // Also where it failed: the write may go on.
-            after_schema_change(connection, self.track, reserved, method)?;
-            if !ran? {
-                return Ok(());
+            match self.noted(ran.map_err(|error| from_sqlite(method, &error, Some(guard)))) {
+                Ok(true) => after_schema_change(connection, self.track, reserved, method)?,
+                Ok(false) => return Ok(()),
+                Err(fault) => {
+                    // The write may go on without this script: what it changes is told, too.
+                    self.renew_track()?;
+                    return Err(fault);
+                }
             }
         }
     }
@@ -176,6 +201,7 @@ impl<'a> Tx<'a> {
     }
 
     fn step(&self, statement: &Statement) -> Result<Ran, Fault> {
+        self.goes_on()?;
         let Limits { rows, bytes } = self.left.get();
         let connection = self.runner.connection;
         if self.runner.mode == Mode::Schema && alters(&statement.sql) {
@@ -186,7 +212,7 @@ impl<'a> Tx<'a> {
         let _recursion = recursion.map_err(|error| from_sqlite(self.runner.method, &error, None))?;
         let ran = Runner { limits: self.left.get(), ..self.runner }.run(statement);
         self.track.end_statement(connection, before, ran.is_ok());
-        let ran = ran?;
+        let ran = self.noted(ran)?;
         let weight: usize = ran.rows.iter().flatten().map(SqlValue::weight).sum();
         self.left.set(Limits { rows: rows.saturating_sub(ran.rows.len()), bytes: bytes.saturating_sub(weight) });
         Ok(ran)
@@ -206,7 +232,7 @@ pub(crate) fn after_schema_change(
         return Ok(());
     }
     let message = "names with _pando_ are reserved, also as the target of a foreign key, and nothing is TEMP";
-    Err(refuse(pando_ipc::Code::Forbidden, Word::InvalidParams, method, message))
+    Err(refuse(Code::Forbidden, Word::InvalidParams, method, message))
 }
 
 /// Counts what nobody else may make: names with our prefix in the schema, foreign keys that lead to them, and whatever is TEMP but our trackers

@@ -201,3 +201,41 @@ async fn a_script_s_changes_are_told_though_a_later_statement_fails() {
     let told = tree(&bench.events.lock().unwrap().last().unwrap().payload);
     assert_eq!(told["payload"]["tables"], json!({"made": {"created": 2}}));
 }
+
+/// Swallows the fault of a statement, and goes on.
+fn swallow(tx: &Tx<'_>, sql: &str) -> Result<bool, Fault> {
+    tx.execute("UPDATE account SET cents = cents + 1 WHERE id = 1", ())?;
+    let failed = tx.execute(sql, ()).is_err();
+    // By itself it would be committed where the transaction is gone.
+    drop(tx.execute("UPDATE account SET cents = cents + 10 WHERE id = 1", ()));
+    Ok(failed)
+}
+
+#[tokio::test]
+async fn a_write_whose_transaction_is_gone_or_whose_time_is_up_fails_alone_whatever_its_code_makes_of_it() {
+    let endless = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c)";
+    let (reads, changes) =
+        (format!("{endless} SELECT count(*) FROM c"), format!("{endless} INSERT INTO account SELECT x + 9, 0 FROM c"));
+    let replaced = "INSERT OR ROLLBACK INTO account VALUES (1, 0)";
+    for (sql, code) in [(replaced, Code::Conflict), (reads.as_str(), Code::Deadline), (&changes, Code::Deadline)] {
+        let bench = Bench::new();
+        let options = bench.options();
+        options.writes.register("swallow", |tx: &Tx<'_>, sql: String| swallow(tx, &sql)).unwrap();
+        let tuning = Tuning { write_time: Duration::from_millis(20), ..Tuning::default() };
+        let writer = Writer::open_with(&bench.path(), options, tuning).unwrap();
+        let account = "CREATE TABLE account (id INTEGER PRIMARY KEY, cents INTEGER)";
+        apply(&writer, ddl(&[account, "INSERT INTO account VALUES (1, 0)"])).await;
+        let pay = || submit(&writer, exec(&["UPDATE account SET cents = cents + 100"]));
+        let op = fresh_op();
+        let bad = writer.submit(request(&op, named("swallow", &json!(sql))));
+        let (before, failed, behind) = tokio::join!(pay(), bad, pay());
+        assert!(failed.as_ref().unwrap_err().is(code), "{sql}: {failed:?}");
+        assert!(before.is_ok() && behind.is_ok(), "{sql}: {before:?} {behind:?}");
+        let settled = writer.submit(request(&op, Work::Settle)).await.unwrap();
+        assert_eq!(tree(&settled.results)["outcome"], "not_applied", "{sql}");
+        apply(&writer, exec(&["UPDATE account SET cents = cents + 1000"])).await;
+        assert_eq!(bench.value("SELECT cents FROM account").await, 1200, "{sql}");
+        bench.check_journal().await;
+        writer.close().await;
+    }
+}

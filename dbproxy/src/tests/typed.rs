@@ -23,6 +23,28 @@ fn handle(bench: &Bench, writer: &Writer, local: bool) -> (Db, RouteSender) {
 }
 
 #[tokio::test]
+async fn what_is_read_has_the_names_of_the_schema_that_is_there() {
+    for local in [true, false] {
+        let bench = Bench::new();
+        let writer = bench.writer();
+        apply(&writer, ddl(&["CREATE TABLE t (a, b, c)"])).await;
+        let (db, _route) = handle(&bench, &writer, local);
+        let read = async || db.query("SELECT * FROM t", (), |row| Ok(row.to_json().to_string())).await.unwrap();
+        let write = async || {
+            let ack = db.execute("INSERT INTO t VALUES (1, 2, 3) RETURNING *", ()).await.unwrap();
+            ack.results.returned.unwrap().map(|row| Ok(row.to_json().to_string())).unwrap()
+        };
+        let empty = async || db.query("SELECT * FROM t WHERE 0", (), |_| Ok(())).await.unwrap().len();
+        assert_eq!((empty().await, write().await, read().await.len()), (0, vec![r#"{"a":1,"b":2,"c":3}"#.into()], 1));
+        apply(&writer, ddl(&["ALTER TABLE t DROP COLUMN b", "ALTER TABLE t ADD COLUMN d"])).await;
+        assert_eq!(read().await, [r#"{"a":1,"c":3,"d":null}"#]);
+        assert_eq!(write().await, [r#"{"a":1,"c":2,"d":3}"#]);
+        apply(&writer, ddl(&["ALTER TABLE t DROP COLUMN d", "DELETE FROM t WHERE c = 2"])).await;
+        assert_eq!((read().await, empty().await), (vec![r#"{"a":1,"c":3}"#.to_owned()], 0));
+    }
+}
+
+#[tokio::test]
 async fn primary_and_secondary_speak_the_same_types() {
     for local in [true, false] {
         let bench = Bench::new();

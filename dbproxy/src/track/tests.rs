@@ -81,6 +81,28 @@ fn each_row_is_reported_once_per_operation() {
 }
 
 #[test]
+fn only_the_word_that_is_no_function_may_replace_rows() {
+    for sql in [
+        "REPLACE INTO t",
+        "INSERT/**/OR/**/Replace/**/INTO t",
+        "UPDATE OR REPLACE\"t\"",
+        "a UNIQUE ON CONFLICT REPLACE)",
+    ] {
+        assert!(may_replace(sql), "{sql}");
+    }
+    for sql in [
+        "SELECT replace(a, 'b', 'c')",
+        "SELECT REPLACE \n ('a')",
+        "SET replaced = 1",
+        "SET _replace = 1",
+        "éreplace",
+        "replac",
+    ] {
+        assert!(!may_replace(sql), "{sql}");
+    }
+}
+
+#[test]
 fn replace_and_delete_without_where_report_the_rows_they_remove() {
     check(
         "CREATE TABLE t (a TEXT PRIMARY KEY, b UNIQUE); INSERT INTO t VALUES ('x', 1), ('y', 2)",

@@ -189,6 +189,7 @@ impl Desk {
             }
             Work::Settle => Json::null(),
         };
+        tx.goes_on()?;
         Ok((results, tx.into_published()))
     }
 
