@@ -32,14 +32,15 @@ pub use instance::{Events, Instance, JoinError, Options, Role};
 pub use methods::open_rpc;
 pub use pando_bridge::{Delivery, HubSubscription};
 pub use pando_dbproxy::{
-    Ack, Batch, Db, Durability, Migrations, NameTaken, Outcome, Param, Params, Querier, ReadError, Row, RowError,
-    SqlValue, StatementResult, Tracked, Tx, WriteError, Writes, store, time_ordered_id,
+    Ack, Batch, Db, DbOptions, Durability, FromValue, Migrated, Migration, Migrations, NameTaken, Outcome, Param,
+    Params, Querier, QueryLimits, QueryResult, ReadAt, ReadError, Row, RowError, SqlValue, Statement, StatementResult,
+    Tracked, Tx, Work, WriteError, Writes, store, time_ordered_id,
 };
 pub use pando_ipc::access::{Allow, AllowList, Capability, LocalTrust, PeerVerifier, Rule};
 pub use pando_ipc::client::{CallError, Client};
 pub use pando_ipc::methods::Caller;
 pub use pando_ipc::rpc::Json;
-pub use pando_ipc::{Envelope, Fault, Pattern, TcpDoor, Topic, Workdir};
+pub use pando_ipc::{Code, Envelope, Fault, Pattern, TcpDoor, Topic, Workdir};
 
 /// The README's example compiles.
 #[cfg(doctest)]
