@@ -22,7 +22,7 @@ use std::time::Duration;
 use pando_bridge::{Hub, HubSubscription};
 use pando_dbproxy::{Db, DbOptions, Durability, Migrations, Readers, StoreError, WriteError, Writes};
 use pando_ipc::bus::BusError;
-use pando_ipc::client::{self, CallError, Cause};
+use pando_ipc::client::{self, CallError, Cause, LONGEST_WAIT};
 use pando_ipc::hello::STEP_DOWN;
 use pando_ipc::{
     Code, Endpoints, Fault, Kind, LocalTrust, LockError, LockInfo, Pattern, PeerVerifier, Ports, TcpDoor, Workdir,
@@ -248,6 +248,9 @@ impl Instance {
     /// is no error unless there are [`Options::migrations`]: the instance is [`Role::Seeking`], reads locally and goes on trying.
     pub async fn join(workdir: Workdir, options: Options) -> Result<Self, JoinError> {
         workdir.prepare().map_err(LockError::from)?;
+        let (dial_timeout, call_timeout) =
+            (options.dial_timeout.min(LONGEST_WAIT), options.call_timeout.min(LONGEST_WAIT));
+        let options = Options { dial_timeout, call_timeout, ..options };
         let id = options.instance_id.clone().unwrap_or_else(new_id);
         let readers = Readers::open(workdir.database_path(), READERS);
         let routes = Routes::default();

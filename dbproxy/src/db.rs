@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use pando_ipc::client::LONGEST_WAIT;
 use pando_ipc::fault::Code;
 use pando_ipc::rpc::Json;
 use pando_ipc::{Fault, Topic};
@@ -31,6 +32,12 @@ pub struct DbOptions {
     pub timeout: Duration,
     /// How much a query may take.
     pub limits: QueryLimits,
+}
+
+impl DbOptions {
+    fn bounded(self) -> Self {
+        Self { timeout: self.timeout.min(LONGEST_WAIT), ..self }
+    }
 }
 
 impl Default for DbOptions {
@@ -82,7 +89,7 @@ impl Db {
             route,
             writes,
             source: source.into(),
-            options,
+            options: options.bounded(),
             client: Client::default(),
             target: Mutex::default(),
         };
@@ -100,7 +107,7 @@ impl Db {
         let Shared { route, writes, source, client, .. } = &*self.shared;
         let (route, writes, source) = (route.clone(), writes.clone(), source.clone());
         let (client, target) = (client.clone(), Mutex::default());
-        let shared = Shared { route, writes, source, options, client, target };
+        let shared = Shared { route, writes, source, options: options.bounded(), client, target };
         Self { readers: self.readers.clone(), shared: Arc::new(shared) }
     }
 

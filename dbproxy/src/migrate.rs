@@ -35,7 +35,8 @@ pub struct Migration {
 
 /// The schema of an application, step by step.
 ///
-/// An application's tables are its own as long as it gives them names of its own: all tables of a workdir are in one database.
+/// An application's tables are its own as long as it gives them names of its own: all tables of a workdir are in one database, with those of the agent
+/// store: `sessions`, `messages`, `files`, `projects`, `prompt_templates`, `session_scores` and `skills`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Migrations {
     /// The application's name: its steps are counted apart from those of others.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use fnv::{FnvHashSet, FnvHasher};
 use futures::future::BoxFuture;
-use pando_ipc::client::{History, HistoryError, Page};
+use pando_ipc::client::{History, HistoryError, LONGEST_WAIT, Page};
 use pando_ipc::cursor::Bookmark;
 use pando_ipc::fault::Code;
 use pando_ipc::{Fault, Pattern, Timestamp};
@@ -394,7 +394,7 @@ impl Pool {
             connection: &reader.database.connection,
             guard: &reader.guard,
             mode: Mode::Read,
-            deadline: began + limits.time,
+            deadline: began + limits.time.min(LONGEST_WAIT),
             limits: Limits { rows: limits.rows, bytes: limits.bytes },
             method: "query",
         };

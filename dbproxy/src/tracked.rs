@@ -15,8 +15,9 @@ use crate::tx::Tx;
 
 /// The write's name.
 pub const TRACK: &str = "Track";
-/// Most columns that the events of a table carry. More are refused as invalid.
-pub const MAX_TRACKED_COLUMNS: usize = 32;
+/// Most columns that the events of a table carry, and most that are its key: both, and a key that was, are arguments of one function. More are refused as
+/// invalid.
+pub const MAX_TRACKED_COLUMNS: usize = 30;
 
 /// Tables whose rows are tracked without anybody's wish: those of the agent store.
 pub(crate) const AGENT_STORE: &[&str] =

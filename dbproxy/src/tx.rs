@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use pando_ipc::fault::Code;
 use pando_ipc::rpc::Json;
 use pando_ipc::{Envelope, Fault, Topic};
+use rusqlite::config::DbConfig;
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::{Batch, Connection};
 use serde::Serialize;
@@ -38,12 +39,37 @@ pub struct Tx<'a> {
     published: RefCell<Vec<Published<'static>>>,
     /// Why the write cannot be applied any more, whatever its code makes of it.
     ended: RefCell<Option<Fault>>,
+    /// Rows that referred to nothing before the write dropped its first table.
+    dangling: Cell<Option<u64>>,
+}
+
+/// References between tables are not looked at, until this is dropped.
+struct Unchecked<'c>(&'c Connection);
+
+impl<'c> Unchecked<'c> {
+    fn begin(connection: &'c Connection) -> rusqlite::Result<Self> {
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, false)?;
+        Ok(Self(connection))
+    }
+}
+
+impl Drop for Unchecked<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true) {
+            tracing::error!(%error, "references between tables are not looked at from now on");
+        }
+    }
+}
+
+/// Counts the rows that refer to rows that are not there.
+fn dangling(connection: &Connection) -> rusqlite::Result<u64> {
+    connection.query_row("SELECT count(*) FROM pragma_foreign_key_check", [], |row| row.get(0))
 }
 
 impl<'a> Tx<'a> {
     pub(crate) fn new(runner: Runner<'a>, track: &'a Track, writes: &'a Writes, source: &'a str) -> Self {
         let (left, published, ended) = (Cell::new(runner.limits), RefCell::default(), RefCell::default());
-        Self { runner, track, writes, source, left, published, ended }
+        Self { runner, track, writes, source, left, published, ended, dangling: Cell::default() }
     }
 
     /// Runs one statement that changes rows.
@@ -130,28 +156,43 @@ impl<'a> Tx<'a> {
         }
         let reserved = self.own(reserved_names)?;
         let mut script = Batch::new(connection, sql);
-        let mut step = || -> rusqlite::Result<bool> {
-            let Some(mut statement) = script.next()? else { return Ok(false) };
-            if statement.expanded_sql().is_some_and(|sql| alters(&sql)) {
-                self.track.lift(connection)?;
-            }
-            let mut rows = statement.raw_query();
-            while rows.next()?.is_some() {}
-            Ok(true)
-        };
         loop {
+            let next = guard.run(Mode::Schema, deadline, || script.next());
+            let Some(mut statement) = self.noted(next.map_err(|error| from_sqlite(method, &error, Some(guard))))?
+            else {
+                return Ok(());
+            };
+            let _unchecked = self.before_change(&statement.expanded_sql().unwrap_or_default())?;
             let before = connection.total_changes();
-            let ran = guard.run(Mode::Schema, deadline, &mut step);
+            let ran = guard.run(Mode::Schema, deadline, || {
+                let mut rows = statement.raw_query();
+                while rows.next()?.is_some() {}
+                Ok(())
+            });
             self.track.end_statement(connection, before, ran.is_ok());
-            match self.noted(ran.map_err(|error| from_sqlite(method, &error, Some(guard)))) {
-                Ok(true) => after_schema_change(connection, self.track, reserved, method)?,
-                Ok(false) => return Ok(()),
-                Err(fault) => {
-                    // The write may go on without this script: what it changes is told, too.
-                    self.renew_track()?;
-                    return Err(fault);
-                }
+            if let Err(fault) = self.noted(ran.map_err(|error| from_sqlite(method, &error, Some(guard)))) {
+                // The write may go on without this script: what it changes is told, too.
+                self.renew_track()?;
+                return Err(fault);
             }
+            after_schema_change(connection, self.track, reserved, method)?;
+        }
+    }
+
+    /// Prepares for a statement that may change the schema. What it returns is dropped when the statement has run.
+    ///
+    /// Who rebuilds a table as SQLite describes it drops the former one, whose rows others refer to: those are to stay, and to fit when the write ends.
+    fn before_change(&self, sql: &str) -> Result<Option<Unchecked<'a>>, Fault> {
+        let mut words = words(sql).map(str::to_ascii_lowercase);
+        match (words.next().as_deref(), words.next().as_deref()) {
+            (Some("alter"), _) => self.own(|connection| self.track.lift(connection)).map(|()| None),
+            (Some("drop"), Some("table")) => {
+                if self.dangling.get().is_none() {
+                    self.dangling.set(Some(self.own(dangling)?));
+                }
+                Unchecked::begin(self.runner.connection).map(Some).map_err(|why| internal(self.method(), why))
+            }
+            _ => Ok(None),
         }
     }
 
@@ -169,9 +210,20 @@ impl<'a> Tx<'a> {
         self.published.borrow_mut().push(event);
     }
 
-    /// Returns the events that were published, in order.
-    pub(crate) fn into_published(self) -> Vec<Published<'static>> {
-        self.published.into_inner()
+    /// Ends the write. Returns the events that were published, in order, or why the write cannot be applied after all.
+    pub(crate) fn finish(self) -> Result<Vec<Published<'static>>, Fault> {
+        self.goes_on()?;
+        if let Some(before) = self.dangling.get()
+            && self.own(dangling)? > before
+        {
+            let sql = "SELECT \"table\" || ' refer to rows of ' || parent FROM pragma_foreign_key_check LIMIT 1";
+            let which: String = self.own(|connection| connection.query_row(sql, [], |row| row.get(0)))?;
+            let message = format!(
+                "a table was dropped, and now rows of {which} that are not there; remove them first, or fill the table anew"
+            );
+            return Err(refuse(Code::Conflict, Word::Conflict, self.method(), message));
+        }
+        Ok(self.published.into_inner())
     }
 
     /// Calls the code of an application with params of its own type.
@@ -204,9 +256,7 @@ impl<'a> Tx<'a> {
         self.goes_on()?;
         let Limits { rows, bytes } = self.left.get();
         let connection = self.runner.connection;
-        if self.runner.mode == Mode::Schema && alters(&statement.sql) {
-            self.own(|connection| self.track.lift(connection))?;
-        }
+        let _unchecked = if self.runner.mode == Mode::Schema { self.before_change(&statement.sql)? } else { None };
         let before = connection.total_changes();
         let recursion = self.track.begin_statement(connection, &statement.sql);
         let _recursion = recursion.map_err(|error| from_sqlite(self.runner.method, &error, None))?;
@@ -256,7 +306,8 @@ fn result(
     let changed = connection.total_changes() > changes_before;
     let rows_affected = if changed { connection.changes() } else { 0 };
     // SQLite keeps the last rowid for ever: where this statement did not insert it, it is a stranger's.
-    let inserts = ["insert", "replace", "with"].contains(&first_word(&statement.sql).to_ascii_lowercase().as_str());
+    let inserts = ["insert", "replace", "with"]
+        .contains(&words(&statement.sql).next().unwrap_or("").to_ascii_lowercase().as_str());
     let last = connection.last_insert_rowid();
     let last_insert_rowid = if rows_affected > 0 && inserts && track.has_inserted(last) { last } else { 0 };
     let Ran { columns, rows } = ran;
@@ -264,24 +315,26 @@ fn result(
     StatementResult { rows_affected, last_insert_rowid, returned }
 }
 
-/// Tells whether a statement alters a table. None that does fires a trigger.
-fn alters(sql: &str) -> bool {
-    first_word(sql).eq_ignore_ascii_case("alter")
-}
-
-/// Returns the first word behind white space and comments.
-fn first_word(sql: &str) -> &str {
-    let mut rest = sql.trim_start();
-    loop {
-        let behind = if let Some(comment) = rest.strip_prefix("--") {
-            comment.split_once('\n').map(|(_, rest)| rest)
-        } else if let Some(comment) = rest.strip_prefix("/*") {
-            comment.split_once("*/").map(|(_, rest)| rest)
-        } else {
-            return rest.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or("");
-        };
-        rest = behind.unwrap_or("").trim_start();
-    }
+/// Returns the words with which a statement begins; white space and comments stand between them.
+fn words(sql: &str) -> impl Iterator<Item = &str> {
+    let mut rest = sql;
+    std::iter::from_fn(move || {
+        rest = rest.trim_start();
+        loop {
+            let behind = if let Some(comment) = rest.strip_prefix("--") {
+                comment.split_once('\n').map(|(_, rest)| rest)
+            } else if let Some(comment) = rest.strip_prefix("/*") {
+                comment.split_once("*/").map(|(_, rest)| rest)
+            } else {
+                break;
+            };
+            rest = behind.unwrap_or("").trim_start();
+        }
+        let end = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
+        let word;
+        (word, rest) = rest.split_at(end);
+        (!word.is_empty()).then_some(word)
+    })
 }
 
 #[cfg(test)]
@@ -289,9 +342,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_word_stands_behind_comments() {
-        assert_eq!(first_word(" -- a\n /* b */insert/**/ into"), "insert");
-        assert_eq!(first_word("UPDATE t"), "UPDATE");
-        assert_eq!(first_word("-- only"), "");
+    fn words_stand_between_comments() {
+        let first = |sql| words(sql).take(2).collect::<Vec<_>>().join(" ");
+        assert_eq!(first(" -- a\n /* b */insert/**/ into t"), "insert into");
+        assert_eq!(first("UPDATE t"), "UPDATE t");
+        assert_eq!(first("DROP -- x\nTABLE t"), "DROP TABLE");
+        assert_eq!(first("-- only"), "");
+        assert_eq!(first("SELECT 1, a"), "SELECT");
     }
 }

@@ -28,6 +28,7 @@ use crate::refusal::{died, fenced, not_primary, queue_is_full, too_large, wal_is
 use crate::schema::StoreError;
 use crate::settings::Settings;
 use crate::standby::{self, Standby};
+use crate::wire;
 use crate::write::{Ack, Durability, Work, WriteRequest};
 pub(crate) use batch::CONTROL;
 pub use dedup::{KEPT_CLIENTS_FOR, KEPT_OPS, KEPT_OPS_FOR, MAX_OPS};
@@ -41,6 +42,8 @@ pub const QUEUE_WRITES: usize = 1_024;
 pub const QUEUE_BYTES: usize = 64 << 20;
 /// Bytes of one write, on the primary as over the wire, whose messages have 4 MiB. A larger one is refused with `E_TOO_LARGE`.
 pub const MAX_WRITE_BYTES: usize = MAX_MESSAGE_BYTES - (64 << 10);
+/// Most bytes that one byte of a text takes as JSON: `\u0001`.
+const JSON_GROWTH: usize = 6;
 /// What a refused client is told to wait at least.
 const RETRY_AFTER: Duration = Duration::from_millis(5);
 /// Size of the write-ahead log above which writes are answered `E_BUSY_QUEUE` while a reader keeps it from beginning anew, in bytes.
@@ -273,7 +276,11 @@ impl Writer {
         if let Some(pinned) = self.0.pinned.borrow().as_ref().filter(|pinned| pinned.wal_bytes > MAX_WAL_BYTES) {
             return Err(wal_is_full(label, pinned, WAL_RETRY_AFTER));
         }
-        let weight = request.weight();
+        let mut weight = request.weight();
+        // Nothing grows by more when it is written as JSON: what a secondary could not send is refused here, too.
+        if weight > MAX_WRITE_BYTES / JSON_GROWTH {
+            weight = weight.max(wire::call(&request, &Writes::default()).1.as_str().len());
+        }
         if weight > MAX_WRITE_BYTES {
             return Err(too_large(label, format!("the write has {weight} bytes; the limit is {MAX_WRITE_BYTES}")));
         }

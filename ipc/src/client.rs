@@ -60,6 +60,8 @@ pub use inbox::{Delivery, INBOX_CAPACITY};
 pub use options::Options;
 pub use subscription::Subscription;
 
+/// Longest that anything is waited for, a year: who asks for more waits so long, and no clock overflows.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// How long [`Client::close`] waits for the proof that its last notifications were read.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -122,6 +124,9 @@ impl Client {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn open(workdir: Workdir, options: Options) -> Self {
+        let (dial_timeout, call_timeout) =
+            (options.dial_timeout.min(LONGEST_WAIT), options.call_timeout.min(LONGEST_WAIT));
+        let options = Options { dial_timeout, call_timeout, ..options };
         let stop = CancellationToken::new();
         let core = Arc::new(Core {
             workdir,

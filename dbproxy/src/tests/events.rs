@@ -298,3 +298,19 @@ async fn a_row_whose_event_nobody_could_be_sent_is_not_written() {
     assert_eq!(bench.value("SELECT length(a) FROM k").await, 3_000_000);
     bench.check_journal().await;
 }
+
+#[tokio::test]
+async fn a_row_has_as_many_columns_in_its_events_as_are_allowed() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let columns: Vec<_> = (0..2 * crate::tracked::MAX_TRACKED_COLUMNS).map(|at| format!("c{at}")).collect();
+    apply(&writer, ddl(&[&format!("CREATE TABLE wide ({})", columns.join(", "))])).await;
+    let (key, carried) = columns.split_at(crate::tracked::MAX_TRACKED_COLUMNS);
+    apply(&writer, named("Track", &json!({"table": "wide", "key": key, "columns": carried}))).await;
+    bench.forget();
+    apply(&writer, exec(&["INSERT INTO wide (c0) VALUES (1)"])).await;
+    apply(&writer, exec(&["UPDATE wide SET c0 = 2"])).await;
+    assert_eq!(bench.seen().len(), 3, "one of them for the key that was");
+    let more = Writes::new().work("Track", &json!({"table": "wide", "key": &columns[..=key.len()]}));
+    assert_eq!(more.unwrap_err().code, -32602);
+}

@@ -168,3 +168,39 @@ async fn a_tracked_column_can_be_dropped_and_one_that_cannot_be_leaves_its_table
     assert_eq!(carried.await, r#"{"a":"step","c":1},{"a":"after","c":1},{"c":1}"#);
     bench.check_journal().await;
 }
+
+#[tokio::test]
+async fn a_table_that_others_refer_to_can_be_made_anew_and_not_be_dropped_from_under_them() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    let db = db(&bench, &writer);
+    let schema = Migrations::of("app").step(
+        1,
+        "families",
+        "CREATE TABLE parent (id INTEGER PRIMARY KEY, name TEXT);
+         CREATE TABLE child (id INTEGER PRIMARY KEY, parent REFERENCES parent (id) ON DELETE CASCADE);
+         INSERT INTO parent VALUES (1, 'a'), (2, 'b');
+         INSERT INTO child VALUES (10, 1), (20, 2), (30, NULL)",
+    );
+    db.migrate(&schema).await.unwrap();
+    // As SQLite's documentation describes it.
+    let rebuild = "CREATE TABLE parent_new (id INTEGER PRIMARY KEY, name TEXT NOT NULL);
+                   INSERT INTO parent_new SELECT * FROM parent;
+                   /* and */ DROP TABLE parent; ALTER TABLE parent_new RENAME TO parent";
+    let schema = schema.step(2, "names", rebuild);
+    assert_eq!(db.migrate(&schema).await.unwrap().applied, [2]);
+    assert_eq!(bench.value("SELECT group_concat(parent) FROM child").await, "1,2");
+    let without = rebuild.replace("SELECT * FROM parent", "SELECT * FROM parent WHERE id = 1");
+    for sql in ["DROP TABLE parent", &without] {
+        let fault = refused(db.migrate(&schema.clone().step(3, "gone", sql)).await);
+        assert!(fault.is(Code::Conflict) && fault.message.contains("child refer to rows of parent"), "{sql}: {fault}");
+    }
+    assert!(submit(&writer, ddl(&["DROP TABLE parent"])).await.unwrap_err().is(Code::Conflict));
+    assert_eq!(bench.value("SELECT group_concat(parent) FROM child").await, "1,2");
+    // References are looked at as before, and one that was wrong already is nobody's fault.
+    assert!(submit(&writer, exec(&["INSERT INTO child VALUES (40, 9)"])).await.unwrap_err().is(Code::Conflict));
+    apply(&writer, exec(&["DELETE FROM parent WHERE id = 2"])).await;
+    assert_eq!(bench.value("SELECT group_concat(id) FROM child").await, "10,30");
+    apply(&writer, ddl(&["DELETE FROM child", "DROP TABLE parent", "DROP TABLE child"])).await;
+    bench.check_journal().await;
+}

@@ -45,6 +45,22 @@ async fn what_is_read_has_the_names_of_the_schema_that_is_there() {
 }
 
 #[tokio::test]
+async fn who_waits_for_ever_gets_an_answer() {
+    for local in [true, false] {
+        let bench = Bench::new();
+        let writer = bench.writer();
+        let (db, _route) = handle(&bench, &writer, local);
+        let limits = QueryLimits { time: Duration::MAX, ..QueryLimits::default() };
+        let db = db.with_options(DbOptions { timeout: Duration::MAX, limits });
+        let ack = db.execute("INSERT INTO sessions (id, title) VALUES ('s', '')", ()).await.unwrap();
+        assert_eq!(
+            db.read_at(ack.seq).await.unwrap().query("SELECT id FROM sessions", (), |_| Ok(())).await.unwrap().len(),
+            1
+        );
+    }
+}
+
+#[tokio::test]
 async fn primary_and_secondary_speak_the_same_types() {
     for local in [true, false] {
         let bench = Bench::new();

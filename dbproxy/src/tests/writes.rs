@@ -285,6 +285,13 @@ async fn a_write_beyond_all_room_is_refused_for_good() {
     let work = Work::Exec { statements: vec![Statement::new("SELECT ?", [huge])], ddl: false };
     let fault = submit(&writer, work).await.unwrap_err();
     assert!(fault.is(Code::TooLarge) && !fault.is_retryable(), "{fault}");
+    // What a secondary could not send is refused here, too: each of these takes six bytes on the way.
+    let escaped = |bytes: usize| Work::Exec {
+        statements: vec![Statement::new("SELECT length(?)", [SqlValue::Text("\u{1}".repeat(bytes))])],
+        ddl: false,
+    };
+    assert!(submit(&writer, escaped(1 << 20)).await.unwrap_err().is(Code::TooLarge));
+    apply(&writer, escaped(512 << 10)).await;
 }
 
 #[tokio::test]

@@ -189,8 +189,7 @@ impl Desk {
             }
             Work::Settle => Json::null(),
         };
-        tx.goes_on()?;
-        Ok((results, tx.into_published()))
+        Ok((results, tx.finish()?))
     }
 
     fn exec(&self, tx: &Tx<'_>, statements: &[Statement], ddl: bool) -> Result<Json, Fault> {
