@@ -188,7 +188,8 @@ impl<'a> Tx<'a> {
             (Some("alter"), _) => self.own(|connection| self.track.lift(connection)).map(|()| None),
             (Some("drop"), Some("table")) => {
                 if self.dangling.get().is_none() {
-                    self.dangling.set(Some(self.own(dangling)?));
+                    // A schema whose references are wrong themselves is no reason to keep a table.
+                    self.dangling.set(self.own(dangling).ok());
                 }
                 Unchecked::begin(self.runner.connection).map(Some).map_err(|why| internal(self.method(), why))
             }
