@@ -11,6 +11,8 @@ use std::time::UNIX_EPOCH;
 
 use pando_ipc::{Envelope, Timestamp, Topic, topic};
 use rusqlite::{Connection, OptionalExtension, params};
+#[cfg(target_os = "linux")]
+use rustix::fs::{AtFlags, CWD, StatxFlags, makedev, statx};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -55,11 +57,24 @@ pub(crate) struct FileId(u64, u64);
 impl FileId {
     /// Returns the file that is at a path now, if there is one.
     pub(crate) fn at(path: &Path) -> io::Result<Option<Self>> {
-        match fs::metadata(path) {
-            Ok(meta) => Ok(Some(Self(meta.dev(), meta.ino()))),
+        match Self::of(path) {
+            Ok(file) => Ok(Some(file)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Asks for the number alone. Who asks for a file's times as well makes Linux (since 6.13) give its next write a time of its own, which the next
+    /// fsync has to write, too: a commit is then two writes and a flush, and not one.
+    #[cfg(target_os = "linux")]
+    fn of(path: &Path) -> io::Result<Self> {
+        let found = statx(CWD, path, AtFlags::empty(), StatxFlags::INO)?;
+        Ok(Self(makedev(found.stx_dev_major, found.stx_dev_minor), found.stx_ino))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn of(path: &Path) -> io::Result<Self> {
+        fs::metadata(path).map(|meta| Self(meta.dev(), meta.ino()))
     }
 }
 
