@@ -106,13 +106,17 @@ impl LogFiles {
         Self::is_in_place(&self.index)
     }
 
-    /// Takes both out of the way of another database. A log that still holds something keeps another name beside it.
+    /// Takes both out of the way of another database. A log of which somebody still reads keeps another name: its database needs it.
     pub(crate) fn put_aside(&self) -> io::Result<()> {
-        let is_empty = fs::metadata(&self.log.0)?.len() == 0;
-        let aside = Timestamp::now().as_datetime().format(".parted-%Y%m%dT%H%M%S%.3fZ").to_string();
-        [&self.log, &self.index].into_iter().try_for_each(|(path, _)| {
-            if is_empty { fs::remove_file(path) } else { fs::rename(path, schema::beside(path, &aside)) }
-        })
+        let (log, index) = (&self.log.0, &self.index.0);
+        if fs::metadata(log)?.len() == 0 {
+            return fs::remove_file(log).and_then(|()| fs::remove_file(index));
+        }
+        let now = Timestamp::now().as_datetime().format(".parted-%Y%m%dT%H%M%S%.3fZ").to_string();
+        let aside = schema::beside(log, &now);
+        fs::rename(log, &aside)?;
+        tracing::error!(log = %aside.display(), "somebody still reads the database that was moved away: put its log beside it, as NAME-wal");
+        fs::rename(index, schema::beside(index, &now))
     }
 
     fn is_in_place((path, file): &(PathBuf, Option<FileId>)) -> bool {

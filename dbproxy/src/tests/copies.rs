@@ -316,6 +316,31 @@ async fn a_database_that_is_moved_away_takes_its_log_along() {
 }
 
 #[tokio::test]
+async fn a_log_that_somebody_reads_is_kept_for_the_database_that_was_moved_away() {
+    let bench = Bench::new();
+    let writer = bench.writer();
+    apply(&writer, session("a")).await;
+    let reader = rusqlite::Connection::open(bench.path()).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM sessions").unwrap();
+    apply(&writer, session("b")).await;
+    let moved = bench.dir.path().join("moved.db");
+    fs::rename(bench.path(), &moved).unwrap();
+    assert!(submit(&writer, session("c")).await.unwrap_err().is(Code::Fenced));
+    writer.close_for_successor().await;
+    drop(reader);
+    let kept = beside(&bench, "pando.db-wal.parted");
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    // As the log of the primary asks.
+    fs::rename(bench.path().with_file_name(&kept[0]), bench.dir.path().join("moved.db-wal")).unwrap();
+    let connection = rusqlite::Connection::open(&moved).unwrap();
+    let count = connection.query_row("SELECT count(*) FROM sessions", [], |row| row.get::<_, u64>(0));
+    assert_eq!(count.unwrap(), 2);
+    let next = bench.writer();
+    assert_eq!(bench.value("SELECT count(*) FROM sessions").await, 0, "a new database is in the former one's place");
+    next.close().await;
+}
+
+#[tokio::test]
 async fn a_log_beside_a_copy_that_nobody_led_is_not_moved_into_it() {
     let bench = Bench::new();
     let writer = bench.writer();

@@ -148,6 +148,15 @@ async fn a_lock_file_that_names_another_primary_ends_the_link() {
 }
 
 #[tokio::test]
+async fn who_waits_for_ever_gets_an_answer() {
+    let (_dir, workdir) = workdir();
+    let _fake = Fake::start(&workdir, Setup::default()).await;
+    let options = Options { dial_timeout: Duration::MAX, call_timeout: Duration::MAX, ..patient() };
+    let client = soon(Client::connect(workdir.clone(), options)).await.unwrap();
+    assert_eq!(soon(client.call("echo", json!([1]))).await, Ok(json!([1])));
+}
+
+#[tokio::test]
 async fn a_primary_that_dies_while_it_is_greeted_is_followed_by_the_next() {
     let (_dir, workdir) = workdir();
     let first = Fake::start(&workdir, Setup { is_deaf_to_pings: true, ..Setup::default() }).await;
